@@ -1,0 +1,226 @@
+"""Views of images: apply drawn parameters, draw and apply in one module, and the test transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from amdim_fast.reference import augment as reference
+from amdim_fast.views import POLICIES, ViewParams, ViewPolicy, sample_view_params
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def augment(
+    images: Tensor | Sequence[Tensor],
+    params: ViewParams,
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Tensor:
+    """Make normalised views of uint8 images, exactly as torchvision does on Pillow images.
+
+    Equals, bit for bit with Pillow < 13 on x86-64, for every view and image:
+
+        image = flip, reflected translation, resized_crop(..., size, BICUBIC)
+        image = adjust_brightness, _contrast, _saturation, _hue in the drawn order
+        view  = Normalize(mean, std)(ToTensor()(Grayscale(3)(image)))
+
+    Args:
+        images: uint8 [N, H, W, 3] or [N, 3, H, W], any strides, or N tensors [H, W, 3] whose sizes
+            may differ. A tensor that fits both layouts is read as [N, H, W, 3].
+        params: [V, N], on any device.
+        size: side of the views, pixels.
+        mean: three, in 0..1.
+        std: three, positive.
+        dtype: float32, float16 or bfloat16; float32 values rounded once.
+        channels_last: each view [N, 3, size, size] in torch.channels_last memory.
+
+    Returns:
+        [V, N, 3, size, size] on the device of the images; N = 0 gives an empty tensor.
+
+    Raises:
+        TypeError: images are not uint8, or dtype or a field of params has the wrong type.
+        ValueError: shapes disagree, or a parameter is impossible for its image.
+
+    Deterministic: all randomness is in ``params``. Not differentiable.
+    """
+    pixels = _as_pixels(images)
+    _check_output(size, mean, std, dtype)
+    params.validate(_sizes(pixels))
+    if len(pixels):
+        params = params.to(pixels[0].device)
+    views = reference.make_views(pixels, params, size)
+    return reference.normalize(views, mean, std, dtype, channels_last)
+
+
+def center_view(
+    images: Tensor | Sequence[Tensor],
+    *,
+    resize: int | None,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Tensor:
+    """Make the one deterministic view of test images.
+
+    Equals torchvision's ``Resize(resize, BICUBIC)``, ``CenterCrop(size)``, ``ToTensor()`` and
+    ``Normalize(mean, std)`` on Pillow images, bit for bit; see ``augment``.
+
+    Args:
+        images: as in ``augment``.
+        resize: length of the shorter side before the crop, at least ``size``; None takes images,
+            which must be size x size then, as they are. A policy calls it ``test_resize``.
+        size: side of the view, pixels.
+        mean: three, in 0..1.
+        std: three, positive.
+        dtype: float32, float16 or bfloat16.
+        channels_last: as in ``augment``.
+
+    Returns:
+        [N, 3, size, size].
+
+    Raises:
+        TypeError: images are not uint8 or dtype is not one of the three.
+        ValueError: shapes or sizes disagree.
+    """
+    pixels = _as_pixels(images)
+    _check_output(size, mean, std, dtype)
+    if resize is None:
+        for index, image in enumerate(pixels):
+            if image.shape[:2] != (size, size):
+                raise ValueError(
+                    f"images must be {size} x {size} where resize is None, "
+                    f"got {image.shape[0]} x {image.shape[1]} at {index}"
+                )
+        views = pixels if isinstance(pixels, Tensor) else _stack(pixels, size)
+    elif resize < size:
+        raise ValueError(f"resize must be at least size = {size}, got {resize}")
+    elif isinstance(pixels, Tensor):
+        views = reference.center_crop(pixels, resize, size)
+    else:
+        cropped = [reference.center_crop(image[None], resize, size)[0] for image in pixels]
+        views = _stack(cropped, size)
+    return reference.normalize(views, mean, std, dtype, channels_last)
+
+
+class TwoViews(nn.Module):
+    """Draw two views of each image and make them: uint8 images to [2, N, 3, size, size].
+
+    Equals ``augment(images, sample_view_params(policy, sizes), ...)`` with the size, mean and std
+    of the policy. Draws from the CPU generator, whatever device the images are on.
+
+    Args:
+        policy: a ``ViewPolicy`` or the name of one in ``POLICIES``.
+        dtype: float32, float16 or bfloat16.
+        channels_last: as in ``augment``.
+    """
+
+    def __init__(
+        self,
+        policy: ViewPolicy | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(policy, str):
+            if policy not in POLICIES:
+                raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+            policy = POLICIES[policy]
+        self.policy = policy
+        self.dtype = dtype
+        self.channels_last = channels_last
+
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],
+        *,
+        generator: torch.Generator | None = None,
+        sample_index: Tensor | None = None,
+    ) -> Tensor:
+        """Views of uint8 images; see ``augment`` and ``sample_view_params`` for the arguments."""
+        pixels = _as_pixels(images)
+        params = sample_view_params(
+            self.policy,
+            _sizes(pixels),
+            generator=generator,
+            sample_index=sample_index,
+        )
+        return augment(
+            pixels,
+            params,
+            size=self.policy.size,
+            mean=self.policy.mean,
+            std=self.policy.std,
+            dtype=self.dtype,
+            channels_last=self.channels_last,
+        )
+
+    def extra_repr(self) -> str:
+        """The policy."""
+        return repr(self.policy)
+
+
+def _as_pixels(images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """Images with the channel last: a view [N, H, W, 3], or a list of [H, W, 3]."""
+    if isinstance(images, Tensor):
+        _require_uint8("images", images)
+        if images.dim() == 4 and images.shape[-1] == 3:
+            return images
+        if images.dim() == 4 and images.shape[1] == 3:
+            return images.movedim(1, -1)
+        raise ValueError(
+            f"images must be [N, H, W, 3], [N, 3, H, W] or a list of [H, W, 3], "
+            f"got {list(images.shape)}"
+        )
+    for index, image in enumerate(images):
+        _require_uint8(f"images[{index}]", image)
+        if image.dim() != 3 or image.shape[-1] != 3:
+            raise ValueError(f"images[{index}] must be [H, W, 3], got {list(image.shape)}")
+        if image.device != images[0].device:
+            raise ValueError(
+                f"images[{index}] must be on the device of images[0], {images[0].device}, "
+                f"got {image.device}"
+            )
+    return list(images)
+
+
+def _require_uint8(name: str, image: Tensor) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name} must be a uint8 tensor, got {type(image).__name__}")
+    if image.dtype != torch.uint8:
+        raise TypeError(f"{name} must be uint8, got {image.dtype}")
+
+
+def _sizes(pixels: Tensor | list[Tensor]) -> Tensor:
+    """[N, 2], height and width of each image."""
+    if isinstance(pixels, Tensor):
+        return torch.tensor(pixels.shape[1:3], device="cpu").expand(len(pixels), 2)
+    sizes = [image.shape[:2] for image in pixels]
+    return torch.tensor(sizes, dtype=torch.int64, device="cpu").view(-1, 2)
+
+
+def _stack(pixels: list[Tensor], size: int) -> Tensor:
+    """[N, size, size, 3], also of an empty list."""
+    return torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
+
+
+def _check_output(
+    size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> None:
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"mean and std must have three values each, got {mean} and {std}")
+    if not all(value > 0 for value in std):
+        raise ValueError(f"std must be positive, got {std}")
+    if dtype not in _DTYPES:
+        raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")

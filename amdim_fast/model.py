@@ -1,0 +1,127 @@
+"""AMDIM: encoder, contrastive loss and optional probes in one module.
+
+Source: the public code's ``model.Model``, whose hyperparameter names it keeps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from amdim_fast.encoder import Encoder
+from amdim_fast.losses import LossMultiNCE
+from amdim_fast.probes import Probes
+
+
+class AMDIMOutput(NamedTuple):
+    """The four parts of the objective, float32 scalars, and the global features of both views."""
+
+    loss_1t5: Tensor
+    loss_1t7: Tensor
+    loss_5t5: Tensor
+    lgt_reg: Tensor  # weighted
+    r1_x1: Tensor  # [B, D, 1, 1]
+    r1_x2: Tensor  # [B, D, 1, 1]
+
+    @property
+    def loss(self) -> Tensor:
+        """What pre-training minimises: the sum of the four parts."""
+        return self.loss_1t5 + self.loss_1t7 + self.loss_5t5 + self.lgt_reg
+
+
+class AMDIM(nn.Module):
+    """Encoder, contrastive loss and, if classes are given, probes.
+
+    Args:
+        size: height and width of the images: 32, 64 or 128.
+        ndf: width of the first layer.
+        n_rkhs: D, width of the features.
+        depth: layers in each residual block.
+        use_bn: BatchNorm inside the encoder's blocks too.
+        in_channels: channels of the images.
+        n_classes: classes of the probes; None builds none.
+        tclip: bound on |score| in nats, or None. 20 is the public training script's.
+        reg_weight: weight of the mean squared raw scores: 5e-2 in the public code, 4e-2 in the
+            paper.
+        group: process group, passed to ``LossMultiNCE``; not stored in checkpoints.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Attributes:
+        encoder: ``Encoder``; x -> (r1, r5, r7).
+        evaluator: ``Probes`` or None; r1 -> (logits_mlp, logits_linear), no gradient to r1. May be
+            replaced, for other classes.
+        g2l_loss: ``LossMultiNCE``.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        ndf: int,
+        n_rkhs: int,
+        depth: int,
+        use_bn: bool = False,
+        in_channels: int = 3,
+        n_classes: int | None = None,
+        tclip: float | None = 20.0,
+        reg_weight: float = 5e-2,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(size, ndf, n_rkhs, depth, use_bn, in_channels)
+        self.evaluator = None if n_classes is None else Probes(n_rkhs, n_classes)
+        self.g2l_loss = LossMultiNCE(tclip=tclip, reg_weight=reg_weight, group=group)
+
+    @property
+    def hyperparams(self) -> dict[str, int | float | bool | None]:
+        """What rebuilds this model, under the public code's names, and in_channels, reg_weight."""
+        return {
+            "ndf": self.encoder.ndf,
+            "n_classes": None if self.evaluator is None else self.evaluator.n_classes,
+            "n_rkhs": self.encoder.n_rkhs,
+            "tclip": self.g2l_loss.tclip,
+            "n_depth": self.encoder.depth,
+            "encoder_size": self.encoder.size,
+            "use_bn": self.encoder.use_bn,
+            "in_channels": self.encoder.in_channels,
+            "reg_weight": self.g2l_loss.reg_weight,
+        }
+
+    def forward(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        *,
+        locations: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AMDIMOutput:
+        """The objective for two views of the same B images.
+
+        The encoder runs once for each view, so BatchNorm's statistics are per view, as in the
+        public code.
+
+        Args:
+            x1: [B, in_channels, size, size].
+            x2: the other view of the same images in the same order.
+            locations: [B] int64 5x5 locations of each view's 5->5 sources; None draws them.
+            generator: for the draw.
+
+        Returns:
+            AMDIMOutput; its ``loss`` is the total.
+
+        Raises:
+            ValueError: a shape is wrong or the views disagree. TypeError: a dtype is wrong.
+        """
+        if x1.shape != x2.shape:
+            raise ValueError(
+                f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they should be equal"
+            )
+        first, second = self.encoder(x1), self.encoder(x2)
+        loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(
+            *first, *second, locations=locations, generator=generator
+        )
+        return AMDIMOutput(loss_1t5, loss_1t7, loss_5t5, lgt_reg, first.r1, second.r1)

@@ -1,0 +1,1 @@
+"""Registered operations (``torch.ops.amdim_fast``) and the plans they run by."""

@@ -1,0 +1,216 @@
+"""The contrastive op in blocks of target images: torch operations only, any device.
+
+Rows are the S*B stacked sources, columns the locations of the images of one block. With
+``v = sigmoid(-2 raw / clip)`` the clipped score is ``clip - 2 clip v``, its derivative
+``4 v (1 - v)``, and ``exp(score - clip)`` never overflows, so plain sums replace a running maximum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amdim_fast.ops.plan import GroupPlan
+from amdim_fast.ops.product import product
+
+# exp(-2 clip) is a normal float32 up to here; beyond, and without a clip, the maximum is tracked.
+LARGEST_SHIFTED_CLIP = 43.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of the call: stacked sources [S, B, D] against shared targets [B, L, D].
+
+    src is contiguous and has the dtype of the scores; trg keeps its own.
+    """
+
+    src: Tensor
+    trg: Tensor
+    clip: float | None
+    same_location: bool
+    plan: GroupPlan
+
+    @property
+    def shifted_clip(self) -> float | None:
+        """The clip where ``exp(score - clip)`` is safe without a maximum, else None."""
+        return self.clip if self.clip is not None and self.clip <= LARGEST_SHIFTED_CLIP else None
+
+    @property
+    def stored_per_raw(self) -> float:
+        """A block stores ``-2 raw / clip``, ready for the sigmoid, or plain raw scores."""
+        return 1.0 if self.shifted_clip is None else -2.0 / self.shifted_clip
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """S, B, L, D."""
+        sets, images, width = self.src.shape
+        return sets, images, self.trg.shape[1], width
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """First and one-past-last target image of each block."""
+        images = self.trg.shape[0]
+        for start in range(0, images, self.plan.block_images):
+            yield start, min(start + self.plan.block_images, images)
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """[n*L, D] targets of a block in the dtype of the scores."""
+        return self.trg[start:stop].reshape(-1, self.trg.shape[2]).to(self.src.dtype)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Scores and sums are float32, float64 for float64 inputs."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _own(block: Tensor, start: int, stop: int) -> Tensor:
+    """[S, L, n] view of the scores of each image with itself in a block [S, B, n, L]."""
+    return torch.diagonal(block[:, start:stop], dim1=1, dim2=2)
+
+
+def forward(group: Group) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Own scores, log-sums over the negatives, mean squared raw scores, and what is kept.
+
+    Returns:
+        pos [S, B, L]; neg [S, B, 1], or [S, B, L] for same_location; mean_sq [S]; one
+        [S, B, n, L] tensor a block if the plan keeps scores, else none.
+    """
+    sets, images, locations, width = group.sizes()
+    clip = group.shifted_clip
+    src = group.src.view(sets * images, width)
+    scaled = src * (group.stored_per_raw / math.sqrt(width))
+    dims = (2,) if group.same_location else (2, 3)
+    shape = (sets, images, locations if group.same_location else 1)
+    neg = src.new_full(shape, -math.inf if clip is None else 0.0)
+    raw_own = src.new_empty((sets, images, locations))
+    sum_sq = torch.zeros(sets, dtype=torch.float64, device=src.device)
+    kept = []
+
+    for start, stop in group.blocks():
+        stored = product(scaled, group.columns(start, stop)).view(sets, images, -1, locations)
+        raw_own[:, start:stop] = _own(stored, start, stop).transpose(1, 2)
+        sum_sq += torch.stack([torch.dot(flat, flat) for flat in stored.view(sets, -1)])
+        if group.plan.mode == "keep":
+            kept.append(stored)
+            scores = torch.empty_like(stored)
+        else:
+            scores = stored
+        if clip is not None:
+            torch.sigmoid(stored, out=scores).mul_(-2.0 * clip).exp_()
+            _own(scores, start, stop).zero_()
+            neg += scores.sum(dim=dims).view(shape)
+        else:
+            _write_clipped(scores, stored, group.clip)
+            _own(scores, start, stop).fill_(-math.inf)
+            neg = torch.logaddexp(neg, torch.logsumexp(scores, dim=dims).view(shape))
+
+    raw_own /= group.stored_per_raw
+    pos = raw_own if group.clip is None else group.clip * torch.tanh(raw_own / group.clip)
+    if clip is not None:
+        neg = neg.log_().add_(clip)
+    count = images * images * locations * group.stored_per_raw**2
+    return pos, neg, (sum_sq / count).to(src.dtype), kept
+
+
+def _write_clipped(out: Tensor, raw: Tensor, clip: float | None) -> None:
+    if clip is None:
+        out.copy_(raw)
+    else:
+        torch.div(raw, clip, out=out).tanh_().mul_(clip)
+
+
+def _write_slope(out: Tensor, score: Tensor, clip: float | None) -> None:
+    """``out = d score / d raw`` from the clipped score."""
+    if clip is None:
+        out.fill_(1.0)
+    else:
+        torch.div(score, clip, out=out).square_().neg_().add_(1.0)
+
+
+def backward(
+    group: Group,
+    kept: Sequence[Tensor],
+    pos: Tensor,
+    neg: Tensor,
+    grad_log_prob: Tensor | None,
+    grad_mean_sq: Tensor | None,
+    *,
+    need_src: bool,
+    need_trg: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of src [S, B, D] and trg [B, L, D], or None where not needed.
+
+    Args:
+        group: inputs and plan of the forward.
+        kept: the blocks the forward kept; if none, scores are computed again.
+        pos: own scores of the forward.
+        neg: log-sums of the forward.
+        grad_log_prob: upstream [S, B, L], or None.
+        grad_mean_sq: upstream [S], or None.
+        need_src: whether the gradient of src is wanted.
+        need_trg: whether the gradient of trg is wanted.
+    """
+    sets, images, locations, width = group.sizes()
+    rows = sets * images
+    unit = group.src.view(rows, width) * (1.0 / math.sqrt(width))
+    scaled = unit * group.stored_per_raw
+    grad_src = torch.zeros_like(unit) if need_src else None
+    grad_trg = group.trg.new_empty(group.trg.shape) if need_trg else None
+    grad_own, weight = _row_gradients(group, pos, neg, grad_log_prob)
+    penalty = unit.new_zeros(sets) if grad_mean_sq is None else grad_mean_sq
+    count = images * images * locations * group.stored_per_raw
+    penalty = penalty.view(sets, 1, 1, 1) * (2.0 / count)
+    work = unit.new_empty((2, group.plan.block_bytes // unit.element_size()))
+
+    for index, (start, stop) in enumerate(group.blocks()):
+        columns = group.columns(start, stop)
+        stored = kept[index] if kept else product(scaled, columns)
+        stored = stored.view(sets, images, stop - start, locations)
+        grad_raw, scratch = (buffer[: stored.numel()].view_as(stored) for buffer in work)
+        _write_grad_negatives(group, grad_raw, scratch, stored, weight, neg)
+        _own(grad_raw, start, stop).copy_(grad_own[:, start:stop].transpose(1, 2))
+        grad_raw.addcmul_(stored, penalty)
+        matrix = grad_raw.view(rows, -1)
+        if grad_src is not None:
+            grad_src += product(matrix, columns.t())
+        if grad_trg is not None:
+            grad_trg[start:stop] = product(matrix.t(), unit.t()).view(-1, locations, width)
+    if grad_src is not None:
+        grad_src = grad_src.mul_(1.0 / math.sqrt(width)).view(sets, images, width)
+    return grad_src, grad_trg
+
+
+def _row_gradients(
+    group: Group, pos: Tensor, neg: Tensor, grad_log_prob: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the raw own scores [S, B, L], and the weight of the negatives, shaped as neg."""
+    if grad_log_prob is None:
+        return torch.zeros_like(pos), torch.zeros_like(neg)
+    grad_pos = grad_log_prob * torch.sigmoid(neg - pos)
+    weight = -grad_pos if group.same_location else -grad_pos.sum(dim=-1, keepdim=True)
+    slope = torch.empty_like(pos)
+    _write_slope(slope, pos, group.clip)
+    return grad_pos * slope, weight
+
+
+def _write_grad_negatives(
+    group: Group, out: Tensor, scratch: Tensor, stored: Tensor, weight: Tensor, neg: Tensor
+) -> None:
+    """``out = weight * exp(score - neg) * d score / d raw``; the own entries are left undefined.
+
+    stored, out and scratch are [S, B, n, L]; weight and neg [S, B, 1] or [S, B, L].
+    """
+    weight, neg = weight[:, :, None], neg[:, :, None]
+    clip = group.shifted_clip
+    if clip is not None:
+        torch.sigmoid(stored, out=scratch)
+        torch.addcmul(scratch, scratch, scratch, value=-1.0, out=out)
+        torch.add(clip - neg, scratch, alpha=-2.0 * clip, out=scratch).exp_()
+        out.mul_(scratch).mul_(4.0 * weight)
+    else:
+        _write_clipped(scratch, stored, group.clip)
+        _write_slope(out, scratch, group.clip)
+        scratch.sub_(neg).exp_()
+        out.mul_(scratch).mul_(weight)

@@ -1,0 +1,124 @@
+"""Probes: a linear and an MLP classifier on detached global features, and their loss.
+
+Source: arXiv:1906.00910, section 4, and the public code's ``model.Evaluator`` and
+``costs.loss_xent``; the module names are those of its checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOGIT_CLIP = 10.0
+LOGIT_PENALTY = 1e-3
+IGNORED_LABEL = -1
+
+
+class ProbeOutput(NamedTuple):
+    """Logits of the two probes, [B, n_classes] each."""
+
+    logits_mlp: Tensor
+    logits_linear: Tensor
+
+
+class _Classifier(nn.Module):
+    """Holds a classifier under the name that checkpoints use for it."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.block_forward = nn.Sequential(nn.Flatten(), *layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> [B, n_classes]."""
+        return self.block_forward(features)
+
+
+class Probes(nn.Module):
+    """A linear and an MLP probe that send no gradient to what they look at.
+
+    Linear: D -> classes. MLP: dropout 0.2, D -> 1024 without bias, BatchNorm, ReLU, dropout 0.2,
+    -> classes.
+
+    Args:
+        n_rkhs: D, width of the features.
+        n_classes: number of classes.
+
+    Raises:
+        ValueError: an argument is not an integer of at least 1.
+    """
+
+    hidden = 1024
+    dropout = 0.2
+
+    def __init__(self, n_rkhs: int, n_classes: int) -> None:
+        super().__init__()
+        for name, value in {"n_rkhs": n_rkhs, "n_classes": n_classes}.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it should be an integer of at least 1")
+        self.n_rkhs, self.n_classes = n_rkhs, n_classes
+        self.block_glb_mlp = _Classifier(
+            nn.Dropout(self.dropout),
+            nn.Linear(n_rkhs, self.hidden, bias=False),
+            nn.BatchNorm1d(self.hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(self.dropout),
+            nn.Linear(self.hidden, n_classes),
+        )
+        # Checkpoints number the linear layer 2: the public code has a dropout of 0 before it.
+        self.block_glb_lin = _Classifier(nn.Identity(), nn.Linear(n_rkhs, n_classes))
+
+    def forward(self, r1: Tensor) -> ProbeOutput:
+        """Classify global features.
+
+        Args:
+            r1: [B, D, 1, 1] or [B, D], floating point; taken in the probes' dtype. B is at least 2
+                in training, where BatchNorm needs statistics.
+
+        Returns:
+            logits_mlp and logits_linear, [B, n_classes] each.
+
+        Raises:
+            ValueError: the shape is wrong.
+        """
+        if r1.ndim < 2 or r1.shape[1] != self.n_rkhs or r1[:1].numel() > self.n_rkhs:
+            raise ValueError(
+                f"r1 has shape {list(r1.shape)}; it should be [B, {self.n_rkhs}, 1, 1] or "
+                f"[B, {self.n_rkhs}]"
+            )
+        if self.block_glb_mlp.block_forward[3].training and r1.shape[0] < 2:
+            raise ValueError(f"r1 has {r1.shape[0]} rows; it should have at least 2 in training")
+        features = r1.detach().flatten(1).to(next(self.parameters()).dtype)
+        return ProbeOutput(self.block_glb_mlp(features), self.block_glb_lin(features))
+
+
+def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of softly clipped logits, with a penalty on large ones.
+
+    Equals ``F.cross_entropy(10 * tanh(logits / 10), labels) + 1e-3 * (logits ** 2).mean()``.
+
+    Args:
+        logits: [B, n_classes] of one probe, any floating dtype; taken in float32.
+        labels: [B] int64, 0 ... n_classes - 1. Rows labelled -1 are left out of the cross entropy,
+            not of the penalty.
+
+    Returns:
+        float32 scalar. If every label is -1 it is the penalty (the public code gives NaN).
+
+    Raises:
+        ValueError: the shapes disagree. TypeError: labels are not integers.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits have shape {list(logits.shape)} and labels {list(labels.shape)}; "
+            "they should be [B, n_classes] and [B]"
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels are {labels.dtype}; they should be torch.int64")
+    logits = logits.float()
+    clipped = LOGIT_CLIP * torch.tanh(logits / LOGIT_CLIP)
+    total = F.cross_entropy(clipped, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    count = (labels != IGNORED_LABEL).sum().clamp(min=1)
+    return total / count + LOGIT_PENALTY * logits.square().mean()

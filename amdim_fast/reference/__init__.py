@@ -1,0 +1,1 @@
+"""Plain PyTorch mathematics: the judge of every kernel and the baseline of every benchmark."""

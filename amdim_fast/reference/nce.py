@@ -1,0 +1,121 @@
+"""The contrastive objective in plain PyTorch, every score stored: the judge and the baseline.
+
+Source: Bachman, Hjelm, Buchwalter 2019 (arXiv:1906.00910), section 3, and the algorithm of its
+public code. Letters: S source sets, B source images, N = B target images, L locations, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ReferenceOutput(NamedTuple):
+    """What ``nce_log_prob`` returns; the leading [S] is absent for a single source."""
+
+    log_prob: Tensor  # [..., B, L]
+    score: Tensor  # [..., B, L]
+    mean_sq: Tensor  # [...]
+
+
+def raw_scores(src: Tensor, trg: Tensor) -> Tensor:
+    """``raw[.., b, n, l] = <src[.., b], trg[n, l]> / sqrt(D)``; at least float32."""
+    product = torch.einsum("...bd,nld->...bnl", src, trg)
+    accumulated = product.to(torch.promote_types(product.dtype, torch.float32))
+    return accumulated / math.sqrt(src.shape[-1])
+
+
+def clip_scores(raw: Tensor, clip: float | None) -> Tensor:
+    """``clip * tanh(raw / clip)``; ``None`` leaves the scores as they are."""
+    return raw if clip is None else clip * torch.tanh(raw / clip)
+
+
+def nce_log_prob(
+    src: Tensor, trg: Tensor, *, clip: float | None = 20.0, negatives: str = "other_images"
+) -> ReferenceOutput:
+    """Log-probability of each image's own locations against the locations of all other images.
+
+    Args:
+        src: [B, D] or [S, B, D], any floating dtype.
+        trg: [B, L, D], same dtype; trg[b] holds the positives of src[b].
+        clip: bound on |score| in nats, or None.
+        negatives: "other_images" (all locations of them) or "same_location" (that location only).
+
+    Returns:
+        log_prob and score [..., B, L], mean_sq [...]; float32 or wider, all differentiable.
+
+    Stores a dozen tensors of B * B * L elements: float masks select own and other images and a
+    maximum is subtracted, as in the public code. Unlike there, any clip is stable.
+    """
+    raw = raw_scores(src, trg)
+    mean_sq = raw.square().mean(dim=(-3, -2, -1))
+    score = clip_scores(raw, clip)
+    own = torch.eye(trg.shape[0], dtype=score.dtype, device=trg.device)[:, :, None]
+    is_own = own.expand_as(score)
+    is_other = 1.0 - is_own
+    pos = (is_own * score).sum(dim=-2)
+    if trg.shape[0] == 1:
+        return ReferenceOutput(0.0 * pos, pos, mean_sq)
+    lowest = score.detach().abs().max() if clip is None else clip
+    others = is_other * score - lowest * is_own
+    dims = (-2,) if negatives == "same_location" else (-2, -1)
+    shift = others.amax(dim=dims, keepdim=True)
+    total = (is_other * torch.exp(others - shift)).sum(dim=dims, keepdim=True)
+    neg = (shift + torch.log(total)).squeeze(-2)
+    log_prob = pos - torch.logaddexp(pos, neg)
+    return ReferenceOutput(log_prob, pos, mean_sq)
+
+
+def nce_loss(
+    src: Tensor, trg: Tensor, *, clip: float | None = 20.0, negatives: str = "other_images"
+) -> tuple[Tensor, Tensor]:
+    """``-mean(log_prob)`` over images and locations, and ``mean_sq``; both [...]."""
+    output = nce_log_prob(src, trg, clip=clip, negatives=negatives)
+    return -output.log_prob.mean(dim=(-2, -1)), output.mean_sq
+
+
+def locations(feature_map: Tensor) -> Tensor:
+    """[B, D, h, w] feature map -> [B, h*w, D]."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def pick_location(feature_map: Tensor, location: Tensor) -> Tensor:
+    """[B, D] of [B, D, h, w] at one row-major location an image; ``location`` is int64 [B]."""
+    rows = torch.arange(feature_map.shape[0], device=feature_map.device)
+    return locations(feature_map)[rows, location]
+
+
+def multiscale_nce(
+    maps_x1: tuple[Tensor, Tensor, Tensor],
+    maps_x2: tuple[Tensor, Tensor, Tensor],
+    picked: tuple[Tensor, Tensor],
+    *,
+    clip: float | None = 10.0,
+    reg_weight: float = 5e-2,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The six costs of AMDIM on (r1 [B,D,1,1], r5 [B,D,5,5], r7 [B,D,7,7]) of two views.
+
+    Args:
+        maps_x1: r1, r5, r7 of view 1.
+        maps_x2: r1, r5, r7 of view 2.
+        picked: int64 [B] location of the 5x5 source of view 1, and of view 2.
+        clip: bound on |score| in nats, or None.
+        reg_weight: weight of each mean squared raw score, before the factor 0.5.
+
+    Returns:
+        loss_1t5, loss_1t7, loss_5t5 (each the mean of both directions) and the regulariser.
+    """
+    totals = []
+    penalties = []
+    for source, target, location in ((maps_x1, maps_x2, picked[0]), (maps_x2, maps_x1, picked[1])):
+        r1 = source[0].flatten(1)
+        r5 = pick_location(source[1], location)
+        costs = [(r1, target[1]), (r1, target[2]), (r5, target[1])]
+        results = [nce_loss(src, locations(trg), clip=clip) for src, trg in costs]
+        totals.append([loss for loss, _ in results])
+        penalties += [mean_sq for _, mean_sq in results]
+    loss_1t5, loss_1t7, loss_5t5 = (0.5 * (a + b) for a, b in zip(*totals, strict=True))
+    return loss_1t5, loss_1t7, loss_5t5, 0.5 * reg_weight * torch.stack(penalties).sum()

@@ -1,0 +1,6 @@
+"""Triton kernels, installed as ``amdim_fast.kernels``; they import torch and triton only."""
+
+if __name__ != "amdim_fast.kernels":
+    raise ImportError(
+        f"this folder is imported as {__name__!r}; install the package and import amdim_fast.kernels"
+    )

@@ -1,0 +1,37 @@
+"""Markers and shared fixtures."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-gpu", action="store_true", help="fail, instead of skipping, without a GPU"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available() or config.getoption("--require-gpu"):
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device; --require-gpu makes this a failure")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def golden():
+    """Folder of recorded outputs of the original code and of Pillow."""
+    return GOLDEN
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

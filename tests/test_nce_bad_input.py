@@ -1,0 +1,100 @@
+"""One sentence for each wrong input: what it was and what it must be."""
+
+import pytest
+import torch
+
+from amdim_fast import LossMultiNCE, nce_log_prob
+
+
+def features(**changes):
+    arguments = {"src": torch.randn(4, 8), "trg": torch.randn(4, 3, 8)}
+    return arguments | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"src": torch.randn(5, 8)}, ValueError, "trg has 4 images and src 5"),
+        ({"src": torch.randn(4, 9)}, ValueError, r"src \[4, 9\]; their last sizes D must agree"),
+        ({"src": torch.randn(8)}, ValueError, r"src has shape \[8\]; it must be \[B, D\]"),
+        ({"trg": torch.randn(4, 8)}, ValueError, r"trg has shape \[4, 8\]; it must be \[B, L, D\]"),
+        (
+            {"src": torch.randn(4, 8).half()},
+            TypeError,
+            "trg is torch.float32 and src is torch.float16",
+        ),
+        ({"src": torch.ones(4, 8).long()}, TypeError, "src is torch.int64; it must be float32"),
+        ({"trg": torch.ones(4, 3, 8).bool()}, TypeError, "trg is torch.bool; it must be float32"),
+        ({"src": [1.0]}, TypeError, "src is a list; it must be a torch.Tensor"),
+        ({"trg": torch.randn(4, 3, 8, device="meta")}, ValueError, "trg is on meta and src on cpu"),
+        ({"trg": torch.randn(4, 0, 8)}, ValueError, r"trg has shape \[4, 0, 8\]; every size"),
+        ({"src": torch.randn(4, 0), "trg": torch.randn(4, 3, 0)}, ValueError, r"\[4, 0\]; every"),
+        ({"src": torch.randn(0, 8), "trg": torch.randn(0, 3, 8)}, ValueError, r"\[0, 8\]; every"),
+        ({"clip": 0.0}, ValueError, "clip is 0.0; it must be greater than 0"),
+        ({"clip": -3.0}, ValueError, "clip is -3.0; it must be greater than 0"),
+        ({"clip": float("nan")}, ValueError, "clip is nan; it must be greater than 0"),
+        ({"negatives": "all"}, ValueError, "negatives is 'all'; it must be one of other_images"),
+        ({"backend": "cuda"}, ValueError, "backend is 'cuda'; it must be one of auto, torch"),
+        ({"backend": "triton"}, NotImplementedError, "backend is 'triton', whose kernels are not"),
+        ({"memory_budget": -1}, ValueError, "memory_budget is -1; it must be 0 bytes or more"),
+        ({"memory_budget": 1.5}, TypeError, "memory_budget is a float; it must be a whole number"),
+        ({"group": object()}, NotImplementedError, "negatives from other processes"),
+    ],
+)
+def test_functions(changes, error, message):
+    with pytest.raises(error, match=message) as caught:
+        nce_log_prob(**features(**changes))
+    assert "\n" not in str(caught.value)
+
+
+NAMES = ("r1_x1", "r5_x1", "r7_x1", "r1_x2", "r5_x2", "r7_x2")
+
+
+def maps(**changes):
+    sides = (1, 5, 7) * 2
+    arguments = {n: torch.randn(4, 8, s, s) for n, s in zip(NAMES, sides, strict=True)}
+    return arguments | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"r7_x2": torch.randn(5, 8, 7, 7)}, ValueError, "r7_x2 has 5 images and r1_x1 4"),
+        ({"r5_x1": torch.randn(4, 9, 5, 5)}, ValueError, "r5_x1 has shape .* their last sizes D"),
+        ({"r5_x1": torch.randn(4, 8, 25)}, ValueError, r"r5_x1 has shape \[4, 8, 25\]; it must be"),
+        ({"r1_x2": torch.randn(4, 8, 2, 2)}, ValueError, r"r1_x2 has shape \[4, 8, 2, 2\]; it must"),
+        ({"r7_x1": torch.randn(4, 8, 7, 7).half()}, TypeError, "r7_x1 is torch.float16 and r1_x1"),
+        ({"r1_x1": torch.ones(4, 8, 1, 1).int()}, TypeError, "r1_x1 is torch.int32; it must be"),
+        ({"r5_x2": torch.randn(4, 8, 0, 5)}, ValueError, "r5_x2 has shape .* at least 1"),
+        ({"locations": (torch.zeros(4).long(), torch.full((4,), 25))}, ValueError, "locations has an entry outside 0..24"),
+        ({"locations": (torch.full((4,), -1), torch.zeros(4).long())}, ValueError, "locations has an entry outside 0..24"),
+        ({"locations": (torch.zeros(3).long(), torch.zeros(4).long())}, ValueError, r"locations\[0\] has shape \[3\]; it must be \[4\]"),
+        ({"locations": (torch.zeros(4), torch.zeros(4).long())}, TypeError, r"locations\[0\] is torch.float32; it must be int64"),
+    ],
+)  # fmt: skip
+def test_loss(changes, error, message):
+    with pytest.raises(error, match=message) as caught:
+        LossMultiNCE()(**maps(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_generator_for_another_device():
+    class Elsewhere:
+        device = torch.device("cuda:0")
+
+    with pytest.raises(ValueError, match="generator is on cuda:0; it must be on the features'"):
+        LossMultiNCE()(**maps(), generator=Elsewhere())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"tclip": 0.0}, ValueError, "tclip is 0.0; it must be greater than 0"),
+        ({"reg_weight": -1.0}, ValueError, "reg_weight is -1.0; it must be a finite number"),
+        ({"backend": "triton"}, NotImplementedError, "backend is 'triton'"),
+        ({"group": object()}, NotImplementedError, "negatives from other processes"),
+    ],
+)
+def test_loss_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        LossMultiNCE(**arguments)
