@@ -1,8 +1,8 @@
 """AMDIM: contrastive loss, views, encoder and pre-training, exact to the original.
 
-``nce_log_prob`` and ``LossMultiNCE`` are the loss, ``sample_view_params`` and ``augment`` the views,
-``AMDIM`` the model, ``load_checkpoint`` reads ours and the original's files, ``pretrain`` is the
-whole job. Importing the package loads neither triton nor a compiled library.
+``nce_log_prob`` and ``LossMultiNCE`` are the loss, ``sample_view_params`` and ``augment`` the
+views, ``AMDIM`` the model; ``load_checkpoint`` reads ours and the original's files, ``pretrain`` is
+the whole job. Importing the package loads neither triton nor a compiled library.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amdim_fast.checkpoint import load_checkpoint, save_checkpoint
     from amdim_fast.encoder import Encoder
     from amdim_fast.model import AMDIM
-    from amdim_fast.pretrain import pretrain
+    from amdim_fast.pretraining import pretrain
     from amdim_fast.views import ViewParams, sample_view_params
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _LAZY = {
     "ViewParams": "views",
     "augment": "augmentation",
     "load_checkpoint": "checkpoint",
-    "pretrain": "pretrain",
+    "pretrain": "pretraining",
     "sample_view_params": "views",
     "save_checkpoint": "checkpoint",
 }

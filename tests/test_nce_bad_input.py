@@ -56,22 +56,25 @@ def maps(**changes):
     return arguments | changes
 
 
+ZEROS = torch.zeros(4, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"r7_x2": torch.randn(5, 8, 7, 7)}, ValueError, "r7_x2 has 5 images and r1_x1 4"),
         ({"r5_x1": torch.randn(4, 9, 5, 5)}, ValueError, "r5_x1 has shape .* their last sizes D"),
-        ({"r5_x1": torch.randn(4, 8, 25)}, ValueError, r"r5_x1 has shape \[4, 8, 25\]; it must be"),
-        ({"r1_x2": torch.randn(4, 8, 2, 2)}, ValueError, r"r1_x2 has shape \[4, 8, 2, 2\]; it must"),
+        ({"r5_x1": torch.randn(4, 8, 25)}, ValueError, r"r5_x1 has shape \[4, 8, 25\]; it must"),
+        ({"r1_x2": torch.randn(4, 8, 2, 2)}, ValueError, r"r1_x2 has shape \[4, 8, 2, 2\]"),
         ({"r7_x1": torch.randn(4, 8, 7, 7).half()}, TypeError, "r7_x1 is torch.float16 and r1_x1"),
         ({"r1_x1": torch.ones(4, 8, 1, 1).int()}, TypeError, "r1_x1 is torch.int32; it must be"),
         ({"r5_x2": torch.randn(4, 8, 0, 5)}, ValueError, "r5_x2 has shape .* at least 1"),
-        ({"locations": (torch.zeros(4).long(), torch.full((4,), 25))}, ValueError, "locations has an entry outside 0..24"),
-        ({"locations": (torch.full((4,), -1), torch.zeros(4).long())}, ValueError, "locations has an entry outside 0..24"),
-        ({"locations": (torch.zeros(3).long(), torch.zeros(4).long())}, ValueError, r"locations\[0\] has shape \[3\]; it must be \[4\]"),
-        ({"locations": (torch.zeros(4), torch.zeros(4).long())}, TypeError, r"locations\[0\] is torch.float32; it must be int64"),
+        ({"locations": (ZEROS, ZEROS + 25)}, ValueError, "locations has an entry outside 0..24"),
+        ({"locations": (ZEROS - 1, ZEROS)}, ValueError, "locations has an entry outside 0..24"),
+        ({"locations": (ZEROS[:3], ZEROS)}, ValueError, r"locations\[0\] has shape \[3\]; it must"),
+        ({"locations": (ZEROS, ZEROS.float())}, TypeError, r"locations\[1\] is torch.float32; it"),
     ],
-)  # fmt: skip
+)
 def test_loss(changes, error, message):
     with pytest.raises(error, match=message) as caught:
         LossMultiNCE()(**maps(**changes))

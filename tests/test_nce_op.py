@@ -32,10 +32,10 @@ def test_opcheck_backward():
         loss, _, mean_sq, pos, neg, kept = torch.ops.amdim_fast.nce_forward(
             srcs, trgs, picks, *settings, with_grad
         )
-    arguments = (
-        [t.detach() for t in srcs], [t.detach() for t in trgs], picks, pos, neg, kept,
-        torch.randn_like(loss), torch.randn_like(pos), torch.randn_like(mean_sq), *settings, [True, False], [True, True],
-    )  # fmt: skip
+    inputs = ([t.detach() for t in srcs], [t.detach() for t in trgs], picks)
+    upstream = (torch.randn_like(loss), torch.randn_like(pos), torch.randn_like(mean_sq))
+    needed = ([True, False], [True, True])
+    arguments = (*inputs, pos, neg, kept, *upstream, *settings, *needed)
     torch.library.opcheck(torch.ops.amdim_fast.nce_backward.default, arguments)
 
 

@@ -321,7 +321,7 @@ def _autograd(ctx: Any, *grads: Any) -> tuple[Any, ...]:
             *settings,
             need_srcs,
             need_trgs,
-        )  # fmt: skip
+        )
     )
     grad_srcs = [next(found) if need else None for need in need_srcs]
     grad_trgs = [next(found) if need else None for need in need_trgs]

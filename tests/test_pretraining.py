@@ -1,0 +1,168 @@
+"""The main job on a few steps, its files, and what it says to wrong input."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from amdim_fast import load_checkpoint, pretrain
+from amdim_fast.cli import main
+from amdim_fast.data import LOADERS, ImageData, load_digits
+from amdim_fast.evaluation import linear_probe
+from amdim_fast.pretraining import _batches
+from amdim_fast.recipes import RECIPES, Recipe
+
+SMALL = replace(
+    RECIPES["digits"], ndf=4, n_rkhs=16, depth=1, batch_size=16, steps=4, warmup_steps=2
+)
+SMALL_FLAGS = ("--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--steps=3")
+
+
+def few_digits():
+    """Every tenth digit, so that probes take no time."""
+    data = load_digits()
+    parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    return ImageData(*(part[::10] for part in parts), classes=10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_digits():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LOADERS, "digits", few_digits)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return pretrain(SMALL, name="one", runs_dir=folder, log_every=2, progress=False), folder / "one"
+
+
+def test_files_of_a_run(run):
+    summary, folder = run
+    expected = {"config.json", "log.jsonl", "checkpoint.pt", "curves.png", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == expected
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert json.loads((folder / "config.json").read_text())["recipe"]["ndf"] == 4
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 4]
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    model = load_checkpoint(folder / "checkpoint.pt")
+    assert model.hyperparams["n_rkhs"] == 16
+
+
+def test_same_seed_same_weights(run, tmp_path):
+    _, folder = run
+    pretrain(SMALL, name="two", runs_dir=tmp_path, log_every=1, progress=False)
+    pretrain(SMALL, name="three", runs_dir=tmp_path, seed=1, progress=False)
+    weights = [
+        load_checkpoint(path / "checkpoint.pt").state_dict()
+        for path in (folder, tmp_path / "two", tmp_path / "three")
+    ]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not all(torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+
+
+def test_digits_are_split_by_class():
+    data = load_digits()
+    assert data.train_images.shape == (4000, 32, 32, 3)
+    assert data.test_images.shape == (1000, 32, 32, 3)
+    assert torch.equal(data.test_labels.bincount(), torch.full((10,), 100))
+    assert data.train_images.dtype == torch.uint8
+    assert data.train_images.max() == 255
+
+
+def test_batches_visit_every_image_once_an_epoch():
+    batches = _batches(10, 3, torch.Generator().manual_seed(0))
+    epoch = torch.cat([next(batches) for _ in range(3)])
+    assert len(epoch.unique()) == 9
+    assert not torch.equal(epoch, torch.cat([next(batches) for _ in range(3)]))
+
+
+def test_schedule():
+    recipe = Recipe(name="x", warmup_steps=4, milestones=(10, 20))
+    factors = [recipe.rate_factor(step) for step in (0, 1, 3, 4, 9, 10, 20)]
+    assert factors == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0, 0.2, 0.04])
+
+
+def test_linear_probe_separates_what_is_separable():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    centres = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
+    features = centres[labels] + torch.randn(300, 2, generator=generator)
+    accuracy = linear_probe(features[:200], labels[:200], features[200:], labels[200:])
+    assert accuracy > 0.97
+    shuffled = labels[torch.randperm(300, generator=generator)]
+    assert linear_probe(features[:200], shuffled[:200], features[200:], shuffled[200:]) < 0.6
+    assert linear_probe(features[:200], labels[:200], features[200:], labels[200:]) == accuracy
+
+
+def test_command_prints_the_table(tmp_path, capfd):
+    assert main(["pretrain", *SMALL_FLAGS, "--name=x", f"--runs-dir={tmp_path}"]) == 0
+    captured = capfd.readouterr()
+    lines = ["linear probe, raw pixels", "linear probe, random weights", "training time"]
+    lines += ["linear probe, pre-trained", "peak memory", str(tmp_path / "x")]
+    assert all(line in captured.out for line in lines)
+    assert "images/s" in captured.err
+
+
+def test_existing_run_is_left_alone(tmp_path, capsys):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "precious").write_text("kept")
+    assert main(["pretrain", *SMALL_FLAGS, "--name=x", f"--runs-dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert "run folder" in error
+    assert "exists already; choose another --name" in error
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["precious"]
+
+
+def test_unwritable_runs_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    flags = [*SMALL_FLAGS, "--name=x", f"--runs-dir={tmp_path / 'file'}"]
+    assert main(["pretrain", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be created" in error
+    assert "choose another --runs-dir" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size=5000"], "batch_size is 5000; the data set 'digits' has only 400"),
+        (["--batch-size=1"], "batch_size is 1; it must be a whole number, 2 or more"),
+        (["--steps=0"], "steps is 0; it must be a whole number, 1 or more"),
+        (["--learning-rate=-1"], "learning_rate is -1.0; it must be a finite number above 0"),
+        (["--tclip=nan"], "tclip is nan; it must be a finite number above 0"),
+        (["--policy=none"], "policy is 'none'; it must be one of digits, cifar"),
+        (["--data=none"], "data is 'none'; it must be one of digits"),
+        (["--log-every=0"], "log_every is 0; it must be 1 or more"),
+        (["--device=nowhere"], "device is 'nowhere'; it must be one of torch's"),
+    ],
+)
+def test_bad_options(tmp_path, capsys, flags, message):
+    assert main(["pretrain", *flags, "--name=x", f"--runs-dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_finite_loss_stops_and_saves_nothing(tmp_path, capsys):
+    flags = ["--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--steps=30",
+             "--learning-rate=1e20", "--warmup-steps=0", "--log-every=1"]  # fmt: skip
+    assert main(["pretrain", *flags, "--name=x", f"--runs-dir={tmp_path}"]) == 2
+    assert "lower the learning rate" in capsys.readouterr().err
+    assert not (tmp_path / "x" / "checkpoint.pt").exists()
+
+
+def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("amdim_fast.cli.pretrain", interrupted)
+    assert main(["pretrain"]) == 130
+    assert "interrupted" in capsys.readouterr().err
