@@ -13,9 +13,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from amdim_fast.philox import WORD_MASK, philox
+
 _CROP_TRIES = 10
 _FACTORS, _ORDER, _TRANSLATION, _CHANCES = range(_CROP_TRIES, _CROP_TRIES + 4)
-_WORD_MASK = 0xFFFFFFFF
 
 _FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "crop": (torch.int32, (4,)),
@@ -300,29 +301,8 @@ def _draw_words(seed: int, sample_index: Tensor, views: int) -> Tensor:
     """Four 32-bit words for every quantity, view and sample: int64 [Q, V, N, 4]."""
     quantity = torch.arange(_CROP_TRIES + 4, device="cpu").view(-1, 1, 1)
     view = torch.arange(views, device="cpu").view(1, -1, 1)
-    counter = (sample_index & _WORD_MASK, sample_index >> 32, view, quantity)
-    return philox(torch.broadcast_tensors(*counter), (seed & _WORD_MASK, seed >> 32))
-
-
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> Tensor:
-    """Philox-4x32-10: four int64 tensors [...] of 32-bit counter words to random words [..., 4]."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        high0, low0 = _multiply(c0, 0xD2511F53)
-        high1, low1 = _multiply(c2, 0xCD9E8D57)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD_MASK, (k1 + 0xBB67AE85) & _WORD_MASK
-    return torch.stack([c0, c1, c2, c3], -1)
-
-
-def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """High and low half of a 64-bit product, in steps that never pass the sign bit of int64."""
-    upper = word * (constant >> 16)
-    lower = word * (constant & 0xFFFF)
-    high = (upper + (lower >> 16)) >> 16
-    low = (((upper & 0xFFFF) << 16) + lower) & _WORD_MASK
-    return high, low
+    counter = (sample_index & WORD_MASK, sample_index >> 32, view, quantity)
+    return philox(torch.broadcast_tensors(*counter), (seed & WORD_MASK, seed >> 32))
 
 
 def _as_sizes(sizes: Tensor | Sequence[Sequence[int]]) -> Tensor:

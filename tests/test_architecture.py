@@ -21,7 +21,7 @@ LAYERS = (
         "amdim_fast.encoder",
         "amdim_fast.probes",
     ),
-    ("amdim_fast.model", "amdim_fast.checkpoint", "amdim_fast.data"),
+    ("amdim_fast.model", "amdim_fast.checkpoint", "amdim_fast.checkpoint_names", "amdim_fast.data"),
     (
         "amdim_fast.recipes",
         "amdim_fast.pretraining",
@@ -37,6 +37,7 @@ ALLOWED = {
     "amdim_fast.kernels": {"torch", "triton"},
     "amdim_fast.reference": {"torch"},
     "amdim_fast.views": {"torch"},
+    "amdim_fast.philox": {"torch"},
     "amdim_fast.ops": {"torch"},
 }
 
