@@ -1,0 +1,1 @@
+"""Measurements of amdim_fast: harness, benches, and the report that renders their rows."""
