@@ -36,6 +36,9 @@ WARM_UP_IMAGES = 32
 # thousand terms in another order differ by about 1e-5 here; a wrong mask or scale by 1e-2 or more.
 TOLERANCE = {"float32": 1e-4}
 
+# Share of the CPUs; with one of two cores taken, OpenMP's barriers slow small blocks tenfold.
+BUSY = 0.03
+
 
 @dataclass(frozen=True)
 class Case:
@@ -150,14 +153,18 @@ def measure_case(key: str, repeats: int | None, out: Path) -> set[str]:
 
     for mode in case.modes:
         calls = {p: _workload(p, mode, inputs, case).call for p in case.timed if p not in wrong}
+        other_work = harness.OtherWork()
         samples = harness.time_interleaved(
             calls,
             repeats=repeats or case.repeats,
             warm_ups=case.warm_ups,
             measure=harness.stopwatch(case.device),
         )
+        share = other_work.share()
+        note = f"BUSY MACHINE: other work took {share:.0%} of the CPUs" if share > BUSY else ""
         for provider, times in samples.items():
-            record(provider, mode, "time", "ms", *times)
+            record(provider, mode, "time", "ms", *times, note=note)
+        print(f"  {note}" if note else f"  other work took {share:.1%} of the CPUs")
         for provider in (p for p in case.weighed if p not in wrong):
             if case.device == "cuda":
                 size, note = harness.extra_peak_cuda(_workload(provider, mode, inputs, case))

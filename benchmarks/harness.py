@@ -10,6 +10,7 @@ import ctypes
 import gc
 import importlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -30,6 +31,9 @@ import amdim_fast
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 L2_FLUSH_BYTES = 256 * 2**20
+# glibc's own threshold moves with the sizes freed, so that the resident set of the same call varied
+# by 70 %; a fixed one returns every freed tensor to the system.
+CHILD_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 # What measuring writes; it does not make a commit dirty.
 OUTPUTS = ("benchmarks/results", "benchmarks/plots")
 
@@ -111,6 +115,27 @@ def time_interleaved(
     return samples
 
 
+class OtherWork:
+    """Share of the machine's CPUs that other processes took since it was made; Linux only."""
+
+    def __init__(self) -> None:
+        self._start = self._seconds()
+
+    def share(self) -> float:
+        """0 for an idle machine, 1 where others had all of it."""
+        wall, busy, own = (b - a for a, b in zip(self._start, self._seconds(), strict=True))
+        return max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float]:
+        user, nice, system, _idle, _iowait, *interrupts = (
+            int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        )
+        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        times = os.times()
+        return time.monotonic(), busy, times.user + times.system
+
+
 def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Largest difference, each tensor's relative to its largest expected value; inf for NaN."""
     worst = 0.0
@@ -161,7 +186,8 @@ def _status_bytes(field: str) -> int:
 def extra_peak_in_subprocess(target: str, arguments: Mapping[str, Any]) -> tuple[int, str]:
     """``extra_peak_cpu`` of the Workload that ``module:function`` makes, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.harness", target, json.dumps(arguments)]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, **CHILD_ENVIRONMENT}
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if finished.returncode != 0:
         raise RuntimeError(f"measuring {target} {dict(arguments)} failed:\n{finished.stderr}")
     size, note = json.loads(finished.stdout.splitlines()[-1])
