@@ -29,7 +29,7 @@ class Recipe:
     tclip: float = _option(20.0, "bound on |score|, nats")
     reg_weight: float = _option(5e-2, "weight of the mean squared raw scores")
     batch_size: int = _option(128, "images a step (B)")
-    steps: int = _option(400, "optimiser steps")
+    steps: int = _option(600, "optimiser steps")
     learning_rate: float = _option(5e-4, "Adam's rate after the warm-up")
     beta1: float = _option(0.8, "Adam's first beta")
     beta2: float = _option(0.999, "Adam's second beta")
