@@ -62,7 +62,7 @@ def nce_log_prob(
     lowest = score.detach().abs().max() if clip is None else clip
     others = is_other * score - lowest * is_own
     dims = (-2,) if negatives == "same_location" else (-2, -1)
-    shift = others.amax(dim=dims, keepdim=True)
+    shift = others.detach().amax(dim=dims, keepdim=True)
     total = (is_other * torch.exp(others - shift)).sum(dim=dims, keepdim=True)
     neg = (shift + torch.log(total)).squeeze(-2)
     log_prob = pos - torch.logaddexp(pos, neg)
