@@ -31,8 +31,8 @@ import amdim_fast
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 L2_FLUSH_BYTES = 256 * 2**20
-# glibc's own threshold moves with the sizes freed, so that the resident set of the same call varied
-# by 70 %; a fixed one returns every freed tensor to the system.
+# glibc's own threshold moves with the sizes freed, and the resident set of one and the same call
+# with it; a fixed one returns every freed tensor to the system.
 CHILD_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 # What measuring writes; it does not make a commit dirty.
 OUTPUTS = ("benchmarks/results", "benchmarks/plots")

@@ -34,6 +34,7 @@ def draw_plot(rows: Rows, path: Path) -> None:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(11, 2.4))
     FigureCanvasAgg(figure)
@@ -44,6 +45,7 @@ def draw_plot(rows: Rows, path: Path) -> None:
         unit = title.rsplit("(", 1)[1].rstrip(")")
         axis.bar_label(drawn, [f" {quantity(value, unit)}" for value in values])
         axis.set(xscale="log", title=title, xlim=(min(values) / 2, max(values) * 6))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     path.parent.mkdir(parents=True, exist_ok=True)
