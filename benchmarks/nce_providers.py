@@ -16,8 +16,8 @@ from amdim_fast.reference.nce import multiscale_nce
 CLIP = 10.0
 MAP_SIDES = (1, 5, 7)
 FORWARD, FORWARD_BACKWARD = MODES = ("forward", "forward_backward")
-# Room for work blocks of the preferred 4 MiB, and for no kept scores at the sizes measured.
-RECOMPUTE_BUDGET = 16 * 2**20
+# Room for work blocks of 4 MiB, and for no kept scores at the sizes measured.
+RECOMPUTE_BUDGET = 12 * 2**20
 COUNTED_IMAGES, COUNTED_WIDTH = 64, 8
 
 

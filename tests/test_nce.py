@@ -195,7 +195,7 @@ def test_frozen_inputs_cost_no_product(monkeypatch):
 def test_channels_last_map_is_not_copied(monkeypatch):
     seen = []
     product = nce_torch.product
-    monkeypatch.setattr(nce_torch, "product", lambda a, b: seen.append(b) or product(a, b))
+    monkeypatch.setattr(nce_torch, "product", lambda a, b: seen.append(a) or product(a, b))
     feature_map = torch.randn(6, 16, 5, 5).contiguous(memory_format=torch.channels_last)
     trg = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
     with torch.no_grad():

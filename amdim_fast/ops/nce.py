@@ -176,7 +176,7 @@ def _forward_fake(
         for size in (sets, scores, sets, scores, scores if same_location else rows)
     )
     kept = [
-        srcs[0].new_empty((sets, images, count, locations), dtype=dtype)
+        srcs[0].new_empty(sets * images * count * locations, dtype=dtype)
         for (sets, images, locations), plan in zip(shapes, plans, strict=True)
         for count in _kept_images(images, plan)
     ]

@@ -1,6 +1,6 @@
 """The contrastive op in blocks of target images: torch operations only, any device.
 
-Rows are the S*B stacked sources, columns the locations of the images of one block. With
+A block of scores is [n, L, S, B]: the locations of its n target images against all sources. With
 ``v = sigmoid(-2 raw / clip)`` the clipped score is ``clip - 2 clip v``, its derivative
 ``4 v (1 - v)``, and ``exp(score - clip)`` never overflows, so plain sums replace a running maximum.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.ops.plan import GroupPlan
-from amdim_fast.ops.product import product
+from amdim_fast.ops.product import packed, product
 
 # exp(-2 clip) is a normal float32 up to here; beyond, and without a clip, the maximum is tracked.
 LARGEST_SHIFTED_CLIP = 43.0
@@ -68,52 +68,51 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _own(block: Tensor, start: int, stop: int) -> Tensor:
-    """[S, L, n] view of the scores of each image with itself in a block [S, B, n, L]."""
-    return torch.diagonal(block[:, start:stop], dim1=1, dim2=2)
+    """[L, S, n] view of the scores of each image with itself in a block [n, L, S, B]."""
+    return torch.diagonal(block[..., start:stop], dim1=0, dim2=3)
 
 
 def forward(group: Group) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Own scores, log-sums over the negatives, mean squared raw scores, and what is kept.
 
     Returns:
-        pos [S, B, L]; neg [S, B, 1], or [S, B, L] for same_location; mean_sq [S]; one
-        [S, B, n, L] tensor a block if the plan keeps scores, else none.
+        pos [S, B, L]; neg [S, B, 1], or [S, B, L] for same_location; mean_sq [S]; one flat tensor
+        a block if the plan keeps scores, else none.
     """
     sets, images, locations, width = group.sizes()
     clip = group.shifted_clip
     src = group.src.view(sets * images, width)
-    scaled = src * (group.stored_per_raw / math.sqrt(width))
-    dims = (2,) if group.same_location else (2, 3)
-    shape = (sets, images, locations if group.same_location else 1)
+    scaled = packed(src * (group.stored_per_raw / math.sqrt(width)))
+    summed = (0,) if group.same_location else (0, 1)
+    shape = (locations if group.same_location else 1, sets, images)
     neg = src.new_full(shape, -math.inf if clip is None else 0.0)
     raw_own = src.new_empty((sets, images, locations))
-    sum_sq = torch.zeros(sets, dtype=torch.float64, device=src.device)
+    sum_sq = src.new_zeros((sets, images))
+    work = src.new_empty(group.plan.block_bytes // src.element_size())
     kept = []
 
     for start, stop in group.blocks():
-        stored = product(scaled, group.columns(start, stop)).view(sets, images, -1, locations)
-        raw_own[:, start:stop] = _own(stored, start, stop).transpose(1, 2)
-        sum_sq += torch.stack([torch.dot(flat, flat) for flat in stored.view(sets, -1)])
+        stored = product(group.columns(start, stop), scaled).view(-1, locations, sets, images)
+        raw_own[:, start:stop] = _own(stored, start, stop).permute(1, 2, 0)
         if group.plan.mode == "keep":
-            kept.append(stored)
-            scores = torch.empty_like(stored)
-        else:
-            scores = stored
+            kept.append(stored.view(-1))
+        scores = work[: stored.numel()].view_as(stored)
+        sum_sq += torch.mul(stored, stored, out=scores).sum(dim=(0, 1))
         if clip is not None:
             torch.sigmoid(stored, out=scores).mul_(-2.0 * clip * LOG2_E).exp2_()
             _own(scores, start, stop).zero_()
-            neg += scores.sum(dim=dims).view(shape)
+            neg += scores.sum(dim=summed).view(shape)
         else:
             _write_clipped(scores, stored, group.clip)
             _own(scores, start, stop).fill_(-math.inf)
-            neg = torch.logaddexp(neg, torch.logsumexp(scores, dim=dims).view(shape))
+            neg = torch.logaddexp(neg, torch.logsumexp(scores, dim=summed).view(shape))
 
     raw_own /= group.stored_per_raw
     pos = raw_own if group.clip is None else group.clip * torch.tanh(raw_own / group.clip)
     if clip is not None:
         neg = neg.log_().add_(clip)
     count = images * images * locations * group.stored_per_raw**2
-    return pos, neg, (sum_sq / count).to(src.dtype), kept
+    return pos, neg.permute(1, 2, 0), sum_sq.sum(dim=1) / count, kept
 
 
 def _write_clipped(out: Tensor, raw: Tensor, clip: float | None) -> None:
@@ -157,28 +156,28 @@ def backward(
     sets, images, locations, width = group.sizes()
     rows = sets * images
     unit = group.src.view(rows, width) * (1.0 / math.sqrt(width))
-    scaled = unit * group.stored_per_raw
+    unit_packed, scaled = packed(unit.t()), None if kept else packed(unit * group.stored_per_raw)
     grad_src = torch.zeros_like(unit) if need_src else None
     grad_trg = group.trg.new_empty(group.trg.shape) if need_trg else None
     grad_own, weight = _row_gradients(group, pos, neg, grad_log_prob)
     penalty = unit.new_zeros(sets) if grad_mean_sq is None else grad_mean_sq
     count = images * images * locations * group.stored_per_raw
-    penalty = penalty.view(sets, 1, 1, 1) * (2.0 / count)
+    penalty = penalty.view(1, 1, sets, 1) * (2.0 / count)
     work = unit.new_empty((2, group.plan.block_bytes // unit.element_size()))
 
     for index, (start, stop) in enumerate(group.blocks()):
         columns = group.columns(start, stop)
-        stored = kept[index] if kept else product(scaled, columns)
-        stored = stored.view(sets, images, stop - start, locations)
+        stored = kept[index] if scaled is None else product(columns, scaled)
+        stored = stored.view(-1, locations, sets, images)
         grad_raw, scratch = (buffer[: stored.numel()].view_as(stored) for buffer in work)
         _write_grad_negatives(group, grad_raw, scratch, stored, weight, neg)
-        _own(grad_raw, start, stop).copy_(grad_own[:, start:stop].transpose(1, 2))
+        _own(grad_raw, start, stop).copy_(grad_own[:, start:stop].permute(2, 0, 1))
         grad_raw.addcmul_(stored, penalty)
-        matrix = grad_raw.view(rows, -1)
+        matrix = grad_raw.view(-1, rows)
         if grad_src is not None:
-            grad_src += product(matrix, columns.t())
+            grad_src += product(matrix.t(), columns.t())
         if grad_trg is not None:
-            grad_trg[start:stop] = product(matrix.t(), unit.t()).view(-1, locations, width)
+            grad_trg[start:stop] = product(matrix, unit_packed).view(-1, locations, width)
     if grad_src is not None:
         grad_src = grad_src.mul_(1.0 / math.sqrt(width)).view(sets, images, width)
     return grad_src, grad_trg
@@ -202,9 +201,9 @@ def _write_grad_negatives(
 ) -> None:
     """``out = weight * exp(score - neg) * d score / d raw``; the own entries are left undefined.
 
-    stored, out and scratch are [S, B, n, L]; weight and neg [S, B, 1] or [S, B, L].
+    stored, out and scratch are [n, L, S, B]; weight and neg [S, B, 1] or [S, B, L].
     """
-    weight, neg = weight[:, :, None], neg[:, :, None]
+    weight, neg = weight.permute(2, 0, 1), neg.permute(2, 0, 1)
     clip = group.shifted_clip
     if clip is not None:
         torch.sigmoid(stored, out=scratch)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 WORK_BLOCKS = 3
 # Work blocks of this size stay in the caches of a CPU; on a GPU fewer, larger launches win.
-PREFERRED_BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+PREFERRED_BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 64 * 2**20}
 
 
 @dataclass(frozen=True)

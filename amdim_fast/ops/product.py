@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Rows of ``a`` that oneDNN lays packed weights out for; others work too.
+PACKED_FOR_ROWS = 1024
+
 
 def product_library(tensor: Tensor) -> str:
     """Which library multiplies: "onednn" for float32 on CPUs where torch has it, else "aten".
@@ -21,8 +24,15 @@ def product_library(tensor: Tensor) -> str:
     return "onednn" if onednn else "aten"
 
 
+def packed(b: Tensor) -> Tensor:
+    """``b`` [n, k] in the layout its library multiplies fastest; for ``product`` only."""
+    if product_library(b) == "onednn":
+        return torch.ops.mkldnn._reorder_linear_weight(b.contiguous(), PACKED_FOR_ROWS)
+    return b
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.T`` for a [m, k] and b [n, k] of one dtype and any strides; no autograd."""
+    """``a @ b.T`` for a [m, k] and b [n, k] or packed b, one dtype, any strides; no autograd."""
     if product_library(a) == "onednn":
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return torch.mm(a, b.t())
