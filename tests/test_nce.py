@@ -238,6 +238,20 @@ def test_second_derivative_is_refused():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_no_result_is_left_unwritten(monkeypatch, budget):
+    """Buffers that start as NaN change nothing."""
+    src, trg = features(7, 4, 9, sets=2)
+    upstream = upstream_like(src, trg)
+    expected = evaluate(nce_log_prob, src, trg, upstream, memory_budget=budget)
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(float("nan"))
+    )
+    found = evaluate(nce_log_prob, src, trg, upstream, memory_budget=budget)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def planted(name):
     """Replace one piece of the blocked arithmetic by a wrong one."""
     own, slope = nce_torch._own, nce_torch._row_gradients
