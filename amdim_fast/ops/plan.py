@@ -41,7 +41,8 @@ class Plan:
 
     Attributes:
         backend: "torch" or "triton", the code that ran.
-        products: the library of its matrix products, "onednn" or "aten" (MKL, cuBLAS, ...).
+        products: the library of its matrix products, "onednn", "aten" (MKL, cuBLAS, ...) or, beside
+            the Triton kernels, "cublas".
         groups: one entry a group, in the order of the call.
         memory_budget: the bytes the plan was made for.
     """
