@@ -11,6 +11,7 @@ from amdim_fast.kernels.nce_scores import (
     SIZES,
     TANH,
     grouped_order,
+    own_rows,
     product_tile,
     tanh,
 )
@@ -20,7 +21,7 @@ from amdim_fast.kernels.nce_scores import (
 def nce_forward(
     src,  # [R, D] sources, R = S * B
     trg,  # [N, L, D] targets
-    scores,  # [R, N * L] float32 products: read, written or unused, as SCORES says
+    scores,  # [R, >= N * L] float32 products: read, written or unused, as SCORES says
     own,  # [R, L] float32, out: products with the own image; other rows are left as they are
     totals,  # [G, strips, R] float32, out: sum of exp(score - shift); G = L for SAME_LOCATION, or 1
     maxima,  # as totals, out: the shift of each total; unused for SHIFTED, where it is the clip
@@ -34,7 +35,8 @@ def nce_forward(
     stride_src,
     stride_trg_image,
     stride_trg_location,
-    stride_scores,
+    scores_units,  # stride of scores, in units of UNIT columns
+    scores_limit_units,  # columns of scores that are in its memory, in the same units
     stride_group,  # elements from one g to the next in totals, maxima and squares
     strips,
     tiles_per_strip,
@@ -50,6 +52,7 @@ def nce_forward(
     GROUP_ROWS: tl.constexpr,
     WHOLE_WIDTH: tl.constexpr,
     ALIGNMENT: tl.constexpr,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program: BLOCK_ROWS rows against a strip of tiles of BLOCK_COLUMNS columns.
@@ -61,42 +64,46 @@ def nce_forward(
         tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), strips, GROUP_ROWS
     )
     group = tl.program_id(1)
-    columns = images if SAME_LOCATION else images * locations
-    width = tl.multiple_of(width, ALIGNMENT)
+    # Columns of one image, and from one column to the next in scores.
+    span = 1 if SAME_LOCATION else locations
+    step = locations if SAME_LOCATION else 1
+    columns = images * span
     row = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < rows
     row_index = tl.minimum(row, rows - 1).to(tl.int64)
-    own_image = row % source_images + image_offset
-    first_own = tl.min(own_image, axis=0)
-    last_own = tl.max(own_image, axis=0)
-    src_rows = src + row_index * tl.multiple_of(stride_src, ALIGNMENT)
+    own_start = (row % source_images + image_offset) * span
+    first_own = tl.min(own_start, axis=0)
+    last_own = tl.max(own_start, axis=0) + span - 1
+    first_set = row_block * BLOCK_ROWS // source_images
+    last_set = tl.minimum(row_block * BLOCK_ROWS + BLOCK_ROWS, rows) - 1
+    last_set = last_set // source_images
+    if SAME_LOCATION:
+        trg += group.to(tl.int64) * stride_trg_location
+        scores += group
+        own += group
+    src_rows = src + tl.multiple_of(row_index * stride_src, ALIGNMENT)
 
+    score_rows = scores + row_index * (scores_units * UNIT)
+    offset = tl.arange(0, BLOCK_COLUMNS)
     total = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
     square = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
     maximum = tl.full([BLOCK_ROWS], float("-inf"), dtype=tl.float32)
     for tile in range(tiles_per_strip):
         first_column = (strip * tiles_per_strip + tile) * BLOCK_COLUMNS
-        column = first_column + tl.arange(0, BLOCK_COLUMNS)
+        column = first_column + offset
         is_column = column < columns
-        column_index = tl.minimum(column, columns - 1)
-        if SAME_LOCATION:
-            image = column_index
-            location = tl.zeros_like(column_index) + group
-        else:
-            image = column_index // locations
-            location = column_index % locations
-        score_tile = (
-            scores + row_index[:, None] * stride_scores + (image * locations + location)[None, :]
-        )
-        is_inside = is_row[:, None] & is_column[None, :]
+        score_tile = (score_rows + first_column * step)[:, None] + (offset * step)[None, :]
+        # Padding is read and written too: a limit at N * L would break vectors apart.
+        is_stored = is_column if SAME_LOCATION else column < scores_limit_units * UNIT
+        is_stored = is_row[:, None] & is_stored[None, :]
         if SCORES == READ:
-            product = tl.load(score_tile, mask=is_inside, other=0.0)
+            product = tl.load(score_tile, mask=is_stored, other=0.0)
         else:
-            trg_columns = (
-                trg
-                + image.to(tl.int64) * tl.multiple_of(stride_trg_image, ALIGNMENT)
-                + location.to(tl.int64) * tl.multiple_of(stride_trg_location, ALIGNMENT)
-            )
+            column_index = tl.minimum(column, columns - 1)
+            trg_offset = (column_index // span).to(tl.int64) * stride_trg_image
+            if not SAME_LOCATION:
+                trg_offset += (column_index % span).to(tl.int64) * stride_trg_location
+            trg_columns = trg + tl.multiple_of(trg_offset, ALIGNMENT)
             product = product_tile(
                 src_rows,
                 trg_columns,
@@ -108,15 +115,30 @@ def nce_forward(
                 PRECISION,
             )
         if SCORES == COMPUTE_AND_STORE:
-            tl.store(score_tile, product, mask=is_inside)
+            tl.store(score_tile, product, mask=is_stored)
 
-        is_own = image[None, :] == own_image[:, None]
-        if (first_own <= tl.max(image, axis=0)) & (last_own >= tl.min(image, axis=0)):
-            own_tile = own + row_index[:, None] * locations + location[None, :]
-            tl.store(own_tile, product, mask=is_own & is_inside)
+        if (first_own < first_column + BLOCK_COLUMNS) & (last_own >= first_column):
+            for set_index in range(first_set, last_set + 1):
+                own_row, is_here = own_rows(
+                    column,
+                    set_index,
+                    span,
+                    columns,
+                    source_images,
+                    image_offset,
+                    rows,
+                    row_block,
+                    BLOCK_ROWS,
+                )
+                is_own = row[:, None] == own_row[None, :]
+                found = tl.sum(tl.where(is_own, product, 0.0), axis=0)
+                place = own_row.to(tl.int64) * locations + column % span
+                tl.store(own + place, found, mask=is_here)
         raw = product * scale
         square += tl.sum(tl.where(is_column[None, :], raw * raw, 0.0), axis=1)
-        is_negative = is_column[None, :] & (image[None, :] != own_image[:, None])
+        is_before = column[None, :] < own_start[:, None]
+        is_after = column[None, :] >= own_start[:, None] + span
+        is_negative = is_column[None, :] & (is_before | is_after)
         if CLIP == SHIFTED:
             sigmoid = 1.0 / (1.0 + tl.exp2(steep * product))
             total += tl.sum(tl.where(is_negative, tl.exp2(depth * sigmoid), 0.0), axis=1)

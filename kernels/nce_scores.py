@@ -28,7 +28,8 @@ SIZES = (
     "stride_src",
     "stride_trg_image",
     "stride_trg_location",
-    "stride_scores",
+    "scores_units",
+    "scores_limit_units",
 )
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -75,6 +76,31 @@ def product_tile(
             trg = tl.load(trg_tile, mask=feature[:, None] < width, other=0.0)
         product = tl.dot(src, trg, product, input_precision=PRECISION)
     return product
+
+
+@triton.jit
+def own_rows(
+    column,
+    set_index,
+    span,
+    columns,
+    source_images,
+    image_offset,
+    rows,
+    row_block,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Of one source set: the row whose own image holds each column, whether this block has it.
+
+    At most one row a set and column: reductions along rows take the place of scattered accesses,
+    whose addresses do not fit in the registers.
+    """
+    image = column // span - image_offset
+    row = set_index * source_images + image
+    first_row = row_block * BLOCK_ROWS
+    is_here = (image >= 0) & (image < source_images) & (column < columns)
+    is_here = is_here & (row >= first_row) & (row < first_row + BLOCK_ROWS) & (row < rows)
+    return row, is_here
 
 
 @triton.jit

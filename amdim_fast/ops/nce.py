@@ -18,7 +18,7 @@ from torch import Tensor
 from amdim_fast.ops import nce_torch
 from amdim_fast.ops._library import LIBRARY
 from amdim_fast.ops.backend import resolve_backend
-from amdim_fast.ops.plan import GroupPlan, Plan, plan_groups, record_plan
+from amdim_fast.ops.plan import GroupPlan, Plan, padded, plan_groups, record_plan
 from amdim_fast.ops.product import product_library
 
 LIBRARY.define(
@@ -192,19 +192,23 @@ def _forward_fake(
         for size in (sets, scores, sets, scores, scores if same_location else rows)
     )
     kept = [
-        srcs[0].new_empty((sets, images, count, locations), dtype=dtype)
+        srcs[0].new_empty((sets, images, *block), dtype=dtype)
         for (sets, images, locations), plan in zip(shapes, plans, strict=True)
-        for count in _kept_images(images, plan, backend)
+        for block in _kept_blocks(images, locations, plan, backend)
     ]
     return loss, log_prob, mean_sq, pos, neg, kept
 
 
-def _kept_images(images: int, plan: GroupPlan, backend: str) -> list[int]:
-    """Target images of each kept tensor; the kernels keep one for all blocks."""
+def _kept_blocks(
+    images: int, locations: int, plan: GroupPlan, backend: str
+) -> list[tuple[int, ...]]:
+    """Size of what is kept of a row: (images, L) a block, or one padded row for all blocks."""
     if plan.mode != "keep":
         return []
-    step = images if backend == "triton" else plan.block_images
-    return [min(step, images - start) for start in range(0, images, step)]
+    if backend == "triton":
+        return [(padded(images * locations),)]
+    starts = range(0, images, plan.block_images)
+    return [(min(plan.block_images, images - start), locations) for start in starts]
 
 
 def _backward(
@@ -252,7 +256,7 @@ def _backward(
             origin = pick_from[index]
             grad_src, grad_trg = implementation.backward(
                 group,
-                [next(blocks) for _ in _kept_images(shape[1], plans[index], backend)],
+                [next(blocks) for _ in _kept_blocks(shape[1], shape[2], plans[index], backend)],
                 own.view(shape),
                 sums.view(*shape[:2], -1),
                 _grad_log_prob(shape, from_loss, upstream),

@@ -18,13 +18,18 @@ from amdim_fast.kernels import nce_backward as backward_kernels
 from amdim_fast.kernels import nce_blocks
 from amdim_fast.kernels import nce_forward as forward_kernels
 from amdim_fast.kernels import nce_scores as modes
+from amdim_fast.ops.half import (
+    folded_sources,
+    multiply,
+    multiply_into,
+    row_shifts,
+    write_product,
+)
 from amdim_fast.ops.nce_torch import LOG2_E, Group, row_gradients
+from amdim_fast.ops.plan import ROW_UNIT, padded
 
 PROGRAMS_PER_PROCESSOR = 4
 COMBINED_ROWS = 128
-# Largest magnitude of a float16 gradient of a product, 2**15, and the powers of two within reach.
-HALF_EXPONENT = 15
-LARGEST_SHIFT = 100
 
 
 class Problem(NamedTuple):
@@ -67,7 +72,7 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
 
     Returns:
         pos [S, B, L]; neg [S, B, 1], or [S, B, L] for same_location; mean_sq [S]; the products
-        [S, B, N, L] if the plan keeps them. All float32.
+        [S, B, padded(N * L)] if the plan keeps them. All float32.
     """
     problem = _problem(group, image_offset)
     sets, images, locations, _ = group.sizes()
@@ -85,17 +90,18 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
     partials = torch.empty((3, groups, total_strips, rows), **new)
     neg = torch.empty((rows, groups), **new)
     row_squares = torch.empty((groups, sets, images), **new)
-    kept = [torch.empty((sets, images, targets, locations), **new)] if keep and fused else []
+    kept = [_products(problem, targets * locations)] if keep else []
 
     with torch.cuda.device_of(problem.src):
         first_strip = 0
         for (start, stop), (count, tiles) in zip(spans, strips, strict=True):
-            if fused:
-                scores, mode = kept[0] if keep else own, int(keep)
-            else:
-                scores = _multiply(problem.src, group.columns(start, stop).t())
-                mode = modes.READ.value
-                kept = [scores.view(sets, images, targets, locations)] if keep else []
+            columns = (stop - start) * locations
+            scores = kept[0] if keep else own
+            mode = modes.COMPUTE_AND_STORE if keep else modes.COMPUTE
+            if not fused:
+                mode = modes.READ
+                scores = scores if keep else _products(problem, columns)
+                multiply_into(scores[:, :columns], problem.src, group.columns(start, stop).t())
             totals, maxima, squares = partials[:, :, first_strip:]
             forward_kernels.nce_forward[(_cdiv(rows, tile.rows) * count, groups)](
                 problem.src,
@@ -105,12 +111,12 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
                 totals,
                 maxima,
                 squares,
-                *_sizes(problem, start, stop, (stop - start) * locations),
+                *_sizes(problem, scores, start, stop),
                 total_strips * rows,
                 count,
                 tiles,
                 *_constants(problem),
-                **_settings(problem, tile, mode),
+                **_settings(problem, tile, mode.value, scores),
             )
             first_strip += count
         forward_kernels.nce_combine[(_cdiv(rows, COMBINED_ROWS), groups)](
@@ -122,6 +128,7 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
     raw_own = own.mul_(problem.scale).view(sets, images, locations)
     pos = raw_own if group.clip is None else group.clip * torch.tanh(raw_own / group.clip)
     mean_sq = row_squares.sum(dim=(0, 2)) / (images * targets * locations)
+    kept = [scores.view(sets, images, -1) for scores in kept]
     return pos, neg.view(sets, images, groups), mean_sq, kept
 
 
@@ -163,39 +170,42 @@ def backward(
     penalty = penalty.repeat_interleave(images, output_size=rows)
     shift = None
     if src.dtype == torch.float16:
-        shift = _shifts(problem, grad_own, weight, penalty)
+        shift = row_shifts(src, trg, grad_own, weight, penalty)
         power = torch.exp2(shift)
         grad_own, weight = grad_own * power[:, None], weight * power[:, None]
         penalty = penalty * power
     grad_src = None
     grad_trg = trg.new_empty(trg.shape) if need_trg else None
-    factor, folded = _folded_sources(src, shift) if need_trg else (None, src)
+    factor, folded = folded_sources(src, shift) if need_trg else (None, src)
     largest = min(targets, group.plan.block_images)
-    buffer = src.new_empty(rows * largest * locations)
-    read = bool(kept) or not blocks.fused
+    buffer = src.new_empty(rows * padded(largest * locations))
+    # Statistics of every row and location do not fit beside a tile's product.
+    read = bool(kept) or not blocks.fused or group.same_location
     tile = blocks.read_backward if read else blocks.backward
     everything = kept[0].view(rows, -1) if kept else None
 
     for start, stop in group.blocks():
         columns = (stop - start) * locations
-        grad_scores = buffer[: rows * columns].view(rows, columns)
+        grad_rows = buffer[: rows * padded(columns)].view(rows, -1)
+        grad_scores = grad_rows[:, :columns]
         trg_columns = group.columns(start, stop)
         if everything is not None:
-            scores = everything[:, start * locations : stop * locations]
+            scores = everything[:, start * locations :]
         else:
-            scores = _multiply(src, trg_columns.t()) if read else grad_own
+            scores = multiply(src, trg_columns.t()) if read else grad_own
         with torch.cuda.device_of(src):
             backward_kernels.nce_backward[(_cdiv(rows, tile.rows) * _cdiv(columns, tile.columns),)](
-                *(src, trg[start:stop], scores, grad_scores, grad_own, weight, neg, penalty),
-                *_sizes(problem, start, stop, scores.stride(0)),
+                *(src, trg[start:stop], scores, grad_rows, grad_own, weight, neg, penalty),
+                *_sizes(problem, scores, start, stop),
+                grad_rows.shape[1] // ROW_UNIT,
                 *_constants(problem),
-                **_settings(problem, tile, (modes.READ if read else modes.COMPUTE).value),
+                **_settings(problem, tile, (modes.READ if read else modes.COMPUTE).value, scores),
             )
         if need_src:
-            part = _multiply(grad_scores, trg_columns)
+            part = multiply(grad_scores, trg_columns)
             grad_src = part if grad_src is None else grad_src.add_(part)
         if grad_trg is not None:
-            _write_product(
+            write_product(
                 grad_trg[start:stop].view(columns, width), grad_scores.t(), folded, factor
             )
     if grad_src is not None:
@@ -229,13 +239,28 @@ def _clip_mode(group: Group) -> int:
     return int((modes.TANH if group.shifted_clip is None else modes.SHIFTED).value)
 
 
-def _sizes(problem: Problem, start: int, stop: int, stride_scores: int) -> tuple[int, ...]:
+def _products(problem: Problem, columns: int) -> Tensor:
+    """[R, padded] float32, to be filled with products; the padding is 0."""
+    rows = problem.src.shape[0]
+    products = problem.src.new_empty((rows, padded(columns)), dtype=torch.float32)
+    products[:, columns:] = 0.0
+    return products
+
+
+def _unit(scores: Tensor) -> int:
+    """Entries in which the stride and the width of these products are whole."""
+    return math.gcd(ROW_UNIT, scores.stride(0), scores.shape[1])
+
+
+def _sizes(problem: Problem, scores: Tensor, start: int, stop: int) -> tuple[int, ...]:
     """The arguments named in ``nce_scores.SIZES`` for target images start .. stop - 1."""
+    unit = _unit(scores)
     src, trg = problem.src, problem.trg
     images = problem.group.src.shape[1]
     return (
         *(src.shape[0], stop - start, trg.shape[1], images, problem.image_offset - start),
-        *(src.shape[1], src.stride(0), trg.stride(0), trg.stride(1), stride_scores),
+        *(src.shape[1], src.stride(0), trg.stride(0), trg.stride(1)),
+        *(scores.stride(0) // unit, scores.shape[1] // unit),
     )
 
 
@@ -249,13 +274,13 @@ def _constants(problem: Problem) -> tuple[float, float, float]:
     return problem.scale, 2.0 * LOG2_E * problem.scale / clip, -2.0 * LOG2_E * clip
 
 
-def _settings(problem: Problem, tile: nce_blocks.Tile, scores: int) -> dict[str, Any]:
+def _settings(problem: Problem, tile: nce_blocks.Tile, mode: int, scores: Tensor) -> dict[str, Any]:
     """What a kernel is compiled for."""
     src, trg = problem.src, problem.trg
     lengths = (src.shape[1], src.stride(0), trg.stride(0), trg.stride(1))
     block_width = tile.width or 16
     return {
-        "SCORES": scores,
+        "SCORES": mode,
         "CLIP": _clip_mode(problem.group),
         "SAME_LOCATION": problem.group.same_location,
         "BLOCK_ROWS": tile.rows,
@@ -264,46 +289,8 @@ def _settings(problem: Problem, tile: nce_blocks.Tile, scores: int) -> dict[str,
         "GROUP_ROWS": tile.group,
         "WHOLE_WIDTH": src.shape[1] % block_width == 0,
         "ALIGNMENT": math.gcd(16, *lengths),
+        "UNIT": _unit(scores),
         "PRECISION": "tf32" if nce_blocks.arithmetic(src.dtype) == "tf32" else "ieee",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
-
-
-def _multiply(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in float32; half types are not rounded on the way."""
-    if a.dtype == torch.float32:
-        return torch.mm(a, b)
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a.float(), b.float())
-
-
-def _write_product(out: Tensor, a: Tensor, b: Tensor, factor: Tensor | None) -> None:
-    """``out = factor * (a @ b)``, accumulated in float32."""
-    if factor is not None:
-        out.copy_(_multiply(a, b).mul_(factor))
-    elif out.device.type == "cuda":
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(_multiply(a, b))
-
-
-def _shifts(problem: Problem, grad_own: Tensor, weight: Tensor, penalty: Tensor) -> Tensor:
-    """[R] powers of two that bring each row's largest gradient of a product near 2**15."""
-    src, trg = problem.src, problem.trg
-    longest = torch.linalg.vector_norm(trg, dim=-1, dtype=torch.float32).amax()
-    largest = torch.linalg.vector_norm(src, dim=-1, dtype=torch.float32) * longest
-    bound = torch.maximum(grad_own.abs().amax(dim=1), weight.abs().amax(dim=1))
-    bound = bound + penalty.abs() * largest
-    exponent = torch.frexp(bound).exponent.float()
-    shift = (HALF_EXPONENT - exponent).clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
-    return torch.where(bound > 0, shift, LARGEST_SHIFT)
-
-
-def _folded_sources(src: Tensor, shift: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """A common factor and the sources that undo the shift of each row in the gradient of trg."""
-    if shift is None:
-        return None, src
-    least = shift.amin()
-    return torch.exp2(-least), (src * torch.exp2(least - shift)[:, None]).to(src.dtype)
