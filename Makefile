@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench report clean
+.PHONY: demo test lint bench gpu report clean
 
 # Pre-train on 4,000 embedded digits and probe on 1,000; minutes on two cores, nothing to download.
 demo: $(INSTALLED)
@@ -21,6 +21,12 @@ lint: $(INSTALLED)
 # Measures ours against the reference on this machine and appends rows to benchmarks/results/.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_nce
+
+# Tests and benchmarks that need a GPU, with any Python that has torch: make gpu PYTHON=python3.
+# Needs no network and no .venv; where the package is not installed, kernels/ is linked into it.
+gpu:
+	$(PYTHON) -c "import amdim_fast.kernels" 2>/dev/null || ln -sfn ../kernels amdim_fast/kernels
+	$(PYTHON) -m benchmarks.gpu
 
 # Rewrites the generated blocks of README.md and the plots from the rows.
 report: $(INSTALLED)

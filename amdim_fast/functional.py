@@ -50,7 +50,8 @@ def nce_log_prob(
         clip: bound on |s| in nats; None leaves raw scores.
         negatives: "other_images", every location of them, or "same_location", only the location l
             of log_prob[b,l] (the softmax of ST-DIM, DRIML and CPC).
-        backend: "auto", "torch" or "triton".
+        backend: "torch", any device; "triton", fused kernels, on GPUs of compute capability 8.0 and
+            later, not for float64; "auto", the second where it can run, else the first.
         memory_budget: bytes for blocks of scores, forward to backward included. None is 256 MiB;
             0 keeps nothing and works one target image at a time. Scores that fit are kept and the
             backward costs two products; otherwise they are computed again and it costs three.
@@ -64,7 +65,8 @@ def nce_log_prob(
     Raises:
         ValueError: shapes or devices disagree, a size is 0, or an argument is out of range.
         TypeError: dtypes differ or are not floating point.
-        NotImplementedError: ``backend="triton"``, or a ``group``.
+            ``backend="triton"`` where it cannot run is one or the other.
+        NotImplementedError: a ``group`` is given.
         RuntimeError: a second derivative is asked for.
 
     Accumulates in float32 and is bitwise reproducible. Saves the inputs, score, one log-sum a row,
@@ -117,7 +119,7 @@ def _single_group(
         [trg],
         clip=clip_value(clip),
         same_location=negatives == "same_location",
-        backend="torch",
+        backend=backend,
         memory_budget=budget_value(memory_budget),
     )
 
@@ -173,10 +175,6 @@ def check_options(
         raise ValueError(f"{clip_name} is {clip}; it must be greater than 0, or None for no clip")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
-    if backend == "triton":
-        raise NotImplementedError(
-            "backend is 'triton', whose kernels are not part of this version; use 'torch' or 'auto'"
-        )
     if memory_budget is not None and (
         isinstance(memory_budget, bool) or not isinstance(memory_budget, int)
     ):

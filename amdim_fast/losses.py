@@ -109,7 +109,7 @@ class LossMultiNCE(nn.Module):
             picks=locations,
             pick_from=[2, nce_op.NO_PICK, 0, nce_op.NO_PICK],
             clip=clip_value(self.tclip),
-            backend="torch",
+            backend=self.backend,
             memory_budget=budget_value(self.memory_budget),
         )
         loss_1t5, loss_5t5, loss_1t7 = (0.5 * (loss[:3] + loss[3:])).unbind()

@@ -31,6 +31,7 @@ import amdim_fast
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 L2_FLUSH_BYTES = 256 * 2**20
+LEAST_ROUNDS = 3
 # glibc's own threshold moves with the sizes freed, and the resident set of one and the same call
 # with it; a fixed one returns every freed tensor to the system.
 CHILD_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
@@ -102,14 +103,25 @@ def _cpu_milliseconds(call: Callable[[], object]) -> float:
 
 
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], *, repeats: int, warm_ups: int, measure: Stopwatch
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    warm_ups: int,
+    measure: Stopwatch,
+    seconds: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """``repeats`` samples a provider, one of each in turn, so that drift reaches all alike."""
+    """``repeats`` samples a provider, one of each in turn, so that drift reaches all alike.
+
+    After ``seconds`` no further round begins, but three are always made where so many are asked.
+    """
     for _ in range(warm_ups):
         for call in calls.values():
             call()
     samples: dict[str, list[float]] = {provider: [] for provider in calls}
-    for _ in range(repeats):
+    started = time.monotonic()
+    for finished in range(repeats):
+        if finished >= LEAST_ROUNDS and time.monotonic() - started > seconds:
+            break
         for provider, call in calls.items():
             samples[provider].append(measure(call))
     return samples

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from amdim_fast.kernels import nce_blocks
 from torch import Tensor
 
 from amdim_fast import LossMultiNCE, last_plan
@@ -29,8 +31,8 @@ class Inputs:
     picked: tuple[Tensor, Tensor]
 
 
-def _loss(memory_budget: int | None) -> Callable[[Inputs], tuple[Tensor, ...]]:
-    module = LossMultiNCE(tclip=CLIP, memory_budget=memory_budget)
+def _loss(memory_budget: int | None, backend: str) -> Callable[[Inputs], tuple[Tensor, ...]]:
+    module = LossMultiNCE(tclip=CLIP, memory_budget=memory_budget, backend=backend)
     return lambda inputs: module(*inputs.maps, locations=inputs.picked)
 
 
@@ -42,9 +44,14 @@ def _reference(inputs: Inputs) -> tuple[Tensor, ...]:
 LOSSES: dict[str, Callable[[Inputs], tuple[Tensor, ...]]] = {
     "reference": _reference,
     "reference_compiled": torch.compile(_reference, dynamic=False),
-    "torch": _loss(None),
-    "torch_recompute": _loss(RECOMPUTE_BUDGET),
+    "torch": _loss(None, "torch"),
+    "torch_recompute": _loss(RECOMPUTE_BUDGET, "torch"),
+    "triton": _loss(None, "triton"),
+    "triton_fused": _loss(None, "triton"),
+    "triton_elementwise": _loss(None, "triton"),
 }
+# Whether the kernels multiply themselves, where the provider says so instead of the block table.
+FUSED = {"triton_fused": True, "triton_elementwise": False}
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gemms": lambda a, b: torch.mm(a, b.t()),
     "gemms_onednn": product,
@@ -70,9 +77,21 @@ def make_inputs(images: int, width: int, dtype: str, device: str) -> Inputs:
     return Inputs(tuple(maps), (x1, x2))
 
 
+@contextmanager
+def _forced(provider: str) -> Iterator[None]:
+    """The block table's choice between fused and elementwise, overruled for two providers."""
+    choose = nce_blocks.choose
+    if provider in FUSED:
+        nce_blocks.choose = lambda *key: choose(*key)._replace(fused=FUSED[provider])
+    try:
+        yield
+    finally:
+        nce_blocks.choose = choose
+
+
 def run(provider: str, mode: str, inputs: Inputs) -> tuple[Tensor, ...]:
     """The four values, and for forward_backward the gradients of the six maps."""
-    with torch.set_grad_enabled(mode == FORWARD_BACKWARD):
+    with torch.set_grad_enabled(mode == FORWARD_BACKWARD), _forced(provider):
         values = LOSSES[provider](inputs)
         if mode == FORWARD:
             return tuple(values)

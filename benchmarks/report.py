@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from benchmarks.grid_table import grid_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
 from benchmarks.rows import (
     COLUMNS,
@@ -49,7 +50,9 @@ def nce_table(
             if provider in FLOORS and metric != "time":
                 line.append("")
                 continue
-            row = rows.find(case, provider, mode, metric)
+            row = rows.find(
+                case, ON_GPU.get(provider, provider) if case == GPU else provider, mode, metric
+            )
             line.append(cell(row, rows.find(case, "reference", mode, metric)))
             used += [row] if row else []
         body.append(line)
@@ -131,6 +134,8 @@ def nce_plot(rows: Rows) -> str:
     return f"![{alt}]({PLOT})" if plotted_rows(rows) else f"Plot: {MISSING}."
 
 
+# What users get by default: the kernels on a GPU.
+ON_GPU = {"torch": "triton"}
 HEADLINE = {
     **of_case(SMALL),
     "forward + backward, GPU": (GPU, "forward_backward", "time"),
@@ -138,7 +143,7 @@ HEADLINE = {
 BLOCKS: dict[str, Callable[[Rows], str]] = {
     "nce_headline": lambda rows: nce_table(rows, HEADLINE, METHODS),
     "nce_floors": lambda rows: nce_table(rows, of_case(SMALL), METHODS | FLOORS),
-    "nce_gpu": lambda rows: nce_table(rows, of_case(GPU), METHODS),
+    "nce_gpu": grid_table,
     "nce_large": nce_large,
     "nce_plot": nce_plot,
     "nce_goals": nce_goals,

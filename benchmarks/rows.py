@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "not yet measured"
-SMALL, LARGE, GPU = "cpu-b480-d1024-float32", "cpu-b4096-d256-float32", "cuda-b480-d1024-float32"
+SMALL, LARGE, GPU = "cpu-b480-d1024-float32", "cpu-b4096-d256-float32", "cuda-b1024-d2048-bfloat16"
 METHODS = {
     "reference": "original algorithm",
     "reference_compiled": "the same, torch.compile",
@@ -54,9 +54,14 @@ class Rows:
 
 
 def read_rows(root: Path) -> Rows:
-    """Every row under benchmarks/results."""
+    """Every measured row under benchmarks/results; aot.jsonl holds compilations instead."""
     files = sorted((root / "benchmarks" / "results").glob("*.jsonl"))
-    return Rows(json.loads(line) for file in files for line in file.read_text().splitlines())
+    return Rows(
+        json.loads(line)
+        for file in files
+        if file.stem != "aot"
+        for line in file.read_text().splitlines()
+    )
 
 
 def quantity(value: float, unit: str) -> str:

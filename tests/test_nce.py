@@ -254,15 +254,15 @@ def test_no_result_is_left_unwritten(monkeypatch, budget):
 
 def planted(name):
     """Replace one piece of the blocked arithmetic by a wrong one."""
-    own, slope = nce_torch._own, nce_torch._row_gradients
+    own, slope = nce_torch._own, nce_torch.row_gradients
     return {
         "own image shifted by one": ("_own", lambda b, i, j: own(b.roll(1, 1), i, j)),
         "weights of the wrong sign": (
-            "_row_gradients",
+            "row_gradients",
             lambda *a: (slope(*a)[0], -slope(*a)[1]),
         ),
         "no gradient of the positives": (
-            "_row_gradients",
+            "row_gradients",
             lambda *a: (torch.zeros_like(a[1]), slope(*a)[1]),
         ),
         "product off by one in ten thousand": (

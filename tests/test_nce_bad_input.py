@@ -35,7 +35,15 @@ def features(**changes):
         ({"clip": float("nan")}, ValueError, "clip is nan; it must be greater than 0"),
         ({"negatives": "all"}, ValueError, "negatives is 'all'; it must be one of other_images"),
         ({"backend": "cuda"}, ValueError, "backend is 'cuda'; it must be one of auto, torch"),
-        ({"backend": "triton"}, NotImplementedError, "backend is 'triton', whose kernels are not"),
+        (
+            {
+                "backend": "triton",
+                "src": torch.randn(4, 8).double(),
+                "trg": torch.randn(4, 3, 8).double(),
+            },
+            TypeError,
+            "src is torch.float64, which backend 'triton' does not compute",
+        ),
         ({"memory_budget": -1}, ValueError, "memory_budget is -1; it must be 0 bytes or more"),
         ({"memory_budget": 1.5}, TypeError, "memory_budget is a float; it must be a whole number"),
         ({"group": object()}, NotImplementedError, "negatives from other processes"),
@@ -94,7 +102,7 @@ def test_generator_for_another_device():
     [
         ({"tclip": 0.0}, ValueError, "tclip is 0.0; it must be greater than 0"),
         ({"reg_weight": -1.0}, ValueError, "reg_weight is -1.0; it must be a finite number"),
-        ({"backend": "triton"}, NotImplementedError, "backend is 'triton'"),
+        ({"backend": "cuda"}, ValueError, "backend is 'cuda'; it must be one of auto, torch"),
         ({"group": object()}, NotImplementedError, "negatives from other processes"),
     ],
 )

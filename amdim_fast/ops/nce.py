@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from amdim_fast.ops import nce_torch
 from amdim_fast.ops._library import LIBRARY
-from amdim_fast.ops.plan import GroupPlan, Plan, plan_groups, record_plan
+from amdim_fast.ops.backend import resolve_backend
+from amdim_fast.ops.plan import GroupPlan, Plan, padded, plan_groups, record_plan
 from amdim_fast.ops.product import product_library
 
 LIBRARY.define(
@@ -58,7 +60,7 @@ def nce_forward(
             source is the group's last set.
         clip: bound on |score| in nats, or None.
         same_location: whether negatives are taken at the same location only.
-        backend: "torch".
+        backend: "auto", "torch" or "triton"; what it stands for is decided where the tensors are.
         memory_budget: bytes for blocks of scores.
 
     Returns:
@@ -103,9 +105,11 @@ def _groups(
     clip: float | None,
     same_location: bool,
     plans: Sequence[GroupPlan],
+    backend: str,
 ) -> list[nce_torch.Group]:
     """Inputs of each group, the picked sources stacked below the given ones."""
-    dtype = nce_torch.compute_dtype(srcs[0].dtype)
+    given = srcs[0].dtype
+    dtype = given if backend == "triton" else nce_torch.compute_dtype(given)
     location = iter(picks)
     groups = []
     for src, trg, origin, plan in zip(srcs, trgs, pick_from, plans, strict=True):
@@ -114,6 +118,15 @@ def _groups(
             stacked = torch.cat([stacked, _picked(trgs[origin], next(location))[None].to(dtype)])
         groups.append(nce_torch.Group(stacked.contiguous(), trg, clip, same_location, plan))
     return groups
+
+
+def _implementation(backend: str) -> ModuleType:
+    """Module with the forward and backward of one group; loads triton only if it is used."""
+    if backend == "torch":
+        return nce_torch
+    from amdim_fast.ops import nce_triton
+
+    return nce_triton
 
 
 def _picked(trg: Tensor, location: Tensor) -> Tensor:
@@ -137,10 +150,12 @@ def _forward(
     memory_budget: int,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    backend = resolve_backend(backend, srcs[0].dtype, srcs[0].device)
+    implementation = _implementation(backend)
     plans = _plans(_score_shapes(srcs, trgs, pick_from), srcs[0], memory_budget, with_grad)
     with torch.no_grad(), torch.autocast(srcs[0].device.type, enabled=False):
-        groups = _groups(srcs, trgs, picks, pick_from, clip, same_location, plans)
-        poses, negs, squares, kept = zip(*(nce_torch.forward(g) for g in groups), strict=True)
+        groups = _groups(srcs, trgs, picks, pick_from, clip, same_location, plans, backend)
+        poses, negs, squares, kept = zip(*(implementation.forward(g) for g in groups), strict=True)
         log_probs = [
             -torch.logaddexp(neg - pos, torch.zeros_like(pos))
             for pos, neg in zip(poses, negs, strict=True)
@@ -150,7 +165,7 @@ def _forward(
             torch.cat([part.flatten() for part in parts])
             for parts in (losses, log_probs, squares, poses, negs)
         )
-    record_plan(Plan(backend, product_library(groups[0].src), plans, memory_budget))
+    record_plan(Plan(backend, product_library(groups[0].src, backend), plans, memory_budget))
     return loss, log_prob, mean_sq, pos, neg, [block for blocks in kept for block in blocks]
 
 
@@ -165,6 +180,7 @@ def _forward_fake(
     memory_budget: int,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    backend = resolve_backend(backend, srcs[0].dtype, srcs[0].device)
     shapes = _score_shapes(srcs, trgs, pick_from)
     plans = _plans(shapes, srcs[0], memory_budget, with_grad)
     scores = sum(math.prod(shape) for shape in shapes)
@@ -176,17 +192,25 @@ def _forward_fake(
         for size in (sets, scores, sets, scores, scores if same_location else rows)
     )
     kept = [
-        srcs[0].new_empty(sets * images * count * locations, dtype=dtype)
-        for (sets, images, locations), plan in zip(shapes, plans, strict=True)
-        for count in _kept_images(images, plan)
+        srcs[0].new_empty(block, dtype=dtype)
+        for shape, plan in zip(shapes, plans, strict=True)
+        for block in _kept_blocks(shape, plan, backend)
     ]
     return loss, log_prob, mean_sq, pos, neg, kept
 
 
-def _kept_images(images: int, plan: GroupPlan) -> list[int]:
-    """Target images of each kept block."""
-    starts = range(0, images, plan.block_images) if plan.mode == "keep" else ()
-    return [min(plan.block_images, images - start) for start in starts]
+def _kept_blocks(
+    shape: tuple[int, int, int], plan: GroupPlan, backend: str
+) -> list[tuple[int, ...]]:
+    """Shapes of what a group keeps: padded rows for all blocks, or a flat tensor a block."""
+    if plan.mode != "keep":
+        return []
+    sets, images, locations = shape
+    if backend == "triton":
+        return [(sets, images, padded(images * locations))]
+    starts = range(0, images, plan.block_images)
+    counts = [min(plan.block_images, images - start) for start in starts]
+    return [(sets * images * count * locations,) for count in counts]
 
 
 def _backward(
@@ -207,6 +231,8 @@ def _backward(
     need_srcs: list[bool],
     need_trgs: list[bool],
 ) -> list[Tensor]:
+    backend = resolve_backend(backend, srcs[0].dtype, srcs[0].device)
+    implementation = _implementation(backend)
     shapes = _score_shapes(srcs, trgs, pick_from)
     plans = _plans(shapes, srcs[0], memory_budget, with_grad=True)
     sizes = [math.prod(shape) for shape in shapes]
@@ -216,7 +242,7 @@ def _backward(
     grad_srcs: list[Tensor | None] = []
     grad_trgs: list[Tensor | None] = []
     with torch.no_grad(), torch.autocast(srcs[0].device.type, enabled=False):
-        groups = _groups(srcs, trgs, picks, pick_from, clip, same_location, plans)
+        groups = _groups(srcs, trgs, picks, pick_from, clip, same_location, plans, backend)
         for index, (group, shape, own, sums, from_loss, upstream, square) in enumerate(
             zip(
                 groups,
@@ -230,9 +256,9 @@ def _backward(
             )
         ):
             origin = pick_from[index]
-            grad_src, grad_trg = nce_torch.backward(
+            grad_src, grad_trg = implementation.backward(
                 group,
-                [next(blocks) for _ in _kept_images(shape[1], plans[index])],
+                [next(blocks) for _ in _kept_blocks(shape, plans[index], backend)],
                 own.view(shape),
                 sums.view(*shape[:2], -1),
                 _grad_log_prob(shape, from_loss, upstream),

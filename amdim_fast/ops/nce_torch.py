@@ -159,7 +159,7 @@ def backward(
     unit_packed, scaled = packed(unit.t()), None if kept else packed(unit * group.stored_per_raw)
     grad_src = torch.zeros_like(unit) if need_src else None
     grad_trg = group.trg.new_empty(group.trg.shape) if need_trg else None
-    grad_own, weight = _row_gradients(group, pos, neg, grad_log_prob)
+    grad_own, weight = row_gradients(group, pos, neg, grad_log_prob)
     penalty = unit.new_zeros(sets) if grad_mean_sq is None else grad_mean_sq
     count = images * images * locations * group.stored_per_raw
     penalty = penalty.view(1, 1, sets, 1) * (2.0 / count)
@@ -183,7 +183,7 @@ def backward(
     return grad_src, grad_trg
 
 
-def _row_gradients(
+def row_gradients(
     group: Group, pos: Tensor, neg: Tensor, grad_log_prob: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the raw own scores [S, B, L], and the weight of the negatives, shaped as neg."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 WORK_BLOCKS = 3
+# Rows of products start at multiples of this many entries in the Triton kernels.
+ROW_UNIT = 16
 # Work blocks of this size stay in the caches of a CPU; on a GPU fewer, larger launches win.
 PREFERRED_BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 64 * 2**20}
 
@@ -41,7 +43,8 @@ class Plan:
 
     Attributes:
         backend: "torch" or "triton", the code that ran.
-        products: the library of its matrix products, "onednn" or "aten" (MKL, cuBLAS, ...).
+        products: the library of its matrix products, "onednn", "aten" (MKL, cuBLAS, ...) or, beside
+            the Triton kernels, "cublas".
         groups: one entry a group, in the order of the call.
         memory_budget: the bytes the plan was made for.
     """
@@ -99,6 +102,11 @@ def plan_groups(
         remaining -= total if keep else 0
         groups.append(GroupPlan(mode, block_images, block_bytes, total if keep else 0))
     return tuple(groups)
+
+
+def padded(columns: int) -> int:
+    """Entries a row of products takes in the Triton kernels."""
+    return -(-columns // ROW_UNIT) * ROW_UNIT
 
 
 _state = threading.local()

@@ -9,12 +9,14 @@ from torch import Tensor
 PACKED_FOR_ROWS = 1024
 
 
-def product_library(tensor: Tensor) -> str:
+def product_library(tensor: Tensor, backend: str = "torch") -> str:
     """Which library multiplies: "onednn" for float32 on CPUs where torch has it, else "aten".
 
-    "aten" is MKL, cuBLAS and the like. On AMD CPUs with AVX-512 oneDNN is about twice as fast as
-    MKL, which runs its AVX2 code there.
+    "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS is named. On AMD CPUs with
+    AVX-512 oneDNN is about twice as fast as MKL, which runs its AVX2 code there.
     """
+    if backend == "triton":
+        return "cublas" if tensor.device.type == "cuda" else "aten"
     onednn = (
         tensor.device.type == "cpu"
         and tensor.dtype == torch.float32

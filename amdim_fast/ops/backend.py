@@ -1,0 +1,53 @@
+"""Which code runs a call of the contrastive op: torch operations or the Triton kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+OLDEST_CAPABILITY = (8, 0)
+
+
+def resolve_backend(backend: str, dtype: torch.dtype, device: torch.device) -> str:
+    """'torch' or 'triton' for a backend as users name it.
+
+    "auto" is "triton" on GPUs that have it, except for float64, and "torch" elsewhere.
+
+    Raises:
+        ValueError: "triton" is asked for where it cannot run. TypeError: for float64.
+    """
+    if backend == "torch":
+        return backend
+    if backend == "auto":
+        usable = device.type == "cuda" and dtype != torch.float64
+        return "triton" if usable and _obstacle(device) is None else "torch"
+    if dtype == torch.float64:
+        raise TypeError(
+            "src is torch.float64, which backend 'triton' does not compute; use backend='torch'"
+        )
+    obstacle = _obstacle(device)
+    if obstacle is not None:
+        raise ValueError(f"backend is 'triton', but {obstacle}; use backend='torch' or 'auto'")
+    return backend
+
+
+def _obstacle(device: torch.device) -> str | None:
+    """Why the kernels cannot run on this device, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= OLDEST_CAPABILITY:
+            return None
+        found = ".".join(map(str, capability))
+        return f"{device} has compute capability {found} and the kernels need 8.0"
+    # Only asked for by name, so triton is loaded by those who want it.
+    from amdim_fast.kernels.nce_forward import INTERPRETED
+
+    if INTERPRETED and device.type == "cpu":
+        return None
+    return (
+        f"the tensors are on {device}; its kernels run on a GPU, or on the CPU in Triton's"
+        " interpreter (TRITON_INTERPRET=1 before triton is imported)"
+    )

@@ -1,0 +1,94 @@
+"""Everything a GPU is needed for, in parts that go on when one fails: ``make gpu``.
+
+    python -m benchmarks.gpu                    all parts, in under nine minutes on one H200
+    python -m benchmarks.gpu --parts test bench
+
+Each part is a process with a time limit; the table at the end has one verdict a part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from benchmarks.harness import ROOT
+
+# Test files that need a package a GPU machine may lack.
+NEEDS = {
+    "mlxtend": ("tests/test_pretraining.py",),
+    "torchvision": ("tests/test_augment.py", "tests/test_views.py"),
+}
+SANITIZED = "tests/test_nce_gpu.py::test_small_case_for_the_sanitizer"
+
+
+def _python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def _tests() -> list[str] | None:
+    command = _python("-m", "pytest", "-q", "-W", "default", "--require-gpu")
+    for package, files in NEEDS.items():
+        if importlib.util.find_spec(package) is None:
+            print(f"left out: {', '.join(files)} ({package} is not installed)")
+            command += [f"--ignore={file}" for file in files]
+    return command
+
+
+def _sanitizer() -> list[str] | None:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        print("left out: compute-sanitizer is not installed")
+        return None
+    return [tool, "--error-exitcode=1", *_python("-m", "pytest", "-q", SANITIZED)]
+
+
+PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
+    "test": (210, _tests),
+    "peak": (30, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
+    "bench": (240, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
+    "largest": (150, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
+    "sanitize": (60, _sanitizer),
+    "report": (30, lambda: _python("-m", "benchmarks.report")),
+}
+
+
+def run_part(name: str) -> str:
+    """The verdict of one part."""
+    limit, make = PARTS[name]
+    print(f"== {name}", flush=True)
+    command = make()
+    if command is None:
+        return "left out"
+    started = time.monotonic()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    try:
+        code = subprocess.run(command, cwd=ROOT, env=environment, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return f"FAILED: over its {limit} s"
+    seconds = time.monotonic() - started
+    return f"{'passed' if code == 0 else f'FAILED: exit status {code}'} in {seconds:.0f} s"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts; 1 if one failed or there is no GPU."""
+    parser = argparse.ArgumentParser(description="Tests and benchmarks that need a GPU.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    options = parser.parse_args(arguments)
+    import torch
+
+    if not torch.cuda.is_available():
+        print("torch finds no CUDA device here; nothing was run", file=sys.stderr)
+        return 1
+    verdicts = {name: run_part(name) for name in options.parts}
+    print("\n".join(f"{name:<10} {verdict}" for name, verdict in verdicts.items()))
+    return int(any(verdict.startswith("FAILED") for verdict in verdicts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
