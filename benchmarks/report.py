@@ -70,7 +70,7 @@ class Rows:
 
 
 def read_rows(root: Path) -> Rows:
-    """Every measured row under benchmarks/results; those of ``benchmarks/aot.py`` measure nothing."""
+    """Every timed row under benchmarks/results; those of ``benchmarks/aot.py`` have no time."""
     files = sorted((root / "benchmarks" / "results").glob("*.jsonl"))
     lines = (line for file in files for line in file.read_text().splitlines())
     return Rows(row for row in map(json.loads, lines) if "time" in row)
