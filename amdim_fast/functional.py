@@ -51,7 +51,7 @@ def nce_log_prob(
         negatives: "other_images", every location of them, or "same_location", only the location l
             of log_prob[b,l] (the softmax of ST-DIM, DRIML and CPC).
         backend: "torch", any device; "triton", fused kernels, on GPUs of compute capability 8.0 and
-            later, not for float64; "auto", the second where it can run, else the first.
+            later, not for float64; "auto", the first until the second has been run on a GPU.
         memory_budget: bytes for blocks of scores, forward to backward included. None is 256 MiB;
             0 keeps nothing and works one target image at a time. Scores that fit are kept and the
             backward costs two products; otherwise they are computed again and it costs three.

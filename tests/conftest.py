@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
-
 import pytest
 import torch
 

@@ -32,8 +32,8 @@ def relative_error(value, truth):
     return float((value - truth).norm() / truth.norm())
 
 
-def test_auto_is_triton():
-    LossMultiNCE()(*maps(8, 32), locations=picked(8))
+def test_plan_names_the_backend():
+    LossMultiNCE(backend="triton")(*maps(8, 32), locations=picked(8))
     assert last_plan().backend == "triton"
 
 
@@ -48,7 +48,9 @@ def test_bfloat16_loss_no_worse_than_twice_eager(images, width, budget):
         return [*outputs, *torch.autograd.grad(sum(outputs), tensors)]
 
     truth, eager = judge(wide), judge(inputs)
-    ours = results(LossMultiNCE(tclip=10.0, memory_budget=budget), inputs, locations)
+    ours = results(
+        LossMultiNCE(tclip=10.0, memory_budget=budget, backend="triton"), inputs, locations
+    )
     for value, baseline, expected in zip(ours, eager, truth, strict=True):
         limit = 2 * relative_error(baseline, expected) + 1e-6
         assert relative_error(value, expected) <= limit
@@ -60,7 +62,7 @@ def test_offsets_past_int32():
     src = torch.randn(images, width, device="cuda", dtype=torch.bfloat16)
     trg = torch.randn(images, locations, width, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
-        output = nce_log_prob(src, trg)
+        output = nce_log_prob(src, trg, backend="triton")
         raw = torch.einsum("bd,nld->bnl", src[-4:].double(), trg.double()) / width**0.5
         score = 20 * torch.tanh(raw / 20)
         own = torch.arange(images - 4, images, device="cuda")
@@ -78,7 +80,7 @@ def test_kept_scores_past_int32():
     trg.requires_grad_()
     grads = []
     for budget in (2**28, 2**35):
-        loss, mean_sq = nce_loss(src, trg, memory_budget=budget)
+        loss, mean_sq = nce_loss(src, trg, memory_budget=budget, backend="triton")
         grads.append(torch.autograd.grad(loss + mean_sq, (src, trg)))
     assert last_plan().groups[0].mode == "keep"
     for a, b in zip(*grads, strict=True):
@@ -87,15 +89,15 @@ def test_kept_scores_past_int32():
 
 def test_bitwise_reproducible_over_twenty_runs():
     inputs, locations = maps(200, 256), picked(200)
-    first = results(LossMultiNCE(), inputs, locations)
+    first = results(LossMultiNCE(backend="triton"), inputs, locations)
     for _ in range(19):
-        again = results(LossMultiNCE(), inputs, locations)
+        again = results(LossMultiNCE(backend="triton"), inputs, locations)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_replay_of_a_cuda_graph():
     inputs, locations = maps(64, 128), picked(64)
-    loss = LossMultiNCE()
+    loss = LossMultiNCE(backend="triton")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -115,13 +117,13 @@ def test_replay_of_a_cuda_graph():
 
 def test_two_streams():
     sets = [(maps(96, 128), picked(96)) for _ in range(2)]
-    expected = [results(LossMultiNCE(), *one) for one in sets]
+    expected = [results(LossMultiNCE(backend="triton"), *one) for one in sets]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in sets]
     found = []
     for stream, one in zip(streams, sets, strict=True):
         with torch.cuda.stream(stream):
-            found.append(results(LossMultiNCE(), *one))
+            found.append(results(LossMultiNCE(backend="triton"), *one))
     torch.cuda.synchronize()
     for ours, truth in zip(found, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, truth, strict=True))
@@ -129,14 +131,14 @@ def test_two_streams():
 
 def test_no_host_synchronisation():
     inputs, locations = maps(64, 128), picked(64)
-    results(LossMultiNCE(), inputs, locations)
+    results(LossMultiNCE(backend="triton"), inputs, locations)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        results(LossMultiNCE(), inputs, locations)
+        results(LossMultiNCE(backend="triton"), inputs, locations)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_small_case_for_the_sanitizer():
-    results(LossMultiNCE(), maps(5, 24), picked(5))
+    results(LossMultiNCE(backend="triton"), maps(5, 24), picked(5))
     torch.cuda.synchronize()

@@ -148,5 +148,5 @@ def test_old_gpu(monkeypatch):
     ):
         resolve_backend("triton", torch.float32, device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert resolve_backend("auto", torch.bfloat16, device) == "triton"
-    assert resolve_backend("auto", torch.float64, device) == "torch"
+    assert resolve_backend("triton", torch.bfloat16, device) == "triton"
+    assert resolve_backend("auto", torch.bfloat16, device) == "torch"

@@ -12,16 +12,13 @@ OLDEST_CAPABILITY = (8, 0)
 def resolve_backend(backend: str, dtype: torch.dtype, device: torch.device) -> str:
     """'torch' or 'triton' for a backend as users name it.
 
-    "auto" is "triton" on GPUs that have it, except for float64, and "torch" elsewhere.
+    "auto" is "torch" everywhere until the kernels have run on a GPU; "triton" is to be asked for.
 
     Raises:
         ValueError: "triton" is asked for where it cannot run. TypeError: for float64.
     """
-    if backend == "torch":
-        return backend
-    if backend == "auto":
-        usable = device.type == "cuda" and dtype != torch.float64
-        return "triton" if usable and _obstacle(device) is None else "torch"
+    if backend in ("auto", "torch"):
+        return "torch"
     if dtype == torch.float64:
         raise TypeError(
             "src is torch.float64, which backend 'triton' does not compute; use backend='torch'"

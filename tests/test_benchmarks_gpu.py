@@ -1,0 +1,83 @@
+"""What of the GPU benchmarks can be decided without one: providers, the grid's table, the parts."""
+
+import pytest
+import torch
+from amdim_fast.kernels import nce_blocks
+
+from benchmarks import gpu, harness, nce_grid
+from benchmarks.grid_table import grid_table
+from benchmarks.nce_providers import FORWARD, FORWARD_BACKWARD, FUSED, LOSSES, make_inputs, run
+from benchmarks.rows import Rows
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("mode", [FORWARD, FORWARD_BACKWARD])
+@pytest.mark.parametrize("provider", ["triton", *FUSED])
+def test_kernel_providers_agree_with_the_reference(provider, mode):
+    inputs = make_inputs(5, 16, "float32", DEVICE)
+    found, expected = run(provider, mode, inputs), run("reference", mode, inputs)
+    assert harness.largest_difference(found, expected) < 1e-4
+
+
+def test_forced_choice_ends_with_the_call():
+    before = nce_blocks.choose
+    run("triton_fused", FORWARD, make_inputs(4, 16, "float32", DEVICE))
+    assert nce_blocks.choose is before
+
+
+def test_every_point_of_the_grid_has_known_providers():
+    for dtype in nce_grid.DTYPES:
+        for images, width in nce_grid.GRID:
+            measured = nce_grid.providers(images, width, dtype)
+            assert {*measured} <= LOSSES.keys() | {"gemms"}
+            assert {*measured} >= {"triton", "gemms"}
+
+
+def test_product_flops_count_every_pair():
+    images, width = 7, 3
+    pairs = 2 * images * images * (25 + 49 + 25)
+    assert nce_grid.product_flops(images, width, (25, 49), FORWARD) == 2 * pairs * width
+    assert nce_grid.product_flops(images, width, (25, 49), FORWARD_BACKWARD) == 6 * pairs * width
+
+
+def row(case, provider, mode, metric, unit, value):
+    condition = harness.Condition("nce", case, provider, mode, {"B": 1024}, "bfloat16")
+    return harness.make_row(condition, metric, unit, [value], device="some GPU")
+
+
+def test_table_divides_by_the_measured_peak():
+    key = nce_grid.grid_key(1024, 2048, "bfloat16")
+    seconds = nce_grid.product_flops(1024, 2048, (25, 49), FORWARD_BACKWARD) / 400e12
+    rows = [
+        row(key, "triton", FORWARD_BACKWARD, "time", "ms", 1e3 * seconds),
+        row(nce_grid.peak_key("bfloat16"), "product_peak", "product", "rate", "TFLOP/s", 800.0),
+    ]
+    text = grid_table(Rows(rows))
+    assert "| amdim_fast, bfloat16 | 1024 | 2048 | not yet measured |" in text
+    assert "| 400 | 50% | not yet measured |" in text
+    assert grid_table(Rows([])) == "Not yet measured."
+
+
+def test_without_a_gpu_nothing_is_run(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 1
+    assert nce_grid.main(["peak"]) == 1
+    assert "torch finds no CUDA device" in capsys.readouterr().err
+
+
+def test_a_failing_part_does_not_stop_the_next(monkeypatch, capfd):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    parts = {
+        "bad": (20, lambda: gpu._python("-c", "raise SystemExit(3)")),
+        "slow": (1, lambda: gpu._python("-c", "import time; time.sleep(30)")),
+        "good": (20, lambda: gpu._python("-c", "print('ran')")),
+        "absent": (20, lambda: None),
+    }
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    assert gpu.main(["--parts", *parts]) == 1
+    printed = capfd.readouterr().out
+    assert "FAILED: exit status 3" in printed
+    assert "FAILED: over its 1 s" in printed
+    assert "ran" in printed
+    assert "left out" in printed
