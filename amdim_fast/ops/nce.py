@@ -7,18 +7,15 @@ group may draw one more source set from the targets of another group, one locati
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amdim_fast.ops import nce_torch
 from amdim_fast.ops._library import LIBRARY
-from amdim_fast.ops.backend import resolve_backend
-from amdim_fast.ops.plan import GroupPlan, Plan, padded, plan_groups, record_plan
+from amdim_fast.ops.nce_call import NO_PICK, Call
+from amdim_fast.ops.plan import Plan, record_plan
 from amdim_fast.ops.product import product_library
 
 LIBRARY.define(
@@ -35,8 +32,6 @@ LIBRARY.define(
     " -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-
-NO_PICK = -1
 
 
 def nce_forward(
@@ -75,87 +70,13 @@ def nce_forward(
     return loss, log_prob, mean_sq, pos
 
 
-def _score_shapes(
-    srcs: Sequence[Tensor], trgs: Sequence[Tensor], pick_from: Sequence[int]
-) -> list[tuple[int, int, int]]:
-    """(S, B, L) of each group, the picked set included."""
-    return [
-        (src.shape[0] + (origin != NO_PICK), src.shape[1], trg.shape[1])
-        for src, trg, origin in zip(srcs, trgs, pick_from, strict=True)
-    ]
-
-
-def _plans(
-    shapes: Sequence[tuple[int, int, int]], like: Tensor, memory_budget: int, with_grad: bool
-) -> tuple[GroupPlan, ...]:
-    return plan_groups(
-        [(sets * images, images, locations) for sets, images, locations in shapes],
-        itemsize=nce_torch.compute_dtype(like.dtype).itemsize,
-        device_type=like.device.type,
-        memory_budget=memory_budget,
-        with_grad=with_grad,
-    )
-
-
-def _groups(
-    srcs: Sequence[Tensor],
-    trgs: Sequence[Tensor],
-    picks: Sequence[Tensor],
-    pick_from: Sequence[int],
-    clip: float | None,
-    same_location: bool,
-    plans: Sequence[GroupPlan],
-    backend: str,
-) -> list[nce_torch.Group]:
-    """Inputs of each group, the picked sources stacked below the given ones."""
-    given = srcs[0].dtype
-    dtype = given if backend == "triton" else nce_torch.compute_dtype(given)
-    location = iter(picks)
-    groups = []
-    for src, trg, origin, plan in zip(srcs, trgs, pick_from, plans, strict=True):
-        stacked = src.to(dtype)
-        if origin != NO_PICK:
-            stacked = torch.cat([stacked, _picked(trgs[origin], next(location))[None].to(dtype)])
-        groups.append(nce_torch.Group(stacked.contiguous(), trg, clip, same_location, plan))
-    return groups
-
-
-def _implementation(backend: str) -> ModuleType:
-    """Module with the forward and backward of one group; loads triton only if it is used."""
-    if backend == "torch":
-        return nce_torch
-    from amdim_fast.ops import nce_triton
-
-    return nce_triton
-
-
-def _picked(trg: Tensor, location: Tensor) -> Tensor:
-    """[B, D] targets at one location an image; on a GPU an index out of range is an assertion."""
-    count = trg.shape[1]
-    if location.device.type == "cpu" and not ((location >= 0) & (location < count)).all():
-        raise ValueError(
-            f"locations has an entry outside 0..{count - 1}; each must be a place in the map"
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    call = Call(*arguments)
+    with torch.no_grad(), torch.autocast(call.srcs[0].device.type, enabled=False):
+        groups = call.groups()
+        poses, negs, squares, kept = zip(
+            *(call.implementation.forward(group) for group in groups), strict=True
         )
-    return trg[torch.arange(trg.shape[0], device=trg.device), location]
-
-
-def _forward(
-    srcs: list[Tensor],
-    trgs: list[Tensor],
-    picks: list[Tensor],
-    pick_from: list[int],
-    clip: float | None,
-    same_location: bool,
-    backend: str,
-    memory_budget: int,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    backend = resolve_backend(backend, srcs[0].dtype, srcs[0].device)
-    implementation = _implementation(backend)
-    plans = _plans(_score_shapes(srcs, trgs, pick_from), srcs[0], memory_budget, with_grad)
-    with torch.no_grad(), torch.autocast(srcs[0].device.type, enabled=False):
-        groups = _groups(srcs, trgs, picks, pick_from, clip, same_location, plans, backend)
-        poses, negs, squares, kept = zip(*(implementation.forward(g) for g in groups), strict=True)
         log_probs = [
             -torch.logaddexp(neg - pos, torch.zeros_like(pos))
             for pos, neg in zip(poses, negs, strict=True)
@@ -165,52 +86,24 @@ def _forward(
             torch.cat([part.flatten() for part in parts])
             for parts in (losses, log_probs, squares, poses, negs)
         )
-    record_plan(Plan(backend, product_library(groups[0].src, backend), plans, memory_budget))
+    library = product_library(groups[0].src, call.backend)
+    record_plan(Plan(call.backend, library, call.plans, call.memory_budget))
     return loss, log_prob, mean_sq, pos, neg, [block for blocks in kept for block in blocks]
 
 
-def _forward_fake(
-    srcs: list[Tensor],
-    trgs: list[Tensor],
-    picks: list[Tensor],
-    pick_from: list[int],
-    clip: float | None,
-    same_location: bool,
-    backend: str,
-    memory_budget: int,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    backend = resolve_backend(backend, srcs[0].dtype, srcs[0].device)
-    shapes = _score_shapes(srcs, trgs, pick_from)
-    plans = _plans(shapes, srcs[0], memory_budget, with_grad)
-    scores = sum(math.prod(shape) for shape in shapes)
-    rows = sum(sets * images for sets, images, _ in shapes)
-    sets = sum(sets for sets, _, _ in shapes)
-    dtype = nce_torch.compute_dtype(srcs[0].dtype)
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    call = Call(*arguments)
+    sets, scores, sums = sum(call.sets), sum(call.score_sizes), sum(call.sum_sizes)
     loss, log_prob, mean_sq, pos, neg = (
-        srcs[0].new_empty(size, dtype=dtype)
-        for size in (sets, scores, sets, scores, scores if same_location else rows)
+        call.srcs[0].new_empty(size, dtype=call.dtype)
+        for size in (sets, scores, sets, scores, sums)
     )
     kept = [
-        srcs[0].new_empty(block, dtype=dtype)
-        for shape, plan in zip(shapes, plans, strict=True)
-        for block in _kept_blocks(shape, plan, backend)
+        call.srcs[0].new_empty(shape, dtype=call.dtype)
+        for index in range(len(call.shapes))
+        for shape in call.kept_shapes(index)
     ]
     return loss, log_prob, mean_sq, pos, neg, kept
-
-
-def _kept_blocks(
-    shape: tuple[int, int, int], plan: GroupPlan, backend: str
-) -> list[tuple[int, ...]]:
-    """Shapes of what a group keeps: padded rows for all blocks, or a flat tensor a block."""
-    if plan.mode != "keep":
-        return []
-    sets, images, locations = shape
-    if backend == "triton":
-        return [(sets, images, padded(images * locations))]
-    starts = range(0, images, plan.block_images)
-    counts = [min(plan.block_images, images - start) for start in starts]
-    return [(sets * images * count * locations,) for count in counts]
 
 
 def _backward(
@@ -223,62 +116,44 @@ def _backward(
     grad_loss: Tensor | None,
     grad_log_prob: Tensor | None,
     grad_mean_sq: Tensor | None,
-    pick_from: list[int],
-    clip: float | None,
-    same_location: bool,
-    backend: str,
-    memory_budget: int,
-    need_srcs: list[bool],
-    need_trgs: list[bool],
+    *rest: Any,
 ) -> list[Tensor]:
-    backend = resolve_backend(backend, srcs[0].dtype, srcs[0].device)
-    implementation = _implementation(backend)
-    shapes = _score_shapes(srcs, trgs, pick_from)
-    plans = _plans(shapes, srcs[0], memory_budget, with_grad=True)
-    sizes = [math.prod(shape) for shape in shapes]
-    neg_sizes = sizes if same_location else [sets * images for sets, images, _ in shapes]
-    sets = [shape[0] for shape in shapes]
+    *settings, need_srcs, need_trgs = rest
+    call = Call(*(srcs, trgs, picks, *settings, True))
+    poses, negs = pos.split(call.score_sizes), neg.split(call.sum_sizes)
+    of_loss, of_log_prob, of_mean_sq = (
+        [None] * len(srcs) if packed is None else packed.split(sizes)
+        for packed, sizes in (
+            (grad_loss, call.sets),
+            (grad_log_prob, call.score_sizes),
+            (grad_mean_sq, call.sets),
+        )
+    )
     blocks = iter(kept)
     grad_srcs: list[Tensor | None] = []
     grad_trgs: list[Tensor | None] = []
     with torch.no_grad(), torch.autocast(srcs[0].device.type, enabled=False):
-        groups = _groups(srcs, trgs, picks, pick_from, clip, same_location, plans, backend)
-        for index, (group, shape, own, sums, from_loss, upstream, square) in enumerate(
-            zip(
-                groups,
-                shapes,
-                pos.split(sizes),
-                neg.split(neg_sizes),
-                _split(grad_loss, sets),
-                _split(grad_log_prob, sizes),
-                _split(grad_mean_sq, sets),
-                strict=True,
-            )
-        ):
-            origin = pick_from[index]
-            grad_src, grad_trg = implementation.backward(
+        for index, group in enumerate(call.groups()):
+            shape, origin = call.shapes[index], call.pick_from[index]
+            grad_src, grad_trg = call.implementation.backward(
                 group,
-                [next(blocks) for _ in _kept_blocks(shape, plans[index], backend)],
-                own.view(shape),
-                sums.view(*shape[:2], -1),
-                _grad_log_prob(shape, from_loss, upstream),
-                square,
+                [next(blocks) for _ in call.kept_shapes(index)],
+                poses[index].view(shape),
+                negs[index].view(*shape[:2], -1),
+                _grad_log_prob(shape, of_loss[index], of_log_prob[index]),
+                of_mean_sq[index],
                 need_src=need_srcs[index] or (origin != NO_PICK and need_trgs[origin]),
                 need_trg=need_trgs[index],
             )
             grad_srcs.append(grad_src)
             grad_trgs.append(grad_trg)
-        _add_picked(grad_srcs, grad_trgs, picks, pick_from)
+        call.add_picked(grad_srcs, grad_trgs)
     wanted = [
         grad[: src.shape[0]].to(src.dtype)
         for grad, src, need in zip(grad_srcs, srcs, need_srcs, strict=True)
         if need and grad is not None
     ]
     return wanted + [grad for grad in grad_trgs if grad is not None]
-
-
-def _split(packed: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
-    return [None] * len(sizes) if packed is None else packed.split(sizes)
 
 
 def _grad_log_prob(
@@ -290,24 +165,6 @@ def _grad_log_prob(
         share = (from_loss / -(shape[1] * shape[2])).view(-1, 1, 1).expand(shape)
         total = share if total is None else total + share
     return total
-
-
-def _add_picked(
-    grad_srcs: list[Tensor | None],
-    grad_trgs: list[Tensor | None],
-    picks: Sequence[Tensor],
-    pick_from: Sequence[int],
-) -> None:
-    """Add the gradient of each picked source to the targets it came from; one row an image."""
-    location = iter(picks)
-    for origin, grad_src in zip(pick_from, grad_srcs, strict=True):
-        if origin == NO_PICK:
-            continue
-        index = next(location)
-        grad_trg = grad_trgs[origin]
-        if grad_trg is not None and grad_src is not None:
-            rows = torch.arange(grad_trg.shape[0], device=grad_trg.device)
-            grad_trg[rows, index] = (grad_trg[rows, index] + grad_src[-1]).to(grad_trg.dtype)
 
 
 def _backward_fake(srcs: list[Tensor], trgs: list[Tensor], *rest: Any) -> list[Tensor]:
