@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from benchmarks.aot_table import aot_table
 from benchmarks.grid_table import grid_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
 from benchmarks.rows import (
@@ -144,6 +145,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "nce_headline": lambda rows: nce_table(rows, HEADLINE, METHODS),
     "nce_floors": lambda rows: nce_table(rows, of_case(SMALL), METHODS | FLOORS),
     "nce_gpu": grid_table,
+    "aot": lambda rows: aot_table(rows.root or ROOT),
     "nce_large": nce_large,
     "nce_plot": nce_plot,
     "nce_goals": nce_goals,

@@ -34,7 +34,8 @@ class Rows:
     Rows of older devices are left aside, so that no table mixes two machines.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], root: Path | None = None) -> None:
+        self.root = root
         ordered = sorted(rows, key=lambda row: str(row["time"]))
         device = {(row["name"], row.get("case")): row.get("device") for row in ordered}
         self._newest: dict[tuple[Any, ...], Row] = {}
@@ -56,11 +57,9 @@ class Rows:
 def read_rows(root: Path) -> Rows:
     """Every measured row under benchmarks/results; aot.jsonl holds compilations instead."""
     files = sorted((root / "benchmarks" / "results").glob("*.jsonl"))
+    timed = (file for file in files if file.stem != "aot")
     return Rows(
-        json.loads(line)
-        for file in files
-        if file.stem != "aot"
-        for line in file.read_text().splitlines()
+        (json.loads(line) for file in timed for line in file.read_text().splitlines()), root
     )
 
 
