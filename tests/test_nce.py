@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from nce_cases import evaluate, relative_error
 
 from amdim_fast import last_plan, nce_log_prob, nce_loss
 from amdim_fast.functional import NEGATIVES
@@ -22,24 +23,12 @@ def features(images, locations, width, *, sets=None, dtype=torch.float64, scale=
     return src.requires_grad_(), trg.requires_grad_()
 
 
-def evaluate(function, src, trg, upstream, **options):
-    """Outputs and gradients under one random upstream for log_prob and mean_sq."""
-    output = function(src, trg, **options)
-    objective = (output.log_prob * upstream[0]).sum() + (output.mean_sq * upstream[1]).sum()
-    grads = torch.autograd.grad(objective, (src, trg))
-    return [tensor.detach() for tensor in (*output, *grads)]
-
-
 def upstream_like(src, trg):
     log_prob_shape = (*src.shape[:-1], trg.shape[1])
     return (
         torch.randn(log_prob_shape, dtype=torch.float64, device=src.device),
         torch.randn(src.shape[:-2], dtype=torch.float64, device=src.device),
     )
-
-
-def relative_error(value, truth):
-    return float((value.double() - truth).norm() / truth.norm().clamp_min(1e-30))
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
