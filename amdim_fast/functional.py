@@ -63,9 +63,9 @@ def nce_log_prob(
         float64 inputs. With B = 1 there are no negatives: log_prob is 0 and so is its gradient.
 
     Raises:
-        ValueError: shapes or devices disagree, a size is 0, or an argument is out of range.
-        TypeError: dtypes differ or are not floating point.
-            ``backend="triton"`` where it cannot run is one or the other.
+        ValueError: shapes or devices disagree, a size is 0, an argument is out of range, or
+            ``backend="triton"`` cannot run here.
+        TypeError: dtypes differ or are not floating point, or are float64 for "triton".
         NotImplementedError: a ``group`` is given.
         RuntimeError: a second derivative is asked for.
 

@@ -68,12 +68,12 @@ class RunLog:
         self._write_json("summary.json", summary)
         self.draw_curves()
 
-    def draw_curves(self) -> Path | None:
-        """Losses and images/s against steps; None where matplotlib is not installed."""
+    def draw_curves(self) -> None:
+        """Losses and regulariser against steps; nothing where matplotlib is not installed."""
         try:
             import matplotlib
         except ModuleNotFoundError:
-            return None
+            return
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
@@ -85,10 +85,8 @@ class RunLog:
         left.legend()
         right.plot(steps, [record["lgt_reg"] for record in self.records], color="tab:red")
         right.set(xlabel="step", ylabel="penalty on raw scores", title="regulariser")
-        path = self.folder / "curves.png"
-        figure.savefig(path, dpi=110)
+        figure.savefig(self.folder / "curves.png", dpi=110)
         pyplot.close(figure)
-        return path
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         temporary = self.folder / f".{name}.tmp"

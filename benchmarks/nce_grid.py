@@ -90,14 +90,14 @@ def measure_largest(out: Path, start: int | None) -> int:
     image_bytes = 2 * (1 + 25 + 49) * LARGEST_WIDTH * 2 * 2  # two views, bfloat16, and gradients
     images = start or int(SHARE_TO_FILL * free / image_bytes) // BATCH_STEP * BATCH_STEP
     while images > 0:
-        inputs = results = None
+        inputs = None
         try:
             inputs = make_inputs(images, LARGEST_WIDTH, "bfloat16", "cuda")
-            call = harness.stopwatch("cuda")
-            milliseconds = call(lambda inputs=inputs: run("triton", FORWARD_BACKWARD, inputs))  # type: ignore[misc]
+            measure = harness.stopwatch("cuda")
+            milliseconds = measure(lambda inputs=inputs: run("triton", FORWARD_BACKWARD, inputs))  # type: ignore[misc]
         except torch.OutOfMemoryError:
             print(f"  B = {images}: out of memory")
-            del inputs, results
+            del inputs
             torch.cuda.empty_cache()
             images -= BATCH_STEP
             continue

@@ -31,11 +31,12 @@ Row = Mapping[str, Any]
 class Rows:
     """The newest row of each condition, of the newest device of its case.
 
-    Rows of older devices are left aside, so that no table mixes two machines.
+    Rows of older devices are left aside, so that no table mixes two machines. ``compiled`` are the
+    rows of the ahead-of-time gate, which have no time.
     """
 
-    def __init__(self, rows: Iterable[Row], root: Path | None = None) -> None:
-        self.root = root
+    def __init__(self, rows: Iterable[Row], compiled: Iterable[Row] = ()) -> None:
+        self.compiled = list(compiled)
         ordered = sorted(rows, key=lambda row: str(row["time"]))
         device = {(row["name"], row.get("case")): row.get("device") for row in ordered}
         self._newest: dict[tuple[Any, ...], Row] = {}
@@ -55,12 +56,10 @@ class Rows:
 
 
 def read_rows(root: Path) -> Rows:
-    """Every measured row under benchmarks/results; aot.jsonl holds compilations instead."""
+    """Every row under benchmarks/results."""
     files = sorted((root / "benchmarks" / "results").glob("*.jsonl"))
-    timed = (file for file in files if file.stem != "aot")
-    return Rows(
-        (json.loads(line) for file in timed for line in file.read_text().splitlines()), root
-    )
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return Rows((row for row in rows if "time" in row), (row for row in rows if "time" not in row))
 
 
 def quantity(value: float, unit: str) -> str:

@@ -23,6 +23,20 @@ def features(images, locations, width, *, sets=None, dtype=torch.float32, scale=
     return src.requires_grad_(), trg.requires_grad_()
 
 
+@torch.no_grad()
+def make_extreme(src, trg, value):
+    """Overwrite features: "constant", "huge", or "opposed" (huge, all scores at the lower clip)."""
+    if value == "constant":
+        src.fill_(1.0)
+        trg.fill_(1.0)
+    elif value == "huge":
+        src.mul_(1e4)
+        trg.mul_(1e4)
+    else:
+        src.fill_(1e4)
+        trg.fill_(-1e4)
+
+
 def upstream_like(src, trg, scale=1.0):
     log_prob = scale * torch.randn(*src.shape[:-1], trg.shape[1])
     return log_prob.to(DEVICE), torch.randn(src.shape[:-2]).to(DEVICE)

@@ -3,7 +3,16 @@
 import pytest
 import torch
 from amdim_fast.kernels import nce_blocks
-from nce_cases import CLIPS, DEVICE, blocks, check, features, relative_error, upstream_like
+from nce_cases import (
+    CLIPS,
+    DEVICE,
+    blocks,
+    check,
+    features,
+    make_extreme,
+    relative_error,
+    upstream_like,
+)
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss
 from amdim_fast.functional import NEGATIVES
@@ -155,16 +164,7 @@ def test_slices_of_the_targets_add_up(negatives, clip):
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp2")
 def test_extreme_features_stay_finite(clip, value):
     src, trg = features(6, 4, 33)
-    with torch.no_grad():
-        if value == "constant":
-            src.fill_(1.0)
-            trg.fill_(1.0)
-        elif value == "huge":
-            src.mul_(1e4)
-            trg.mul_(1e4)
-        else:
-            src.fill_(1e4)
-            trg.fill_(-1e4)
+    make_extreme(src, trg, value)
     loss, mean_sq = nce_loss(src, trg, clip=clip, backend="triton")
     (loss + 1e-9 * mean_sq).backward()
     for tensor in (loss, mean_sq, src.grad, trg.grad):

@@ -156,7 +156,8 @@ def backward(
     sets, images, locations, width = group.sizes()
     rows = sets * images
     unit = group.src.view(rows, width) * (1.0 / math.sqrt(width))
-    unit_packed, scaled = packed(unit.t()), None if kept else packed(unit * group.stored_per_raw)
+    scaled = None if kept else packed(unit * group.stored_per_raw)
+    sources = packed(unit.t()) if need_trg else unit
     grad_src = torch.zeros_like(unit) if need_src else None
     grad_trg = group.trg.new_empty(group.trg.shape) if need_trg else None
     grad_own, weight = row_gradients(group, pos, neg, grad_log_prob)
@@ -177,7 +178,7 @@ def backward(
         if grad_src is not None:
             grad_src += product(matrix.t(), columns.t())
         if grad_trg is not None:
-            grad_trg[start:stop] = product(matrix, unit_packed).view(-1, locations, width)
+            grad_trg[start:stop] = product(matrix, sources).view(-1, locations, width)
     if grad_src is not None:
         grad_src = grad_src.mul_(1.0 / math.sqrt(width)).view(sets, images, width)
     return grad_src, grad_trg
