@@ -26,6 +26,7 @@ bench: $(INSTALLED)
 # Needs no network and no .venv; where the package is not installed, kernels/ is linked into it.
 gpu:
 	$(PYTHON) -c "import amdim_fast.kernels" 2>/dev/null || ln -sfn ../kernels amdim_fast/kernels
+	$(PYTHON) setup.py --quiet build_ext --inplace
 	$(PYTHON) -m benchmarks.gpu
 
 # Rewrites the generated blocks of README.md and the plots from the rows.
@@ -35,8 +36,10 @@ report: $(INSTALLED)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt
+# The extensions are built against the torch that is installed, not against one fetched for the build.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[data,demo,dev]'
+	$(PIP) torch ninja pybind11 'setuptools>=77'
+	$(PIP) --no-build-isolation --editable '.[data,demo,dev]'
 	touch $@

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from amdim_fast.ops.augment import make_views
 from amdim_fast.reference import augment as reference
 from amdim_fast.views import POLICIES, ViewParams, ViewPolicy, sample_view_params
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BACKENDS = ("compiled", "reference")
 
 
 def augment(
@@ -22,6 +25,7 @@ def augment(
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    backend: str = "compiled",
 ) -> Tensor:
     """Make normalised views of uint8 images, exactly as torchvision does on Pillow images.
 
@@ -34,12 +38,15 @@ def augment(
     Args:
         images: uint8 [N, H, W, 3] or [N, 3, H, W], any strides, or N tensors [H, W, 3] whose sizes
             may differ. A tensor that fits both layouts is read as [N, H, W, 3].
-        params: [V, N], on any device.
+        params: [V, N]; on the CPU, where values are checked, or on the images' GPU, where a check
+            would stop the stream: impossible values are clamped there.
         size: side of the views, pixels.
         mean: three, in 0..1.
         std: three, positive.
         dtype: float32, float16 or bfloat16; float32 values rounded once.
         channels_last: each view [N, 3, size, size] in torch.channels_last memory.
+        backend: "compiled", one pass in C++ or CUDA over all views; "reference", plain PyTorch on
+            any device, slow. Their results are equal.
 
     Returns:
         [V, N, 3, size, size] on the device of the images; N = 0 gives an empty tensor.
@@ -47,16 +54,61 @@ def augment(
     Raises:
         TypeError: images are not uint8, or dtype or a field of params has the wrong type.
         ValueError: shapes disagree, or a parameter is impossible for its image.
+        RuntimeError: the compiled library is not built, or not for this device.
 
-    Deterministic: all randomness is in ``params``. Not differentiable.
+    Deterministic: all randomness is in ``params``; the same bits on every device. Compiled, it
+    holds one tile a CPU thread or CUDA block beside the output. Works under ``torch.compile`` and,
+    with ``params`` on the GPU, in CUDA graphs. Not differentiable.
     """
     pixels = _as_pixels(images)
-    _check_output(size, mean, std, dtype)
-    params.validate(_sizes(pixels))
-    if len(pixels):
-        params = params.to(pixels[0].device)
-    views = reference.make_views(pixels, params, size)
-    return reference.normalize(views, mean, std, dtype, channels_last)
+    _check_output(size, mean, std, dtype, backend)
+    if not len(pixels) or backend == "reference":
+        params.validate(_sizes(pixels))
+        device = pixels[0].device if len(pixels) else params.crop.device
+        views = reference.make_views(pixels, params.to(device), size)
+        return reference.normalize(views, mean, std, dtype, channels_last)
+    device = pixels[0].device
+    if params.crop.device.type != "cpu" and params.crop.device != device:
+        params = params.to(device)
+    windows = torch.tensor([size, size, 0, 0], dtype=torch.int32, device=params.crop.device)
+    return _compiled(pixels, params, windows, size, mean, std, dtype, channels_last)
+
+
+def _compiled(
+    pixels: Tensor | list[Tensor],
+    params: ViewParams,
+    windows: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    make_table = level_table if torch.compiler.is_compiling() else _cached_level_table
+    views = make_views(
+        pixels,
+        params,
+        windows,
+        _sizes(pixels),
+        make_table(tuple(mean), tuple(std), dtype, pixels[0].device),
+        size=size,
+        channels_last=channels_last,
+    )
+    return views.movedim(-1, -3) if channels_last else views
+
+
+def level_table(
+    mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[3, 256]: ``(level / 255 - mean) / std`` of each channel, made on the CPU for all devices."""
+    levels = torch.arange(256, dtype=torch.float32, device="cpu").div(255)
+    shift, scale = (
+        torch.tensor(v, dtype=torch.float32, device="cpu")[:, None] for v in (mean, std)
+    )
+    return levels.sub(shift).div(scale).to(dtype).to(device)
+
+
+_cached_level_table = lru_cache(maxsize=64)(level_table)
 
 
 def center_view(
@@ -68,6 +120,7 @@ def center_view(
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    backend: str = "compiled",
 ) -> Tensor:
     """Make the one deterministic view of test images.
 
@@ -83,6 +136,7 @@ def center_view(
         std: three, positive.
         dtype: float32, float16 or bfloat16.
         channels_last: as in ``augment``.
+        backend: as in ``augment``.
 
     Returns:
         [N, 3, size, size].
@@ -90,9 +144,10 @@ def center_view(
     Raises:
         TypeError: images are not uint8 or dtype is not one of the three.
         ValueError: shapes or sizes disagree.
+        RuntimeError: the compiled library is not built, or not for this device.
     """
     pixels = _as_pixels(images)
-    _check_output(size, mean, std, dtype)
+    _check_output(size, mean, std, dtype, backend)
     if resize is None:
         for index, image in enumerate(pixels):
             if image.shape[:2] != (size, size):
@@ -100,15 +155,44 @@ def center_view(
                     f"images must be {size} x {size} where resize is None, "
                     f"got {image.shape[0]} x {image.shape[1]} at {index}"
                 )
-        views = pixels if isinstance(pixels, Tensor) else _stack(pixels, size)
     elif resize < size:
         raise ValueError(f"resize must be at least size = {size}, got {resize}")
-    elif isinstance(pixels, Tensor):
-        views = reference.center_crop(pixels, resize, size)
-    else:
-        cropped = [reference.center_crop(image[None], resize, size)[0] for image in pixels]
-        views = _stack(cropped, size)
-    return reference.normalize(views, mean, std, dtype, channels_last)
+    if not len(pixels) or backend == "reference":
+        views = _reference_center(pixels, resize, size)
+        return reference.normalize(views, mean, std, dtype, channels_last)
+    sizes = _sizes(pixels)
+    params = _untouched(sizes)
+    resized = sizes if resize is None else resize * sizes // sizes.amin(1, keepdim=True)
+    begin = ((resized - size).double() / 2).round().long()  # halves to even, as torchvision
+    windows = torch.cat([resized, begin], 1).int()
+    return _compiled(pixels, params, windows, size, mean, std, dtype, channels_last)[0]
+
+
+def _reference_center(pixels: Tensor | list[Tensor], resize: int | None, size: int) -> Tensor:
+    if resize is None:
+        return pixels if isinstance(pixels, Tensor) else _stack(pixels, size)
+    if isinstance(pixels, Tensor):
+        return reference.center_crop(pixels, resize, size)
+    return _stack([reference.center_crop(image[None], resize, size)[0] for image in pixels], size)
+
+
+def _untouched(sizes: Tensor) -> ViewParams:
+    """Parameters [1, N] of the whole images as they are."""
+    lead = (1, len(sizes))
+    no = torch.zeros(lead, dtype=torch.bool)
+    one, zero = torch.ones(lead), torch.zeros(lead, dtype=torch.int32)
+    return ViewParams(
+        crop=torch.cat([torch.zeros_like(sizes), sizes], 1).int()[None],
+        translate=zero[..., None].expand(*lead, 2),
+        flip=no,
+        jitter=no,
+        order=torch.arange(4, dtype=torch.int32).expand(*lead, 4),
+        brightness=one,
+        contrast=one,
+        saturation=one,
+        hue=zero.float(),
+        gray=no,
+    )
 
 
 class TwoViews(nn.Module):
@@ -121,6 +205,7 @@ class TwoViews(nn.Module):
         policy: a ``ViewPolicy`` or the name of one in ``POLICIES``.
         dtype: float32, float16 or bfloat16.
         channels_last: as in ``augment``.
+        backend: as in ``augment``.
     """
 
     def __init__(
@@ -129,6 +214,7 @@ class TwoViews(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        backend: str = "compiled",
     ) -> None:
         super().__init__()
         if isinstance(policy, str):
@@ -138,6 +224,7 @@ class TwoViews(nn.Module):
         self.policy = policy
         self.dtype = dtype
         self.channels_last = channels_last
+        self.backend = backend
 
     def forward(
         self,
@@ -162,6 +249,7 @@ class TwoViews(nn.Module):
             std=self.policy.std,
             dtype=self.dtype,
             channels_last=self.channels_last,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:
@@ -214,8 +302,10 @@ def _stack(pixels: list[Tensor], size: int) -> Tensor:
 
 
 def _check_output(
-    size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+    size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, backend: str
 ) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     if len(mean) != 3 or len(std) != 3:

@@ -93,22 +93,7 @@ class ViewParams:
                 another device than the first, or holds an impossible value; the message names the
                 field and the first offending [view, image].
         """
-        leading = self.crop.shape[:2]
-        for name, (dtype, trailing) in _FIELDS.items():
-            value = getattr(self, name)
-            if value.dtype != dtype:
-                raise TypeError(f"params.{name} must have dtype {dtype}, got {value.dtype}")
-            if self.crop.dim() != 3 or value.shape != (*leading, *trailing):
-                wanted = ["V", "N", *map(str, trailing)]
-                raise ValueError(
-                    f"params.{name} must have shape [{', '.join(wanted)}], the same V and N in all "
-                    f"fields, got {list(value.shape)} where params.crop has {list(self.crop.shape)}"
-                )
-            if value.device != self.crop.device:
-                raise ValueError(
-                    f"params.{name} must be on the device of params.crop, {self.crop.device}, "
-                    f"got {value.device}"
-                )
+        self.check_types()
         extent = _as_sizes(sizes).to(self.crop.device)
         if len(extent) != len(self):
             raise ValueError(f"params must describe {len(extent)} images, got {len(self)}")
@@ -125,6 +110,25 @@ class ViewParams:
             factor = getattr(self, name)
             self._require(name, (factor >= 0) & factor.isfinite(), "finite and not negative")
         self._require("hue", self.hue.abs() <= 0.5, "between -0.5 and 0.5 turns")
+
+    def check_types(self) -> None:
+        """Raise as ``validate`` does on wrong dtypes, shapes and devices; reads no value."""
+        leading = self.crop.shape[:2]
+        for name, (dtype, trailing) in _FIELDS.items():
+            value = getattr(self, name)
+            if value.dtype != dtype:
+                raise TypeError(f"params.{name} must have dtype {dtype}, got {value.dtype}")
+            if self.crop.dim() != 3 or value.shape != (*leading, *trailing):
+                wanted = ["V", "N", *map(str, trailing)]
+                raise ValueError(
+                    f"params.{name} must have shape [{', '.join(wanted)}], the same V and N in all "
+                    f"fields, got {list(value.shape)} where params.crop has {list(self.crop.shape)}"
+                )
+            if value.device != self.crop.device:
+                raise ValueError(
+                    f"params.{name} must be on the device of params.crop, {self.crop.device}, "
+                    f"got {value.device}"
+                )
 
     def _require(self, name: str, good: Tensor, rule: str, extent: Tensor | None = None) -> None:
         if bool(good.all()):

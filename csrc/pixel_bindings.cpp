@@ -1,0 +1,84 @@
+// amdim_fast._pixel: the pixel functions over NumPy arrays, for tests of the code that GPUs run.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "shared/bicubic.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
+
+// Applies change to each triple of uint8 [..., 3].
+template <class Change>
+Bytes map_triples(const Bytes& triples, Change change) {
+  if (triples.ndim() < 1 || triples.shape(triples.ndim() - 1) != 3) {
+    throw py::value_error("pixels must be uint8 [..., 3]");
+  }
+  Bytes result(py::array::ShapeContainer(triples.shape(), triples.shape() + triples.ndim()));
+  const uint8_t* in = triples.data();
+  uint8_t* out = result.mutable_data();
+  for (py::ssize_t i = 0; i < triples.size(); i += 3) change(in + i, out + i);
+  return result;
+}
+
+Bytes rgb_to_hsv(const Bytes& pixels) {
+  return map_triples(pixels, [](const uint8_t* in, uint8_t* out) {
+    const amdim::Hsv hsv = amdim::rgb_to_hsv({in[0], in[1], in[2]});
+    out[0] = static_cast<uint8_t>(hsv.hue);
+    out[1] = static_cast<uint8_t>(hsv.saturation);
+    out[2] = static_cast<uint8_t>(hsv.value);
+  });
+}
+
+void store(amdim::Rgb rgb, uint8_t* out) {
+  out[0] = static_cast<uint8_t>(rgb.red);
+  out[1] = static_cast<uint8_t>(rgb.green);
+  out[2] = static_cast<uint8_t>(rgb.blue);
+}
+
+Bytes hsv_to_rgb(const Bytes& pixels) {
+  return map_triples(pixels, [](const uint8_t* in, uint8_t* out) {
+    store(amdim::hsv_to_rgb({in[0], in[1], in[2]}), out);
+  });
+}
+
+Bytes turn_hue(const Bytes& pixels, int steps) {
+  return map_triples(pixels, [steps](const uint8_t* in, uint8_t* out) {
+    store(amdim::turn_hue({in[0], in[1], in[2]}, steps), out);
+  });
+}
+
+uint8_t luma(uint8_t red, uint8_t green, uint8_t blue) {
+  return static_cast<uint8_t>(amdim::luma({red, green, blue}));
+}
+
+uint8_t blend(uint8_t degenerate, uint8_t level, float factor) {
+  return static_cast<uint8_t>(amdim::blend(degenerate, level, factor));
+}
+
+// First tap and weights of one output place.
+py::tuple bicubic_taps(int place, int length, int output) {
+  if (length < 1 || output < 1 || place < 0 || place >= output) {
+    throw py::value_error("bicubic_taps needs length >= 1 and 0 <= place < output");
+  }
+  py::array_t<int32_t> weights(amdim::tap_limit(length, output));
+  const amdim::Taps taps = amdim::bicubic_taps(place, length, output, weights.mutable_data());
+  return py::make_tuple(taps.first, weights[py::slice(0, taps.count, 1)]);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_pixel, module) {
+  module.doc() = "Pixel functions of the compiled augmentation, vectorised over NumPy arrays.";
+  module.def("luma", py::vectorize(luma), "Luma of uint8 red, green, blue.");
+  module.def("blend", py::vectorize(blend), "Blend of uint8 degenerate and level by a factor.");
+  module.def("rgb_to_hsv", &rgb_to_hsv, "uint8 [..., 3] to the same shape.");
+  module.def("hsv_to_rgb", &hsv_to_rgb, "uint8 [..., 3] to the same shape.");
+  module.def("turn_hue", &turn_hue, "uint8 [..., 3] and steps of 1/255 turn to the same shape.");
+  module.def("hue_steps", py::vectorize(amdim::hue_steps), "Steps of a float32 in turns.");
+  module.def("bicubic_taps", &bicubic_taps, "First tap and int32 weights of an output place.");
+}
