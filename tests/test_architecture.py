@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Prefixes of module names, lowest layer first; the longest match decides.
 LAYERS = (
-    ("amdim_fast.reference", "amdim_fast.views", "amdim_fast.philox"),
+    ("amdim_fast.reference", "amdim_fast.views"),
     ("amdim_fast.kernels",),
     ("amdim_fast.ops",),
     (
@@ -37,7 +37,6 @@ ALLOWED = {
     "amdim_fast.kernels": {"torch", "triton"},
     "amdim_fast.reference": {"torch"},
     "amdim_fast.views": {"torch"},
-    "amdim_fast.philox": {"torch"},
     "amdim_fast.ops": {"torch"},
 }
 

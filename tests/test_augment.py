@@ -10,9 +10,9 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from amdim_fast.augmentation import TwoViews, augment, center_view
+from amdim_fast.augmentation import TwoViews, augment, center_view, sample_view_params
 from amdim_fast.reference import augment as reference
-from amdim_fast.views import POLICIES, ViewParams, sample_view_params
+from amdim_fast.views import POLICIES, ViewParams
 
 GOLDEN = Path(__file__).parent / "golden" / "pil_views.npz"
 HALF = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
