@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def compiled_equals_reference(case: Case, images: Tensor) -> bool:
     """Whether a few views agree bit for bit."""
     policy, some = POLICIES[case.policy], images[:8]
     params = sample_view_params(policy, [some.shape[1:3]] * len(some))
-    options = {"size": policy.size, "mean": policy.mean, "std": policy.std}
+    options: dict[str, Any] = {"size": policy.size, "mean": policy.mean, "std": policy.std}
     views = [augment(some, params, backend=b, **options) for b in ("compiled", "reference")]
     return torch.equal(*views)
 
@@ -131,7 +132,7 @@ def measure_case(key: str, out: Path) -> bool:
         measure=harness.stopwatch(case.device),
         seconds=20,
     )
-    shapes = {"images": f"{case.images} of {case.side} x {case.side}", "views": 2}
+    shapes: dict[str, Any] = {"images": f"{case.images} of {case.side} x {case.side}", "views": 2}
     shapes["size"] = POLICIES[case.policy].size
     for provider, milliseconds in samples.items():
         torch.set_num_threads(ALL_THREADS if provider == OURS_ALL else 1)
