@@ -19,7 +19,7 @@ from amdim_fast.folders import list_images
 from amdim_fast.image_sets import FileImages, ImageSet, TensorImages
 from amdim_fast.optional import require
 from amdim_fast.packed_store import is_store, read_store
-from amdim_fast.parallel import available_cpus, ordered_map
+from amdim_fast.parallel import ordered_map, worker_count
 
 DIGITS_TEST_PER_CLASS = 100
 # Of the folders that a recipe's published figure speaks of.
@@ -163,10 +163,10 @@ def _load_folder(root: Path, skip_bad: bool, workers: int | None) -> ImageData:
             files = FileImages(listing.root, names, torch.tensor(labels))
             if skip_bad:
                 bad = find_bad(files, workers=workers)
+                if len(bad) == len(files):
+                    raise ValueError(f"every {split} image is bad, the first: {bad[0]}")
                 skipped += bad.values()
                 files = files.without(list(bad))
-            if not len(files):
-                raise ValueError(f"every image of {root} is bad, the first: {skipped[0]}")
             splits[split] = files
     train = splits["train"]
     return ImageData(train, train if classes else None, splits.get("test"), classes, tuple(skipped))
@@ -180,7 +180,7 @@ def find_bad(
     Raises:
         OSError: a file cannot be read at all.
     """
-    workers = available_cpus() if workers is None else workers
+    workers = worker_count(workers)
     bad = {}
     paths = (images.path(index) for index in range(len(images)))
     with (

@@ -52,7 +52,9 @@ def decode(path: str | os.PathLike[str]) -> Image:
             " PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from None
     except pillow.UnidentifiedImageError:
-        raise BadImage(f"{path} is not an image that Pillow knows") from None
+        raise BadImage(
+            f"{path} is not an image that Pillow knows, or its start is damaged"
+        ) from None
     # Pillow's readers raise whatever their parsing runs into: OSError, SyntaxError, struct.error...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.image_sets import Images, ImageSet, StoredImages, byte_count, unpack
-from amdim_fast.parallel import available_cpus, ordered_map
+from amdim_fast.parallel import ordered_map, worker_count
 
 
 class Batch(NamedTuple):
@@ -111,15 +111,13 @@ class Loader(Iterator[Batch]):
     ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch is {prefetch}; it must be 1 or more")
-        if workers is not None and workers < 0:
-            raise ValueError(f"workers is {workers}; it must be 0 or more")
         self.waited = 0.0
         self._device = torch.device(device)
         if self._device.type == "cuda" and self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._ready: queue.Queue[_Item] = queue.Queue(prefetch)
         stop = threading.Event()
-        workers = available_cpus() if workers is None else workers
+        workers = worker_count(workers)
         thread = threading.Thread(
             target=_fill,
             args=(images, indices, self._device, workers, self._ready, stop),

@@ -27,7 +27,7 @@ from amdim_fast.image_sets import Images, read_packed
 FORMAT, VERSION = "amdim_fast packed images", 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
 INDEX_TYPE = np.dtype("<i8")
-SHARD_NAME = re.compile(r"(train|test)-\d{5}")
+SHARD_NAME = re.compile(r"(train|test)-[0-9]{5}")
 HASHED = {"bin": "sha256", "index": "index_sha256", "json": "record_sha256"}
 LONGEST_SIDE = 2**20
 
@@ -165,6 +165,8 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
             raise ValueError(f"its version is {manifest['version']!r}, this code reads {VERSION}")
         classes = tuple(str(name) for name in manifest["classes"])
         splits = {name: list(split["shards"]) for name, split in manifest["splits"].items()}
+        if "train" not in splits:
+            raise KeyError("train")
         for name, shards in splits.items():
             for shard in shards:
                 _check_entry(shard, name)

@@ -22,7 +22,7 @@ from amdim_fast.files import remove_temporaries, written_whole
 from amdim_fast.folders import Listing, list_images
 from amdim_fast.optional import require
 from amdim_fast.packed_store import FORMAT, HASHED, INDEX_TYPE, MANIFEST, PLAN, VERSION, sha256_of
-from amdim_fast.parallel import available_cpus, ordered_map
+from amdim_fast.parallel import ordered_map, worker_count
 
 # A killed run loses at most one shard a worker; a reader keeps one file open for each.
 LEAST_SHARD_IMAGES, MOST_SHARDS = 256, 128
@@ -70,7 +70,7 @@ def pack(
     """
     if size is not None and size < 1:
         raise ValueError(f"size is {size}; it must be 1 or more")
-    workers = available_cpus() if workers is None else workers
+    workers = worker_count(workers)
     listing = list_images(source)
     folder = Path(destination)
     if folder.resolve().is_relative_to(listing.root.resolve()):

@@ -23,11 +23,17 @@ DEAD_WORKER = re.compile("DataLoader worker .*(exited unexpectedly|killed by sig
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-def available_cpus() -> int:
-    """CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def worker_count(workers: int | None) -> int:
+    """``workers``, or as many as there are CPUs for this process.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; it must be 0 or more")
+    return workers
 
 
 def ordered_map(
@@ -51,9 +57,7 @@ def ordered_map(
     Raises:
         OSError, ValueError: the function raised it. ChildProcessError: a worker died.
     """
-    if workers < 0:
-        raise ValueError(f"workers is {workers}; it must be 0 or more")
-    if workers == 0:
+    if worker_count(workers) == 0:
         return (function(task) for task in tasks)
     return _in_workers(function, tasks, workers, ahead)
 
@@ -74,21 +78,25 @@ def _in_workers(
         worker_init_fn=partial(_start_worker, lifeline),
         generator=torch.Generator(),
     )
+    died = False
     try:
         for result in loader:
             if isinstance(result, _Failure):
                 raise result.error
             yield result
     except RuntimeError as error:
-        if not DEAD_WORKER.search(str(error)):
+        died = DEAD_WORKER.search(str(error)) is not None
+        if not died:
             raise
-        raise ChildProcessError(
-            "a worker process died, killed by the system or by hand; if memory ran out, use fewer"
-            " workers"
-        ) from error.with_traceback(None)
     finally:
         held_open.close()
         lifeline.close()
+    # Raised here, because torch's error would keep its iterator and threads alive.
+    if died:
+        raise ChildProcessError(
+            "a worker process died, killed by the system or by hand; if memory ran out, use fewer"
+            " workers"
+        )
 
 
 class _Failure:

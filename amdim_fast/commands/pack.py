@@ -32,7 +32,9 @@ def add_command(commands: Any) -> None:
         metavar="PX",
         help="resize the shorter side of larger images to this, pixels; as they are if not given",
     )
-    command.add_argument("--workers", type=int, help="processes; one a CPU if not given")
+    command.add_argument(
+        "--workers", type=int, help="processes, 0 for none; one a CPU if not given"
+    )
     command.add_argument(
         "--skip-bad", action="store_true", help=f"leave bad images out, listed in DST/{SKIPPED}"
     )
