@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.aot_table import aot_table
+from benchmarks.data_table import data_table
 from benchmarks.grid_table import grid_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
 from benchmarks.rows import (
@@ -149,6 +150,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "nce_large": nce_large,
     "nce_plot": nce_plot,
     "nce_goals": nce_goals,
+    "data": data_table,
     "demo": lambda rows: small_table(rows, "demo"),
 }
 
