@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.aot_table import aot_table
 from benchmarks.augment_table import augment_goals, augment_gpu, augment_table
+from benchmarks.data_table import data_table
 from benchmarks.grid_table import grid_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
 from benchmarks.rows import (
@@ -153,6 +154,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "augment": augment_table,
     "augment_gpu": augment_gpu,
     "augment_goals": augment_goals,
+    "data": data_table,
     "demo": lambda rows: small_table(rows, "demo"),
 }
 

@@ -21,14 +21,28 @@ LAYERS = (
         "amdim_fast.encoder",
         "amdim_fast.probes",
     ),
-    ("amdim_fast.model", "amdim_fast.checkpoint", "amdim_fast.checkpoint_names", "amdim_fast.data"),
+    (
+        "amdim_fast.model",
+        "amdim_fast.checkpoint",
+        "amdim_fast.checkpoint_names",
+        "amdim_fast.data",
+        "amdim_fast.decoding",
+        "amdim_fast.files",
+        "amdim_fast.folders",
+        "amdim_fast.image_sets",
+        "amdim_fast.loading",
+        "amdim_fast.optional",
+        "amdim_fast.packed_store",
+        "amdim_fast.packing",
+        "amdim_fast.parallel",
+    ),
     (
         "amdim_fast.recipes",
         "amdim_fast.pretraining",
         "amdim_fast.evaluation",
         "amdim_fast.runlog",
     ),
-    ("amdim_fast.cli", "amdim_fast.__main__"),
+    ("amdim_fast.cli", "amdim_fast.commands", "amdim_fast.__main__"),
 )
 # The package itself gathers public names, lazily above layer 3; anyone may ask its version.
 PACKAGE = "amdim_fast"
