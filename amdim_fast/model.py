@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 from amdim_fast.encoder import Encoder
 from amdim_fast.losses import LossMultiNCE
-from amdim_fast.mixture import MixtureHead, MixtureNCELoss
+from amdim_fast.mixture import MixtureHead, MixtureLosses, MixtureNCELoss
 from amdim_fast.probes import Probes
 
 
@@ -147,9 +147,12 @@ class AMDIM(nn.Module):
                 f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they should be equal"
             )
         first, second = self.encoder(x1), self.encoder(x2)
-        sources = (first.r1, second.r1)
-        if self.mixture is not None:
-            sources = self.mixture(first.r1), self.mixture(second.r1)
-        maps = (sources[0], *first[1:], sources[1], *second[1:])
-        parts = self.g2l_loss(*maps, locations=locations, generator=generator)
-        return AMDIMOutput(*parts[:4], first.r1, second.r1, *parts[4:])
+        drawn = {"locations": locations, "generator": generator}
+        if self.mixture is None:
+            loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(*first, *second, **drawn)
+            return AMDIMOutput(loss_1t5, loss_1t7, loss_5t5, lgt_reg, first.r1, second.r1)
+        components = self.mixture(first.r1), self.mixture(second.r1)
+        found: MixtureLosses = self.g2l_loss(
+            *(components[0], *first[1:]), *(components[1], *second[1:]), **drawn
+        )
+        return AMDIMOutput(*found[:4], first.r1, second.r1, found.entropy, found.usage)

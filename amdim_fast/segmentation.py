@@ -16,7 +16,7 @@ from torch import Tensor
 
 from amdim_fast.feature_maps import local_features
 from amdim_fast.functional import nce_log_prob
-from amdim_fast.mixture import responsibilities
+from amdim_fast.mixture import MixtureNCELoss, responsibilities
 from amdim_fast.model import AMDIM
 
 SCALES = ("r7", "r5")
@@ -115,7 +115,7 @@ def segment(
     Raises:
         ValueError: the model has no components, or scale is unknown.
     """
-    if model.mixture is None:
+    if model.mixture is None or not isinstance(model.g2l_loss, MixtureNCELoss):
         raise ValueError("the model has no components; train one with components=K")
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")

@@ -1,0 +1,48 @@
+"""The step with components beside the plain one, and its goal."""
+
+from __future__ import annotations
+
+from benchmarks.rows import MISSING, Row, Rows, conditions, quantity, table
+
+GOAL = 1.5
+
+
+def _steps(rows: Rows) -> dict[str, Row]:
+    return {row["provider"]: row for row in rows.named("mixture")}
+
+
+def mixture_table(rows: Rows) -> str:
+    """Time of a training step, and how many plain steps it is."""
+    found = _steps(rows)
+    if "plain" not in found:
+        return f"{MISSING[0].upper()}{MISSING[1:]}."
+    plain = found["plain"]["q50"]
+    body = [
+        [provider, quantity(row["q50"], row["unit"]), f"{row['q50'] / plain:.2f}x"]
+        for provider, row in found.items()
+    ]
+    header = ["", "training step", "of the plain step"]
+    return table(header, body) + "\n\n" + conditions(found.values())
+
+
+def mixture_goals(rows: Rows) -> str:
+    """Goals of components against measured values."""
+    found = _steps(rows)
+    cost = None
+    if "plain" in found and "K = 4" in found:
+        cost = found["K = 4"]["q50"] / found["plain"]["q50"]
+    usage = next((r for r in rows.named("emergence") if r["metric"].startswith("usage")), None)
+    share = None if usage is None else float(usage["q50"])
+    body = [
+        ["training step with K = 4", f"at most {GOAL:g} plain steps", *_judged(cost, "x", -GOAL)],
+        ["entropy of the mean posterior", "above 50 % of log K", *_judged(share, " %", 50.0)],
+    ]
+    return table(["", "goal", "measured", ""], body)
+
+
+def _judged(value: float | None, unit: str, limit: float) -> tuple[str, str]:
+    """Value and verdict; a negative limit is an upper one."""
+    if value is None:
+        return MISSING, ""
+    met = value <= -limit if limit < 0 else value > limit
+    return f"{value:.3g}{unit}", "met" if met else "not met"
