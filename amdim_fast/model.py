@@ -80,7 +80,7 @@ class AMDIM(nn.Module):
         group: ProcessGroup | None = None,
         components: int | None = None,
         mixture_hidden: int | None = None,
-        tau: float = 1.0,
+        tau: float = 5.0,
         alpha: float | None = None,
     ) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ def posterior_maps(
     components: Tensor,
     feature_map: Tensor,
     *,
-    tau: float = 1.0,
+    tau: float = 5.0,
     clip: float | None = 20.0,
     bank: Tensor | None = None,
 ) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from amdim_fast.mixture import MixtureNCELoss
 from amdim_fast.model import AMDIM
 from amdim_fast.recipes import RECIPES
 from amdim_fast.reference.mixture import multiscale_mixture
@@ -58,8 +59,10 @@ def difference(components: int, views: Tensor) -> float:
     r7 = first.r7.requires_grad_()
     maps = ((sources[0], first.r5, r7), (sources[1], second.r5, second.r7))
     picked = tuple(torch.randint(0, 25, (len(views[0]),)) for _ in range(2))
-    ours = model.g2l_loss(*maps[0], *maps[1], locations=picked)[:4]
-    options = {"tau": 1.0, "alpha": 1.0, "clip": RECIPES["digits"].tclip}
+    loss = model.g2l_loss
+    assert isinstance(loss, MixtureNCELoss)
+    ours = loss(*maps[0], *maps[1], locations=picked)[:4]
+    options = {"tau": loss.tau, "alpha": loss.alpha, "clip": RECIPES["digits"].tclip}
     truth = multiscale_mixture(*maps, picked, **options)  # type: ignore[arg-type]
     found, expected = (
         (*values, *torch.autograd.grad(sum(values, r7.new_zeros(())), r7))

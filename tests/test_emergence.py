@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from amdim_fast.data import load_digits
-from amdim_fast.model import AMDIM
+from amdim_fast.reference.mixture import multiscale_mixture
 from benchmarks import bench_mixture, emergence, report
 from benchmarks.composites import load_composites, location_masks, overlaps
 from benchmarks.mixture_table import mixture_goals, mixture_table
@@ -111,10 +111,11 @@ def test_step_bench_makes_rows_and_judges_them(tmp_path):
 
 
 def test_wrong_loss_gets_no_row(tmp_path, monkeypatch, capsys):
-    def broken(components):
-        return AMDIM(32, 2, 8, 1, tclip=20.0, components=components, tau=1.01)
+    def broken(*maps, **options):
+        loss_1t5, *rest = multiscale_mixture(*maps, **options)
+        return 1.001 * loss_1t5, *rest
 
-    monkeypatch.setattr(bench_mixture, "make_model", broken)
+    monkeypatch.setattr(bench_mixture, "multiscale_mixture", broken)
     out = tmp_path / "rows.jsonl"
     assert bench_mixture.main(["--images", "4", "--repeats", "1", "--out", str(out)]) == 1
     assert "K = 4: " in capsys.readouterr().out

@@ -140,7 +140,7 @@ def test_collapsed_usage_has_no_entropy():
     own = torch.eye(7)
     feature_map = own[:, :, None, None].expand(7, 7, 7, 7)
     components = torch.stack([20 * own, 0 * own, 0 * own])
-    output = MixtureNCELoss()(*2 * [components, feature_map, feature_map])
+    output = MixtureNCELoss(tau=1.0)(*2 * [components, feature_map, feature_map])
     assert output.usage[0].item() > 0.95
     assert output.usage_entropy.item() < 0.2
 
