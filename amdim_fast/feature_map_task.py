@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from amdim_fast.feature_maps import check_pair, draw_locations, local_features
+from amdim_fast.feature_maps import check_pair, draw_locations, flatten_local
 from amdim_fast.functional import budget_value, check_options, clip_value
 from amdim_fast.ops import nce as nce_op
 
@@ -104,7 +104,7 @@ class FeatureMapContrastiveTask(nn.Module):
                 " they must have as many"
             )
         views = [
-            [local_features(f"{name}[{index}]", item) for index, item in enumerate(maps)]
+            [flatten_local(f"{name}[{index}]", item) for index, item in enumerate(maps)]
             for name, maps in (("anchor_maps", anchor_maps), ("positive_maps", positive_maps))
         ]
         sources: dict[tuple[int, int], list[Tensor]] = {}

@@ -8,7 +8,7 @@ from torch import Tensor
 from amdim_fast.functional import check_features
 
 
-def global_features(name: str, features: Tensor) -> Tensor:
+def flatten_global(name: str, features: Tensor) -> Tensor:
     """[B, D, 1, 1] or [B, D] -> [B, D]."""
     if features.dim() not in (2, 4) or features.shape[2:].numel() != 1:
         raise ValueError(
@@ -17,7 +17,7 @@ def global_features(name: str, features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def local_features(name: str, feature_map: Tensor) -> Tensor:
+def flatten_local(name: str, feature_map: Tensor) -> Tensor:
     """[B, D, h, w] -> [B, h*w, D], a view of a channels_last map."""
     if feature_map.dim() != 4:
         raise ValueError(f"{name} has shape {list(feature_map.shape)}; it must be [B, D, h, w]")

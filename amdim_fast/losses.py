@@ -16,8 +16,8 @@ from amdim_fast.feature_maps import (
     check_locations,
     check_pair,
     draw_locations,
-    global_features,
-    local_features,
+    flatten_global,
+    flatten_local,
 )
 from amdim_fast.functional import budget_value, check_options, clip_value
 from amdim_fast.ops import nce as nce_op
@@ -98,9 +98,9 @@ class LossMultiNCE(nn.Module):
 
         Channels_last maps are read where they are; others are copied once.
         """
-        src_1, src_2 = global_features("r1_x1", r1_x1), global_features("r1_x2", r1_x2)
-        r5_1, r5_2 = local_features("r5_x1", r5_x1), local_features("r5_x2", r5_x2)
-        r7_1, r7_2 = local_features("r7_x1", r7_x1), local_features("r7_x2", r7_x2)
+        src_1, src_2 = flatten_global("r1_x1", r1_x1), flatten_global("r1_x2", r1_x2)
+        r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
+        r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
         maps = {"r5_x1": r5_1, "r7_x1": r7_1, "r1_x2": src_2[:, None], "r5_x2": r5_2, "r7_x2": r7_2}
         for name, feature_map in maps.items():
             check_pair("r1_x1", src_1, name, feature_map)

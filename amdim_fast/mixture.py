@@ -16,8 +16,8 @@ from amdim_fast.feature_maps import (
     check_locations,
     check_pair,
     draw_locations,
-    global_features,
-    local_features,
+    flatten_global,
+    flatten_local,
 )
 from amdim_fast.functional import budget_value, check_options, clip_value
 from amdim_fast.ops import nce as nce_op
@@ -71,7 +71,7 @@ class MixtureHead(nn.Module):
 
     def forward(self, r1: Tensor) -> Tensor:
         """[B, D, 1, 1] or [B, D] global features -> [K, B, D] components in the dtype of r1."""
-        features = global_features("r1", r1)
+        features = flatten_global("r1", r1)
         if features.shape[1] != self.n_rkhs:
             raise ValueError(f"r1 has width {features.shape[1]}; it must be {self.n_rkhs}")
         residual = self.linear_2(torch.relu(self.linear_1(features)))
@@ -190,8 +190,8 @@ class MixtureNCELoss(nn.Module):
         for name, features in (("components_x1", components_x1), ("components_x2", components_x2)):
             if features.dim() != 3:
                 raise ValueError(f"{name} has shape {list(features.shape)}; it must be [K, B, D]")
-        r5_1, r5_2 = local_features("r5_x1", r5_x1), local_features("r5_x2", r5_x2)
-        r7_1, r7_2 = local_features("r7_x1", r7_x1), local_features("r7_x2", r7_x2)
+        r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
+        r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
         maps = {"r5_x1": r5_1, "r7_x1": r7_1, "r5_x2": r5_2, "r7_x2": r7_2}
         for name, feature_map in maps.items():
             check_pair("components_x1", components_x1, name, feature_map)

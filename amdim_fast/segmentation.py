@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amdim_fast.feature_maps import local_features
+from amdim_fast.feature_maps import flatten_local
 from amdim_fast.functional import nce_log_prob
 from amdim_fast.mixture import MixtureNCELoss, responsibilities
 from amdim_fast.model import AMDIM
@@ -52,14 +52,14 @@ def posterior_maps(
     """
     if components.dim() != 3:
         raise ValueError(f"components has shape {list(components.shape)}; it must be [K, B, D]")
-    trg = local_features("feature_map", feature_map)
+    trg = flatten_local("feature_map", feature_map)
     if bank is None and trg.shape[0] == 1:
         raise ValueError("feature_map has 1 image, so no negatives; give more images or a bank")
     with torch.no_grad():
         found = nce_log_prob(components, trg, clip=clip)
         log_prob = found.log_prob
         if bank is not None:
-            neg = _log_sum(components, local_features("bank", bank), clip)
+            neg = _log_sum(components, flatten_local("bank", bank), clip)
             log_prob = found.score - torch.logaddexp(found.score, neg)
         posterior = responsibilities(log_prob, tau).transpose(0, 1)
     return posterior.unflatten(2, feature_map.shape[2:])
