@@ -109,13 +109,15 @@ def features(model: AMDIM, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(components, 1), torch.cat(maps)
 
 
-def k_means(vectors: Tensor, components: int, seed: int) -> Tensor:
-    """Labels int64 [N, 7, 7] of [N, C, 7, 7], clustered over all images together."""
+def k_means(vectors: Tensor, components: int, seed: int, *, each: bool = False) -> Tensor:
+    """Labels int64 [N, 7, 7] of [N, C, 7, 7], clustered together or each image by itself."""
     from sklearn.cluster import KMeans
 
-    flat = vectors.permute(0, 2, 3, 1).flatten(0, 2).numpy()
-    labels = KMeans(components, n_init=3, random_state=seed).fit_predict(flat)
-    return torch.from_numpy(labels).long().view(len(vectors), 7, 7)
+    images = vectors.permute(0, 2, 3, 1).flatten(1, 2)
+    groups = images if each else images.flatten(0, 1)[None]
+    estimator = KMeans(components, n_init=3, random_state=seed)
+    labels = [torch.from_numpy(estimator.fit_predict(group.numpy())) for group in groups]
+    return torch.cat(labels).long().view(len(vectors), 7, 7)
 
 
 def labelings(
@@ -130,8 +132,11 @@ def labelings(
         posteriors[name] = posterior_maps(components, maps, tau=settings.tau, clip=settings.tclip)
         found[f"components, {name}"] = posteriors[name].argmax(1)
         found[f"k-means on 7x7 features, {name}"] = k_means(maps, count, seed)
+        found[f"k-means within each image, {name}"] = k_means(maps, count, seed, each=True)
     inner = test.images.permute(0, 3, 1, 2)[:, :, 2:-2, 2:-2].float()
-    found["k-means on mean colours of the cells"] = k_means(F.avg_pool2d(inner, 4), count, seed)
+    cells = F.avg_pool2d(inner, 4)
+    found["k-means on mean colours"] = k_means(cells, count, seed)
+    found["k-means within each image, mean colours"] = k_means(cells, count, seed, each=True)
     generator = torch.Generator().manual_seed(seed)
     shape = (len(test.images), 7, 7)
     found["random labels"] = torch.randint(0, count, shape, generator=generator)

@@ -78,7 +78,7 @@ def test_a_tiny_run_makes_rows_and_a_figure(tmp_path):
     arguments = ["--runs", str(tmp_path), "measure", "--out", str(out), "--figure", str(figure)]
     assert emergence.main(arguments) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len({row["provider"] for row in rows}) == 6
+    assert len({row["provider"] for row in rows}) == 9
     assert all(row["n"] == 2 and row["shapes"]["seeds"] == [0, 1] for row in rows)
     assert all(0 <= row["q20"] <= row["q80"] <= 100 for row in rows)
     assert np.asarray(Image.open(figure)).shape == (312, 1248, 3)
