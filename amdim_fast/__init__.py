@@ -8,8 +8,10 @@ the whole job. Importing the package loads neither triton nor a compiled library
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from amdim_fast.feature_map_task import FeatureMapContrastiveTask
 from amdim_fast.functional import NCEOutput, nce_log_prob, nce_loss
 from amdim_fast.losses import LossMultiNCE
+from amdim_fast.mixture import MixtureHead, MixtureLosses, MixtureNCELoss, responsibilities
 from amdim_fast.ops.plan import last_plan
 
 if TYPE_CHECKING:
@@ -37,7 +39,11 @@ _LAZY = {
 __all__ = [
     "AMDIM",
     "Encoder",
+    "FeatureMapContrastiveTask",
     "LossMultiNCE",
+    "MixtureHead",
+    "MixtureLosses",
+    "MixtureNCELoss",
     "NCEOutput",
     "TwoViews",
     "ViewParams",
@@ -47,6 +53,7 @@ __all__ = [
     "nce_log_prob",
     "nce_loss",
     "pretrain",
+    "responsibilities",
     "sample_view_params",
     "save_checkpoint",
 ]

@@ -12,7 +12,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from amdim_fast.functional import budget_value, check_features, check_options, clip_value
+from amdim_fast.feature_maps import (
+    check_locations,
+    check_pair,
+    draw_locations,
+    flatten_global,
+    flatten_local,
+)
+from amdim_fast.functional import budget_value, check_options, clip_value
 from amdim_fast.ops import nce as nce_op
 
 
@@ -91,16 +98,16 @@ class LossMultiNCE(nn.Module):
 
         Channels_last maps are read where they are; others are copied once.
         """
-        src_1, src_2 = _global("r1_x1", r1_x1), _global("r1_x2", r1_x2)
-        r5_1, r5_2 = _local("r5_x1", r5_x1), _local("r5_x2", r5_x2)
-        r7_1, r7_2 = _local("r7_x1", r7_x1), _local("r7_x2", r7_x2)
+        src_1, src_2 = flatten_global("r1_x1", r1_x1), flatten_global("r1_x2", r1_x2)
+        r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
+        r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
         maps = {"r5_x1": r5_1, "r7_x1": r7_1, "r1_x2": src_2[:, None], "r5_x2": r5_2, "r7_x2": r7_2}
         for name, feature_map in maps.items():
-            _check_pair(name, feature_map, src_1)
+            check_pair("r1_x1", src_1, name, feature_map)
         if locations is None:
-            locations = _draw(r5_1, generator), _draw(r5_2, generator)
+            locations = draw_locations(r5_1, generator), draw_locations(r5_2, generator)
         for index, feature_map in enumerate((r5_1, r5_2)):
-            _check_locations(f"locations[{index}]", locations[index], feature_map)
+            check_locations(f"locations[{index}]", locations[index], feature_map)
 
         # Of each direction: 1->5 and 5->5, which share targets, then 1->7.
         loss, _, mean_sq, _ = nce_op.nce_forward(
@@ -116,47 +123,3 @@ class LossMultiNCE(nn.Module):
         penalty_1t5, penalty_5t5, penalty_1t7 = (mean_sq[:3] + mean_sq[3:]).unbind()
         penalty = penalty_1t5 + penalty_5t5 + penalty_1t7
         return loss_1t5, loss_1t7, loss_5t5, 0.5 * self.reg_weight * penalty
-
-
-def _global(name: str, features: Tensor) -> Tensor:
-    """[B, D, 1, 1] or [B, D] -> [B, D]."""
-    if features.dim() not in (2, 4) or features.shape[2:].numel() != 1:
-        raise ValueError(
-            f"{name} has shape {list(features.shape)}; it must be [B, D, 1, 1] or [B, D]"
-        )
-    return features.flatten(1)
-
-
-def _local(name: str, feature_map: Tensor) -> Tensor:
-    """[B, D, h, w] -> [B, h*w, D], a view of a channels_last map."""
-    if feature_map.dim() != 4:
-        raise ValueError(f"{name} has shape {list(feature_map.shape)}; it must be [B, D, h, w]")
-    return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _check_pair(name: str, trg: Tensor, src: Tensor) -> None:
-    try:
-        check_features(src, trg)
-    except (ValueError, TypeError) as error:
-        message = str(error).replace("trg[b] is the positive of src[b]", "row b is image b in both")
-        message = message.replace("trg", name).replace("src", "r1_x1")
-        raise type(error)(message) from None
-
-
-def _draw(trg: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One location an image, int64 [B]."""
-    if generator is not None and generator.device.type != trg.device.type:
-        raise ValueError(
-            f"generator is on {generator.device}; it must be on the features' device, {trg.device}"
-        )
-    return torch.randint(0, trg.shape[1], trg.shape[:1], generator=generator, device=trg.device)
-
-
-def _check_locations(name: str, location: Tensor, trg: Tensor) -> None:
-    images = trg.shape[0]
-    if location.dtype != torch.int64:
-        raise TypeError(f"{name} is {location.dtype}; it must be int64")
-    if location.shape != (images,):
-        raise ValueError(f"{name} has shape {list(location.shape)}; it must be [{images}]")
-    if location.device != trg.device:
-        raise ValueError(f"{name} is on {location.device}; it must be on {trg.device}")

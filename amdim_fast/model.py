@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 
 from amdim_fast.encoder import Encoder
 from amdim_fast.losses import LossMultiNCE
+from amdim_fast.mixture import MixtureHead, MixtureLosses, MixtureNCELoss
 from amdim_fast.probes import Probes
 
 
@@ -25,6 +26,8 @@ class AMDIMOutput(NamedTuple):
     lgt_reg: Tensor  # weighted
     r1_x1: Tensor  # [B, D, 1, 1]
     r1_x2: Tensor  # [B, D, 1, 1]
+    entropy: Tensor | None = None  # of a location's posterior, nats; with components only
+    usage: Tensor | None = None  # [K] mean posterior; with components only
 
     @property
     def loss(self) -> Tensor:
@@ -47,6 +50,10 @@ class AMDIM(nn.Module):
         reg_weight: weight of the mean squared raw scores: 5e-2 in the public code, 4e-2 in the
             paper.
         group: process group, passed to ``LossMultiNCE``; not stored in checkpoints.
+        components: K, components of each global feature; None is the plain objective.
+        mixture_hidden: width of the hidden layer that makes them; n_rkhs when None.
+        tau: inverse temperature of the posterior over components.
+        alpha: weight of its entropy; 1/tau when None.
 
     Raises:
         ValueError: an argument is out of range.
@@ -55,7 +62,8 @@ class AMDIM(nn.Module):
         encoder: ``Encoder``; x -> (r1, r5, r7).
         evaluator: ``Probes`` or None; r1 -> (logits_mlp, logits_linear), no gradient to r1. May be
             replaced, for other classes.
-        g2l_loss: ``LossMultiNCE``.
+        g2l_loss: ``LossMultiNCE``, or ``MixtureNCELoss`` with components.
+        mixture: ``MixtureHead`` or None; r1 -> [K, B, D].
     """
 
     def __init__(
@@ -70,16 +78,26 @@ class AMDIM(nn.Module):
         tclip: float | None = 20.0,
         reg_weight: float = 5e-2,
         group: ProcessGroup | None = None,
+        components: int | None = None,
+        mixture_hidden: int | None = None,
+        tau: float = 5.0,
+        alpha: float | None = None,
     ) -> None:
         super().__init__()
         self.encoder = Encoder(size, ndf, n_rkhs, depth, use_bn, in_channels)
         self.evaluator = None if n_classes is None else Probes(n_rkhs, n_classes)
-        self.g2l_loss = LossMultiNCE(tclip=tclip, reg_weight=reg_weight, group=group)
+        self.mixture: MixtureHead | None = None
+        self.g2l_loss: LossMultiNCE | MixtureNCELoss
+        if components is None:
+            self.g2l_loss = LossMultiNCE(tclip=tclip, reg_weight=reg_weight, group=group)
+        else:
+            self.mixture = MixtureHead(n_rkhs, components, mixture_hidden)
+            self.g2l_loss = MixtureNCELoss(tau, alpha, tclip, reg_weight, group)
 
     @property
     def hyperparams(self) -> dict[str, int | float | bool | None]:
-        """What rebuilds this model, under the public code's names, and in_channels, reg_weight."""
-        return {
+        """What rebuilds this model, under the public code's names where it has one."""
+        plain: dict[str, int | float | bool | None] = {
             "ndf": self.encoder.ndf,
             "n_classes": None if self.evaluator is None else self.evaluator.n_classes,
             "n_rkhs": self.encoder.n_rkhs,
@@ -89,6 +107,14 @@ class AMDIM(nn.Module):
             "use_bn": self.encoder.use_bn,
             "in_channels": self.encoder.in_channels,
             "reg_weight": self.g2l_loss.reg_weight,
+        }
+        if self.mixture is None or not isinstance(self.g2l_loss, MixtureNCELoss):
+            return plain
+        return plain | {
+            "components": self.mixture.components,
+            "mixture_hidden": self.mixture.hidden,
+            "tau": self.g2l_loss.tau,
+            "alpha": self.g2l_loss.alpha,
         }
 
     def forward(
@@ -121,7 +147,12 @@ class AMDIM(nn.Module):
                 f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they should be equal"
             )
         first, second = self.encoder(x1), self.encoder(x2)
-        loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(
-            *first, *second, locations=locations, generator=generator
+        drawn = {"locations": locations, "generator": generator}
+        if self.mixture is None:
+            loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(*first, *second, **drawn)
+            return AMDIMOutput(loss_1t5, loss_1t7, loss_5t5, lgt_reg, first.r1, second.r1)
+        components = self.mixture(first.r1), self.mixture(second.r1)
+        found: MixtureLosses = self.g2l_loss(
+            *(components[0], *first[1:]), *(components[1], *second[1:]), **drawn
         )
-        return AMDIMOutput(loss_1t5, loss_1t7, loss_5t5, lgt_reg, first.r1, second.r1)
+        return AMDIMOutput(*found[:4], first.r1, second.r1, found.entropy, found.usage)

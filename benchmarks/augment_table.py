@@ -15,7 +15,10 @@ CUDA_CASES = {
 
 
 def _by_cell(rows: Rows) -> dict[tuple[str, str, str], Row]:
-    return {(row["case"], row["provider"], row["metric"]): row for row in rows.named("augment")}
+    return {
+        (row["case"].removesuffix("-all-cores"), row["provider"], row["metric"]): row
+        for row in rows.named("augment")
+    }
 
 
 def _table(rows: Rows, cases: dict[str, str], metric: str) -> str:

@@ -24,6 +24,7 @@ from benchmarks import harness
 from benchmarks.augment_providers import OTHERS, PER_IMAGE
 
 NAME = "augment"
+ALL_CORES = "-all-cores"  # suffix of a case
 OURS, OURS_ALL, KERNEL = "amdim_fast", "amdim_fast, all cores", "amdim_fast, kernel alone"
 
 
@@ -137,7 +138,9 @@ def measure_case(key: str, out: Path) -> bool:
     for provider, milliseconds in samples.items():
         torch.set_num_threads(ALL_THREADS if provider == OURS_ALL else 1)
         device = harness.device_name(case.device)
-        condition = harness.Condition(NAME, key, provider, "two_views", shapes, case.dtype)
+        # The number of threads is part of the device, and a case has one device.
+        name = key + (ALL_CORES if provider == OURS_ALL else "")
+        condition = harness.Condition(NAME, name, provider, "two_views", shapes, case.dtype)
         rates = [1e3 * case.images / sample for sample in milliseconds]
         for metric, unit, values in (
             ("time", "ms", milliseconds),

@@ -18,6 +18,7 @@ from benchmarks.aot_table import aot_table
 from benchmarks.augment_table import augment_goals, augment_gpu, augment_table
 from benchmarks.data_table import data_table
 from benchmarks.grid_table import grid_table
+from benchmarks.mixture_table import mixture_goals, mixture_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
 from benchmarks.rows import (
     COLUMNS,
@@ -36,8 +37,12 @@ from benchmarks.rows import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "benchmarks/NOTES.md")
-REQUIRED = {"README.md": ("nce_headline",), "benchmarks/NOTES.md": ("nce_goals",)}
+DOCUMENTS = ("README.md", "benchmarks/NOTES.md", "docs/mixtures.md")
+REQUIRED = {
+    "README.md": ("nce_headline",),
+    "benchmarks/NOTES.md": ("nce_goals",),
+    "docs/mixtures.md": ("mixture", "emergence"),
+}
 MARKED = re.compile(r"<!-- report:(?P<name>\w+) -->\n(?P<body>.*?)<!-- /report:(?P=name) -->", re.S)
 
 
@@ -156,6 +161,9 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "augment_goals": augment_goals,
     "data": data_table,
     "demo": lambda rows: small_table(rows, "demo"),
+    "mixture": mixture_table,
+    "mixture_goals": mixture_goals,
+    "emergence": lambda rows: small_table(rows, "emergence"),
 }
 
 

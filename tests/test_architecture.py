@@ -16,7 +16,10 @@ LAYERS = (
     ("amdim_fast.ops",),
     (
         "amdim_fast.functional",
+        "amdim_fast.feature_maps",
         "amdim_fast.losses",
+        "amdim_fast.mixture",
+        "amdim_fast.feature_map_task",
         "amdim_fast.augmentation",
         "amdim_fast.encoder",
         "amdim_fast.probes",
@@ -40,6 +43,7 @@ LAYERS = (
         "amdim_fast.recipes",
         "amdim_fast.pretraining",
         "amdim_fast.evaluation",
+        "amdim_fast.segmentation",
         "amdim_fast.runlog",
     ),
     ("amdim_fast.cli", "amdim_fast.commands", "amdim_fast.__main__"),

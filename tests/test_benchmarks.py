@@ -42,6 +42,8 @@ def tree(tmp_path):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "README.md").write_text(README)
     (tmp_path / "benchmarks" / "NOTES.md").write_text(NOTES)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "mixtures.md").write_text(NOTES)
     return tmp_path
 
 

@@ -3,6 +3,7 @@ import torch
 
 from amdim_fast.model import AMDIM
 from amdim_fast.probes import Probes
+from amdim_fast.reference.mixture import multiscale_mixture
 
 LOCATIONS = (torch.tensor([0, 7, 24, 3]), torch.tensor([12, 1, 5, 20]))
 
@@ -128,3 +129,30 @@ def test_views_that_disagree_are_named():
     x1, x2 = views()
     with pytest.raises(ValueError, match=r"x1 has shape \[4, .*x2 \[3, .*equal"):
         AMDIM(32, 2, 8, 1)(x1, x2[:3])
+
+
+def test_components_take_the_place_of_the_global_feature():
+    model = AMDIM(
+        32, 3, 12, 1, tclip=7.0, reg_weight=0.3, components=3, mixture_hidden=5, tau=2.0, alpha=0.1
+    )
+    model.eval()
+    x1, x2 = views()
+    output = model(x1, x2, locations=LOCATIONS)
+    a, b = model.encoder(x1), model.encoder(x2)
+    expected = multiscale_mixture(
+        (model.mixture(a.r1), a.r5, a.r7), (model.mixture(b.r1), b.r5, b.r7), LOCATIONS,
+        tau=2.0, alpha=0.1, clip=7.0, reg_weight=0.3,
+    )  # fmt: skip
+    torch.testing.assert_close(torch.stack(output[:4]), torch.stack(expected))
+    torch.testing.assert_close(output.loss, sum(expected))
+    assert torch.equal(output.r1_x1, a.r1)
+    assert output.usage.shape == (3,)
+    output.loss.backward()
+    assert all(parameter.grad.any() for parameter in model.mixture.parameters())
+    assert model.hyperparams | {"components": 3, "mixture_hidden": 5, "tau": 2.0, "alpha": 0.1} == (
+        model.hyperparams
+    )
+    plain = AMDIM(32, 3, 12, 1)
+    assert plain.mixture is None
+    new = model.state_dict().keys() - plain.state_dict().keys()
+    assert {name.split(".")[0] for name in new} == {"mixture"}
