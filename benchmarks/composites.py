@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amdim_fast.data import load_digits
+from amdim_fast.image_sets import ImageSet, TensorImages
 
 SIZE = 32
 # Share of a location's cell that the digit must cover for the location to belong to it.
@@ -49,9 +50,14 @@ def load_composites(seed: int) -> tuple[Composites, Composites]:
     train = [photo[:, :, :at] for photo, at in zip(photographs, split, strict=True)]
     test = [photo[:, :, at:] for photo, at in zip(photographs, split, strict=True)]
     return (
-        _compose(data.train_images, data.train_labels, train, generator),
-        _compose(data.test_images, data.test_labels, test, generator),
+        _compose(*_digits(data.train), train, generator),
+        _compose(*_digits(data.test), test, generator),
     )
+
+
+def _digits(images: ImageSet | None) -> tuple[Tensor, Tensor]:
+    assert isinstance(images, TensorImages)
+    return images.images, images.labels
 
 
 def _compose(

@@ -22,7 +22,7 @@ def data():
 
 def test_digits_are_where_their_masks_are(data):
     digits = load_digits()
-    for found, whole in zip(data, (digits.train_images, digits.test_images), strict=True):
+    for found, whole in zip(data, (digits.train.images, digits.test.images), strict=True):
         assert found.images.shape == (len(whole), 32, 32, 3)
         assert torch.equal(found.masks.sum((1, 2)), (whole[..., 0] >= 128).sum((1, 2)))
     test = data[1]
