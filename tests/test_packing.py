@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -156,22 +155,17 @@ def many(tmp_path_factory):
 def test_kill_9_and_the_same_command_again(many, tmp_path):
     """The main process is killed; its workers must not live on."""
     run = command(many / "source", tmp_path / "store", "--size", 64, "--workers", 2)
-    random_state = random.Random(0)
-    kills = 0
-    while kills < 3:
+    for shards in (0, 1, 3):
         process = subprocess.Popen(run, stderr=subprocess.DEVNULL, start_new_session=True)
-        while process.poll() is None and not (tmp_path / "store" / "plan.json").exists():
-            time.sleep(0.01)
-        time.sleep(random_state.uniform(0.0, 3.5))
-        if process.poll() is not None:
-            break
+        waited_for = ("plan.json", *(f"train-{k:05d}.bin" for k in range(shards)))
+        while not all((tmp_path / "store" / name).exists() for name in waited_for):
+            assert process.poll() is None
+            time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        kills += 1
         assert_group_ends(process.pid)
-    assert kills
-    if not (tmp_path / "store" / "manifest.json").exists():
-        subprocess.run(run, check=True, capture_output=True)
+        assert not (tmp_path / "store" / "manifest.json").exists()
+    subprocess.run(run, check=True, capture_output=True)
     assert contents(tmp_path / "store") == contents(many / "whole")
 
 
