@@ -11,6 +11,7 @@ from amdim_fast.kernels import nce_blocks
 from torch import Tensor
 
 from amdim_fast import LossMultiNCE, last_plan
+from amdim_fast.ops.nce_torch import work_rule
 from amdim_fast.ops.plan import DEFAULT_MEMORY_BUDGET, plan_groups
 from amdim_fast.ops.product import product
 from amdim_fast.reference.nce import multiscale_nce
@@ -108,8 +109,7 @@ def run_products(provider: str, mode: str, inputs: Inputs) -> None:
     rows = [2 * len(r1), len(r1)]
     plans = plan_groups(
         [(count, len(r1), trg.shape[1]) for count, trg in zip(rows, (r5, r7), strict=True)],
-        itemsize=r1.element_size(),
-        device_type=r1.device.type,
+        work_rule(r1.dtype, r1.device, r1.shape[-1], False),
         memory_budget=DEFAULT_MEMORY_BUDGET,
         with_grad=False,
     )

@@ -6,48 +6,8 @@ fastest is for a GPU to say, and none of these is measured yet.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-
-
-class Tile(NamedTuple):
-    """Launch of one kernel; sizes are powers of two.
-
-    Attributes:
-        rows: sources of a tile.
-        columns: target locations of a tile.
-        width: features a step of the product takes; 0 where no product is computed.
-        group: row blocks that run side by side over the same columns.
-        warps: warps a program.
-        stages: steps in flight.
-    """
-
-    rows: int
-    columns: int
-    width: int
-    group: int
-    warps: int
-    stages: int
-
-
-class Blocks(NamedTuple):
-    """How one architecture computes one type and width.
-
-    Attributes:
-        fused: whether the kernels multiply themselves; else torch multiplies and they read scores.
-        forward: tile of the fused forward.
-        backward: tile of the fused backward.
-        read_forward: tile of the forward over stored products.
-        read_backward: tile of the backward over stored products.
-    """
-
-    fused: bool
-    forward: Tile
-    backward: Tile
-    read_forward: Tile
-    read_backward: Tile
-
+from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Blocks, Tile, arithmetic
 
 READ_FORWARD = Tile(rows=16, columns=256, width=0, group=8, warps=4, stages=1)
 READ_BACKWARD = Tile(rows=8, columns=512, width=0, group=8, warps=4, stages=1)
@@ -61,7 +21,6 @@ def _fused(forward: Tile, backward: Tile) -> Blocks:
 _IEEE = Tile(64, 64, 16, 8, 8, 2)
 _IEEE_BLOCKS = Blocks(False, _IEEE, _IEEE, READ_FORWARD, READ_BACKWARD)
 
-SMALL_WIDTH = 512
 # (architecture, arithmetic, whether D is at most SMALL_WIDTH) -> Blocks.
 TABLE: dict[tuple[str, str, bool], Blocks] = {
     ("sm_80", "half", True): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
@@ -88,13 +47,6 @@ TABLE |= {
     for small in (True, False)
 }
 ARCHITECTURES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
-
-
-def arithmetic(dtype: torch.dtype) -> str:
-    """'half' for float16 and bfloat16; for float32 'tf32' or 'ieee', as torch is set."""
-    if dtype in (torch.float16, torch.bfloat16):
-        return "half"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def choose(capability: tuple[int, int] | None, dtype: torch.dtype, width: int) -> Blocks:

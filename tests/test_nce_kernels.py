@@ -6,7 +6,9 @@ from amdim_fast.kernels import nce_blocks
 from nce_cases import (
     CLIPS,
     DEVICE,
+    WAYS,
     blocks,
+    budget_of,
     check,
     features,
     make_extreme,
@@ -16,7 +18,7 @@ from nce_cases import (
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss
 from amdim_fast.functional import NEGATIVES
-from amdim_fast.ops import nce_torch, nce_triton
+from amdim_fast.ops import nce_problem, nce_torch, nce_triton
 from amdim_fast.ops.plan import GroupPlan
 from amdim_fast.reference import nce as reference
 
@@ -27,10 +29,10 @@ DTYPES = [
 ]
 
 
-@pytest.fixture(params=["fused", "elementwise"])
+@pytest.fixture(params=WAYS)
 def small_blocks(request, monkeypatch):
-    monkeypatch.setattr(nce_blocks, "choose", lambda *_: blocks(request.param == "fused"))
-    monkeypatch.setattr(nce_triton, "PROGRAMS_PER_PROCESSOR", 9)
+    monkeypatch.setattr(nce_blocks, "choose", lambda *_: blocks(request.param))
+    monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 9)
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_error_no_worse_than_eager(dtype, clip, negatives):
     """Stacked sets that wrap around within a tile of 16 rows, and both memory plans."""
     scale = 40.0 if clip == 100.0 else 2.0
     src, trg = features(11, 5, 24, sets=2, dtype=dtype, scale=scale)
-    budgets = (3 * 4 * 22 * 5 * 4, None)
+    budgets = (budget_of(4, src, trg), None)
     check(src, trg, upstream_like(src, trg), budgets=budgets, clip=clip, negatives=negatives)
 
 
@@ -80,8 +82,8 @@ def test_error_no_worse_than_eager(dtype, clip, negatives):
 def test_sizes(size, dtype, negatives):
     sets, images, locations, width = size
     src, trg = features(images, locations, width, sets=sets, dtype=dtype)
-    budget = 3 * 4 * images * (sets or 1) * locations * 8
-    check(src, trg, upstream_like(src, trg), budgets=(budget, None), negatives=negatives)
+    budgets = (budget_of(8, src, trg), None)
+    check(src, trg, upstream_like(src, trg), budgets=budgets, negatives=negatives)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,9 +101,9 @@ def test_float16_gradients_of_any_size(scale):
     upstream = upstream_like(src, trg, scale)
     upstream[0][0] *= 1e-2
     upstream[0][:, ::3] *= 1e-2
-    group = nce_torch.Group(src.detach(), trg.detach(), 20.0, False, GroupPlan("keep", 7, 0, 0))
+    group = nce_torch.Group(src.detach(), trg.detach(), 20.0, False, GroupPlan("keep", 8, 0, 0))
     wide = nce_torch.Group(
-        group.src.double(), group.trg.double(), 20.0, False, GroupPlan("recompute", 20, 25600, 0)
+        group.src.double(), group.trg.double(), 20.0, False, GroupPlan("recompute", 20, 0, 0)
     )
     results = []
     for module, inputs in ((nce_triton, group), (nce_torch, wide)):
@@ -187,7 +189,7 @@ def test_strips_only_change_the_order_of_sums(monkeypatch):
     src, trg = features(30, 7, 20)
     results = []
     for programs in (1, 4, 1000, 1000):
-        monkeypatch.setattr(nce_triton, "PROGRAMS_PER_PROCESSOR", programs)
+        monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", programs)
         results.append(nce_log_prob(src, trg, backend="triton"))
     for result in results[1:]:
         for value, expected in zip(result, results[0], strict=True):
@@ -217,7 +219,7 @@ def test_channels_last_maps_are_not_copied():
     feature_map = torch.randn(6, 16, 5, 5, device=DEVICE).to(memory_format=torch.channels_last)
     trg = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
     group = nce_torch.Group(feature_map[None, :, :, 0, 0], trg, 20.0, False, GroupPlan("", 6, 0, 0))
-    assert nce_triton._problem(group, 0).trg.data_ptr() == feature_map.data_ptr()
+    assert nce_problem.make_problem(group, 0).trg.data_ptr() == feature_map.data_ptr()
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -7,16 +7,16 @@ import sys
 import pytest
 import torch
 from amdim_fast.kernels import nce_blocks
-from nce_cases import DEVICE, blocks, evaluate, features, upstream_like
+from nce_cases import DEVICE, WAYS, blocks, evaluate, features, upstream_like
 
 from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
 from amdim_fast.ops import nce_triton
 from amdim_fast.ops.nce import NO_PICK
 
 
-@pytest.fixture(autouse=True, params=["fused", "elementwise"])
+@pytest.fixture(autouse=True, params=WAYS)
 def _small_blocks(request, monkeypatch):
-    monkeypatch.setattr(nce_blocks, "choose", lambda *_: blocks(request.param == "fused"))
+    monkeypatch.setattr(nce_blocks, "choose", lambda *_: blocks(request.param))
 
 
 def op_arguments(dtype=torch.float32, budget=0, clip=20.0, same_location=False):
