@@ -7,6 +7,7 @@ fastest is for a GPU to say, and none of these is measured yet.
 from __future__ import annotations
 
 import torch
+from amdim_fast.kernels.nce_block_file import Key, measured_rows
 from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Blocks, Tile, arithmetic
 
 READ_FORWARD = Tile(rows=16, columns=256, width=0, group=8, warps=4, stages=1)
@@ -50,6 +51,17 @@ ARCHITECTURES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "
 
 
 def choose(capability: tuple[int, int] | None, dtype: torch.dtype, width: int) -> Blocks:
-    """The row for a compute capability (None under the interpreter), a type and a width D."""
-    architecture = ARCHITECTURES.get(capability, "default") if capability else "default"
-    return TABLE[architecture, arithmetic(dtype), width <= SMALL_WIDTH]
+    """The row for a compute capability (None under the interpreter), a type and a width D.
+
+    A row of the file that AMDIM_FAST_BLOCKS names, for just this capability, comes first.
+    """
+    small = width <= SMALL_WIDTH
+    if capability is None:
+        return TABLE["default", arithmetic(dtype), small]
+    key = Key(architecture_of(capability), arithmetic(dtype), small)
+    return measured_rows().get(key) or TABLE[ARCHITECTURES.get(capability, "default"), *key[1:]]
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """Name of a compute capability: sm_90 for (9, 0)."""
+    return f"sm_{capability[0]}{capability[1]}"

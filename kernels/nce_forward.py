@@ -162,21 +162,25 @@ def nce_forward(
         tl.store(maxima + partial, maximum, mask=is_row)
 
 
-@triton.jit(do_not_specialize=["rows", "strips", "groups"])
+@triton.jit(do_not_specialize=["rows", "slots", "strips", "groups"])
 def nce_combine(
-    totals,  # [G, strips, R] float32
-    maxima,  # [G, strips, R] float32; unused for SHIFTED
-    squares,  # [G, strips, R] float32
+    totals,  # [G, slots, R] float32
+    maxima,  # [G, slots, R] float32; unused for SHIFTED
+    squares,  # [G, slots, R] float32
     neg,  # [R, G] float32, out: log of the sum over all strips
     row_squares,  # [G, R] float32, out
     rows,
-    strips,
+    slots,
+    strips,  # slots in use
     groups,
     clip,
     CLIP: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    """One program: the strips of BLOCK_ROWS rows, added in their order. Grid: (row blocks, G)."""
+    """One program: the strips of BLOCK_ROWS rows, added in their order. Grid: (row blocks, G).
+
+    The sums are left in the first slot too, to go on with when there are more columns.
+    """
     group = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < rows
@@ -184,7 +188,7 @@ def nce_combine(
     square = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
     maximum = tl.full([BLOCK_ROWS], float("-inf"), dtype=tl.float32)
     for strip in range(strips):
-        partial = (group.to(tl.int64) * strips + strip) * rows + row
+        partial = (group.to(tl.int64) * slots + strip) * rows + row
         square += tl.load(squares + partial, mask=is_row, other=0.0)
         part = tl.load(totals + partial, mask=is_row, other=0.0)
         if CLIP == SHIFTED:
@@ -196,6 +200,11 @@ def nce_combine(
             total = total * tl.exp2((maximum - shift) * LOG2_E)
             total += part * tl.exp2((other - shift) * LOG2_E)
             maximum = larger
+    first = group.to(tl.int64) * slots * rows + row
+    tl.store(totals + first, total, mask=is_row)
+    tl.store(squares + first, square, mask=is_row)
+    if CLIP != SHIFTED:
+        tl.store(maxima + first, maximum, mask=is_row)
     shift = clip if CLIP == SHIFTED else tl.where(maximum == float("-inf"), 0.0, maximum)
     logarithm = tl.log2(tl.where(total > 0.0, total, 1.0)) * LN_2 + shift
     result = tl.where(total > 0.0, logarithm, float("-inf"))

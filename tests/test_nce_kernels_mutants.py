@@ -38,6 +38,10 @@ MUTANTS = {
         *("nce_forward", "for strip in range(strips)", "for strip in range(strips - 1)"),
         *("fused", 20.0),
     ),
+    "sums of earlier blocks lost": (
+        *("nce_forward", "tl.store(totals + first, total, mask=is_row)", "pass"),
+        *("elementwise", 20.0),
+    ),
     "running maximum without its rescaling": (
         *("nce_forward", "total *= tl.exp2((maximum - shift) * LOG2_E)", "pass"),
         *("elementwise", 100.0),

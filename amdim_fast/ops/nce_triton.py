@@ -85,11 +85,15 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
     tile = problem.blocks.forward if route.multiplies else problem.blocks.read_forward
     spans = [(0, targets)] if route.multiplies or keep else list(group.blocks())
     strips = [problem.strips(tile, (stop - start) * (locations // groups)) for start, stop in spans]
-    total_strips = sum(count for count, _ in strips)
+    carried = len(spans) > 1
+    slots = max(count for count, _ in strips) + carried
     new: dict[str, Any] = {"dtype": torch.float32, "device": problem.src.device}
     everywhere = targets == images and image_offset == 0
     own = (torch.empty if everywhere else torch.zeros)((rows, locations), **new)
-    partials = torch.empty((3, groups, total_strips, rows), **new)
+    partials = torch.empty((3, groups, slots, rows), **new)
+    if carried:
+        partials[:, :, 0] = 0.0
+        partials[1, :, 0] = -torch.inf
     neg = torch.empty((rows, groups), **new)
     row_squares = torch.empty((groups, sets, images), **new)
     stored = keep or not route.multiplies
@@ -99,12 +103,11 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
         mode = modes.COMPUTE_AND_STORE if keep else modes.COMPUTE
 
     with torch.cuda.device_of(problem.src):
-        first_strip = 0
         for (start, stop), (count, tiles) in zip(spans, strips, strict=True):
             scores = _rows(work, rows, (stop - start) * locations) if stored else own
             if not route.multiplies:
                 _multiply_block(problem, scores, start, stop)
-            totals, maxima, squares = partials[:, :, first_strip:]
+            totals, maxima, squares = partials[:, :, int(carried) :]
             forward_kernels.nce_forward[(ceil_div(rows, tile.rows) * count, groups)](
                 *problem.features(tile, route, start, stop),
                 scores,
@@ -113,19 +116,18 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
                 maxima,
                 squares,
                 *problem.sizes(scores, start, stop),
-                total_strips * rows,
+                slots * rows,
                 count,
                 tiles,
                 *problem.constants(),
                 **problem.settings(tile, route, mode.value),
             )
-            first_strip += count
-        forward_kernels.nce_combine[(ceil_div(rows, COMBINED_ROWS), groups)](
-            *(partials[0], partials[1], partials[2], neg, row_squares),
-            *(rows, total_strips, groups, group.clip or 0.0),
-            CLIP=clip_mode(group),
-            BLOCK_ROWS=COMBINED_ROWS,
-        )
+            forward_kernels.nce_combine[(ceil_div(rows, COMBINED_ROWS), groups)](
+                *(partials[0], partials[1], partials[2], neg, row_squares),
+                *(rows, slots, count + carried, groups, group.clip or 0.0),
+                CLIP=clip_mode(group),
+                BLOCK_ROWS=COMBINED_ROWS,
+            )
     raw_own = own.mul_(problem.scale).view(sets, images, locations)
     pos = raw_own if group.clip is None else group.clip * torch.tanh(raw_own / group.clip)
     mean_sq = row_squares.sum(dim=(0, 2)) / (images * targets * locations)

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # What the work buffers and the kept scores of a call may take together, on any device; inputs,
 # gradients and whatever has a row a target, [n * L, D], come on top.
@@ -14,8 +15,7 @@ DEFAULT_MEMORY_BUDGET = 256 * 2**20
 ROW_UNIT = 16
 
 
-@dataclass(frozen=True)
-class WorkRule:
+class WorkRule(NamedTuple):
     """What a backend holds of a block of scores.
 
     Attributes:
