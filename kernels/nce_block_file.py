@@ -18,7 +18,8 @@ from amdim_fast.kernels.nce_tiles import Blocks, Tile
 VARIABLE = "AMDIM_FAST_BLOCKS"
 ARITHMETICS = ("half", "tf32", "ieee")
 FIELDS = ("architecture", "arithmetic", "small_width", *Blocks._fields)
-# Least and largest powers of two the compiler takes, for tiles that multiply, and for others.
+# Least and largest value of each size, for tiles that multiply and for those over products; all
+# but stages are powers of two.
 LIMITS = {
     "rows": (16, 256),
     "columns": (16, 256),
@@ -107,13 +108,11 @@ def _tile(fields: Any, name: str, where: str) -> Tile:
     _check_flag(fields["descriptors"], f"descriptors of {where}")
     for field, (least, most) in (READ_LIMITS if name.startswith("read") else LIMITS).items():
         value = fields[field]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not least <= value <= most or value & (value - 1):
-            raise ValueError(
-                f"{field} of {where} is {value!r}; it must be a power of two from {least} to {most}"
-                if most
-                else f"{field} of {where} is {value!r}; it must be 0"
-            )
+        kind = "whole number" if field == "stages" else "power of two"
+        right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        if not right or (kind == "power of two" and value & (value - 1)):
+            wanted = f"a {kind} from {least} to {most}" if most else "0"
+            raise ValueError(f"{field} of {where} is {value!r}; it must be {wanted}")
     return Tile(**fields)
 
 

@@ -26,7 +26,7 @@ _IEEE_BLOCKS = Blocks(False, _IEEE, _IEEE, READ_FORWARD, READ_BACKWARD)
 TABLE: dict[tuple[str, str, bool], Blocks] = {
     ("sm_80", "half", True): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
     ("sm_80", "half", False): _fused(Tile(128, 128, 32, 8, 8, 4), Tile(128, 128, 32, 8, 8, 4)),
-    ("sm_80", "tf32", True): _fused(Tile(64, 128, 32, 8, 4, 3), Tile(64, 128, 32, 8, 4, 3)),
+    ("sm_80", "tf32", True): _fused(Tile(64, 128, 32, 8, 8, 3), Tile(64, 128, 32, 8, 8, 3)),
     ("sm_80", "tf32", False): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
     ("sm_90", "half", True): _fused(Tile(128, 128, 64, 8, 8, 3), Tile(64, 256, 64, 16, 8, 3)),
     ("sm_90", "half", False): _fused(Tile(128, 128, 64, 8, 8, 4), Tile(64, 256, 64, 16, 8, 4)),
@@ -39,7 +39,7 @@ TABLE: dict[tuple[str, str, bool], Blocks] = {
     # 99 KiB of shared memory: sm_86, sm_89, sm_120 and whatever comes.
     ("default", "half", True): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
     ("default", "half", False): _fused(Tile(128, 128, 32, 8, 8, 4), Tile(128, 128, 32, 8, 8, 4)),
-    ("default", "tf32", True): _fused(Tile(64, 128, 32, 8, 4, 3), Tile(64, 128, 32, 8, 4, 3)),
+    ("default", "tf32", True): _fused(Tile(64, 128, 32, 8, 8, 3), Tile(64, 128, 32, 8, 8, 3)),
     ("default", "tf32", False): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
 }
 TABLE |= {
@@ -55,11 +55,18 @@ def choose(capability: tuple[int, int] | None, dtype: torch.dtype, width: int) -
 
     A row of the file that AMDIM_FAST_BLOCKS names, for just this capability, comes first.
     """
-    small = width <= SMALL_WIDTH
-    if capability is None:
-        return TABLE["default", arithmetic(dtype), small]
-    key = Key(architecture_of(capability), arithmetic(dtype), small)
-    return measured_rows().get(key) or TABLE[ARCHITECTURES.get(capability, "default"), *key[1:]]
+    if capability is not None:
+        key = Key(architecture_of(capability), arithmetic(dtype), width <= SMALL_WIDTH)
+        measured = measured_rows().get(key)
+        if measured is not None:
+            return measured
+    return built_in(capability, dtype, width)
+
+
+def built_in(capability: tuple[int, int] | None, dtype: torch.dtype, width: int) -> Blocks:
+    """The row of the table alone."""
+    architecture = ARCHITECTURES.get(capability, "default") if capability else "default"
+    return TABLE[architecture, arithmetic(dtype), width <= SMALL_WIDTH]
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
