@@ -41,7 +41,10 @@ def peak_key(dtype: str) -> str:
 
 def providers(images: int, width: int, dtype: str) -> tuple[str, ...]:
     """What is measured at one point of the grid."""
-    ours = ("triton", "triton_fused", "triton_elementwise", "torch", "gemms")
+    ways = ("triton_fused", "triton_descriptors", "triton_elementwise")
+    if dtype == "float32":  # IEEE products have no tensor core to feed
+        ways = ("triton_fused", "triton_elementwise")
+    ours = ("triton", *ways, "torch", "gemms")
     if images > LARGEST_REFERENCE:
         return ours if dtype == "bfloat16" else ("triton", "gemms")
     compiled = ("reference_compiled",) if (images, width, dtype) in COMPILED else ()
