@@ -82,7 +82,10 @@ def nce_forward(
         scores += group
         own += group
 
-    score_rows = scores + row_index * (scores_units * PRODUCT_UNIT)
+    # Within a tile 32 bits reach: plans keep no rows longer than that.
+    stride_scores = scores_units * PRODUCT_UNIT
+    score_rows = scores + (row_block * BLOCK_ROWS).to(tl.int64) * stride_scores
+    score_offset = tl.arange(0, BLOCK_ROWS) * stride_scores
     offset = tl.arange(0, BLOCK_COLUMNS)
     total = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
     square = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
@@ -91,7 +94,8 @@ def nce_forward(
         first_column = (strip * tiles_per_strip + tile) * BLOCK_COLUMNS
         column = first_column + offset
         is_column = column < columns
-        score_tile = (score_rows + first_column * step)[:, None] + (offset * step)[None, :]
+        score_tile = score_rows + first_column * step
+        score_tile = score_tile + (score_offset[:, None] + (offset * step)[None, :])
         # Padding is read and written too: a limit at N * L would break vectors apart.
         is_stored = is_column if SAME_LOCATION else column < scores_limit_units * PRODUCT_UNIT
         is_stored = is_row[:, None] & is_stored[None, :]

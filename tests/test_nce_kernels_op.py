@@ -11,6 +11,7 @@ from nce_cases import DEVICE, WAYS, blocks, evaluate, features, upstream_like
 
 from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
 from amdim_fast.ops import nce_triton
+from amdim_fast.ops.backend import resolve_backend
 from amdim_fast.ops.nce import NO_PICK
 
 
@@ -137,14 +138,18 @@ def test_triton_where_it_cannot_run(setup, message):
     assert done.stdout.count("\n") == 1
 
 
-def test_old_gpu(monkeypatch):
-    from amdim_fast.ops.backend import resolve_backend
+def test_rocm(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(ValueError, match="this torch is built for ROCm and the kernels are proved"):
+        resolve_backend("triton", torch.float32, torch.device("cuda:0"))
 
+
+def test_old_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     device = torch.device("cuda:0")
     assert resolve_backend("auto", torch.float32, device) == "torch"
     with pytest.raises(
-        ValueError, match=r"cuda:0 has compute capability 7\.5 and the kernels need 8"
+        ValueError, match=r"cuda:0 has compute capability 7\.5 and the kernels need 8\.0 or"
     ):
         resolve_backend("triton", torch.float32, device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from amdim_fast.kernels import nce_blocks
+from amdim_fast.kernels import nce_block_file, nce_blocks
 from nce_cases import blocks, features, upstream_like
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -142,6 +142,16 @@ def test_plans_stay_within_the_budget(rule):
                     starts = range(0, images, plan.block_images)
                     assert all(start * locations % rule.row_unit == 0 for start in starts)
                 assert budget > 0 or (plan.mode, plan.block_images) == ("recompute", 1)
+
+
+def test_rows_past_32_bits_within_a_tile_are_not_kept():
+    rule = nce_triton.work_rule(torch.float16, torch.device("cpu"), 8, False)
+    for locations, mode in ((2**19 - 1, "keep"), (2**19, "recompute")):
+        (plan,) = plan_groups([(16, 16, locations)], rule, memory_budget=2**40, with_grad=True)
+        assert plan.mode == mode
+    largest = max(tile.rows for row in nce_blocks.TABLE.values() for tile in row[1:])
+    assert largest * padded(rule.longest_row) < 2**31
+    assert nce_block_file.LIMITS["rows"][1] * padded(rule.longest_row) < 2**31
 
 
 @pytest.mark.parametrize("images", [1024, 4096, 16384, 65536])

@@ -33,7 +33,7 @@ from amdim_fast.ops.nce_problem import (
     torch_multiplies,
 )
 from amdim_fast.ops.nce_torch import Group, row_gradients
-from amdim_fast.ops.plan import ROW_UNIT, WorkRule, padded
+from amdim_fast.ops.plan import LONGEST_ROW, ROW_UNIT, WorkRule, padded
 
 COMBINED_ROWS = 128
 # A block of gradients of this size stays in the L2 cache of a large GPU.
@@ -54,6 +54,7 @@ def work_rule(
         preferred_bytes=PREFERRED_BLOCK_BYTES,
         least_columns=LEAST_COLUMNS,
         row_unit=ROW_UNIT,
+        longest_row=LONGEST_ROW,
     )
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
 # Rows of products start at multiples of this many entries in the Triton kernels.
 ROW_UNIT = 16
+# A tile of 256 rows over kept scores stays within 32 bits.
+LONGEST_ROW = 2**23 - ROW_UNIT
 
 
 class WorkRule(NamedTuple):
@@ -25,6 +27,7 @@ class WorkRule(NamedTuple):
         least_columns: unless a block then had fewer columns than this.
         row_unit: rows are padded to multiples of this many entries; blocks over kept scores start
             at such a multiple.
+        longest_row: columns beyond which scores are not kept.
     """
 
     work_itemsize: int
@@ -32,6 +35,7 @@ class WorkRule(NamedTuple):
     preferred_bytes: int
     least_columns: int = 0
     row_unit: int = 1
+    longest_row: int = 2**62
 
     def columns(self, count: int) -> int:
         """Entries a row of ``count`` columns takes."""
@@ -47,8 +51,9 @@ class WorkRule(NamedTuple):
         return fitting if fitting == images or fitting < whole else fitting // whole * whole
 
     def may_keep(self, images: int, locations: int, block_images: int) -> bool:
-        """Whether blocks of kept scores start where rows may."""
-        return block_images >= images or block_images * locations % self.row_unit == 0
+        """Whether blocks of kept scores start where rows may, and rows are not too long."""
+        whole = block_images >= images or block_images * locations % self.row_unit == 0
+        return whole and images * locations <= self.longest_row
 
 
 @dataclass(frozen=True)
