@@ -56,8 +56,8 @@ def nce_log_prob(
             scores and of their gradients, and scores kept from forward to backward. None is
             256 MiB; 0 keeps nothing and works one target image at a time. Scores that fit are kept
             and the backward costs two products; otherwise they are computed again and it costs
-            three. ``amdim_fast.last_plan()`` tells which. From B of about 20,000 on a GPU, 1 GiB
-            makes blocks whose products are not held up by adding to the gradient of src.
+            three. ``amdim_fast.last_plan()`` tells which. For B in the tens of thousands on a GPU
+            give more: each block adds to all of src's gradient, so few long blocks are faster.
         group: None; negatives from other processes are not available yet.
 
     Returns:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from amdim_fast.kernels import nce_blocks, nce_layout
-from nce_cases import CLIPS, DEVICE, TILE, blocks, check, evaluate, features, upstream_like
+from nce_cases import DEVICE, TILE, blocks, check, evaluate, features, upstream_like
 
 from amdim_fast import last_plan, nce_log_prob
 from amdim_fast.ops import nce_problem
@@ -20,7 +20,7 @@ def use(monkeypatch, way):
 
 # Rows, columns and features off the tiles of 16 rows, 32 columns and 16 features, and on them.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("clip", [20.0, 100.0, None])
 @pytest.mark.parametrize("size", [(11, 5, 24), (16, 2, 16), (17, 3, 40), (1, 1, 8)], ids=str)
 def test_bit_for_bit_the_pointers(monkeypatch, size, clip, dtype):
     src, trg = features(*size, sets=2, dtype=dtype)

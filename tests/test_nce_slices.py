@@ -13,7 +13,7 @@ from amdim_fast.reference import nce as reference
 
 SETS, IMAGES, LOCATIONS, WIDTH = 2, 21, 4, 24
 # The last has a slice of one image; rows whose own image is elsewhere are in each.
-CUTS = [(0, 21), (0, 8, 21), (0, 1, 7, 13, 21)]
+CUTS = [(0, 8, 21), (0, 1, 7, 13, 21)]
 BACKENDS = {"torch": (nce_torch, torch.float64), "triton": (nce_triton, torch.float32)}
 
 
@@ -31,7 +31,7 @@ def truth(src, trg, upstream, **options):
 @pytest.mark.parametrize("way", ["fused", "descriptors", "elementwise", "torch"])
 @pytest.mark.parametrize("mode", ["keep", "recompute"])
 @pytest.mark.parametrize("same_location", [False, True])
-@pytest.mark.parametrize("clip", [20.0, 100.0, None])
+@pytest.mark.parametrize("clip", [20.0, None])
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 def test_slices_equal_the_whole(monkeypatch, cuts, clip, same_location, mode, way):
     monkeypatch.setattr(nce_blocks, "choose", lambda *_: blocks(way))
