@@ -52,10 +52,12 @@ def nce_log_prob(
             of log_prob[b,l] (the softmax of ST-DIM, DRIML and CPC).
         backend: "torch", any device; "triton", fused kernels, on GPUs of compute capability 8.0 and
             later, not for float64; "auto", the first until the second has been run on a GPU.
-        memory_budget: bytes for blocks of scores, forward to backward included. None is 256 MiB;
-            0 keeps nothing and works one target image at a time. Scores that fit are kept and the
-            backward costs two products; otherwise they are computed again and it costs three.
-            ``amdim_fast.last_plan()`` tells which.
+        memory_budget: bytes for all that has a row a source and a column a target: blocks of
+            scores and of their gradients, and scores kept from forward to backward. None is
+            256 MiB; 0 keeps nothing and works one target image at a time. Scores that fit are kept
+            and the backward costs two products; otherwise they are computed again and it costs
+            three. ``amdim_fast.last_plan()`` tells which. For B in the tens of thousands on a GPU
+            give more: each block adds to all of src's gradient, so few long blocks are faster.
         group: None; negatives from other processes are not available yet.
 
     Returns:

@@ -7,6 +7,7 @@ Triton must not be in its interpreter (TRITON_INTERPRET unset).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from amdim_fast.kernels import nce_backward, nce_blocks, nce_forward, nce_scores
+from amdim_fast.kernels import nce_backward, nce_blocks, nce_forward, nce_scores, nce_tiles
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -33,10 +34,13 @@ TARGETS = {
     "sm_100": (100, 227 * 1024),
     "default": (89, 99 * 1024),
 }
+# Architectures of the table with tensor descriptors.
+DESCRIPTORS = ("sm_90", "sm_100")
 TYPES = {"half": ("fp16", "bf16"), "tf32": ("fp32",), "ieee": ("fp32",)}
 # Bytes a thread may spill: some values of a row that wait for the end of a tile's product.
 SPILL_BUDGET = 160
 FLOATS = ("scale", "steep", "depth", "clip")
+BLOCKS_OF = {"src": "BLOCK_ROWS", "trg": "BLOCK_COLUMNS"}
 SHARED_TYPES = ("src", "trg", "grad_scores")
 POINTERS = (
     *(*SHARED_TYPES, "scores", "own", "totals", "maxima", "squares", "neg", "row_squares"),
@@ -52,7 +56,7 @@ class Variant(NamedTuple):
     arithmetic: str
     dtype: str
     small: bool
-    tile: nce_blocks.Tile
+    tile: nce_tiles.Tile
     constants: dict[str, Any]
 
     @property
@@ -63,48 +67,52 @@ class Variant(NamedTuple):
         modes = ("fused", "fused, keeping", "over products")
         clips = ("shifted", "tanh", "no clip")
         where = ", same location" if self.constants["SAME_LOCATION"] else ""
-        ragged = "" if self.constants["WHOLE_WIDTH"] else ", any D"
+        loads = ", descriptors" if self.constants["DESCRIPTORS"] else ""
         mode = modes[self.constants["SCORES"]]
-        return f"{self.kernel} {mode}, {clips[self.constants['CLIP']]}{where}{ragged}"
+        return f"{self.kernel} {mode}, {clips[self.constants['CLIP']]}{where}{loads}"
 
 
 def variants(archs: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Variant]:
-    """Every kernel the launcher starts: all modes, types and widths, rarer clips at wide D only."""
+    """Every compilation the launcher can ask for, each once.
+
+    Rows that differ in nothing a kernel is compiled for, such as the tiles over products of small
+    and large D, share one; descriptors are compiled where a GPU has them, asked for or not.
+    """
+    seen = set()
+    for variant in _launched(archs):
+        key = repr(variant._replace(small=False, arithmetic=""))
+        if key not in seen:
+            seen.add(key)
+            yield variant
+
+
+def _launched(archs: tuple[str, ...]) -> Iterator[Variant]:
+    clips = [clip.value for clip in (nce_scores.SHIFTED, nce_scores.TANH, nce_scores.NO_CLIP)]
     read, compute, keep = (
         mode.value for mode in (nce_scores.READ, nce_scores.COMPUTE, nce_scores.COMPUTE_AND_STORE)
     )
-    shifted, tanh, no_clip = (
-        clip.value for clip in (nce_scores.SHIFTED, nce_scores.TANH, nce_scores.NO_CLIP)
+    # (kernel, field of Blocks, mode, same location); a location's scores are kept by torch only.
+    fused = (
+        ("nce_forward", "forward", compute, False),
+        ("nce_forward", "forward", compute, True),
+        ("nce_forward", "forward", keep, False),
+        ("nce_backward", "backward", compute, False),
     )
-    # (kernel, field of Blocks, mode, clip, same location, whether BLOCK_WIDTH divides D)
-    fused = [
-        ("nce_forward", "forward", compute, shifted, False, True),
-        ("nce_forward", "forward", keep, shifted, False, True),
-        ("nce_backward", "backward", compute, shifted, False, True),
-    ]
-    fused_wide = [
-        ("nce_forward", "forward", compute, tanh, False, True),
-        ("nce_forward", "forward", compute, no_clip, False, True),
-        ("nce_forward", "forward", compute, shifted, True, True),
-        ("nce_forward", "forward", compute, shifted, False, False),
-        ("nce_backward", "backward", compute, tanh, False, True),
-        ("nce_backward", "backward", compute, no_clip, False, True),
-        ("nce_backward", "backward", compute, shifted, False, False),
-    ]
-    over_products = [
-        (f"nce_{name}", f"read_{name}", read, clip, same, True)
+    over_products = tuple(
+        (f"nce_{name}", f"read_{name}", read, same)
         for name in ("forward", "backward")
-        for clip in (shifted, tanh, no_clip)
         for same in (False, True)
-    ]
+    )
     for (arch, arithmetic, small), blocks in nce_blocks.TABLE.items():
         if arch not in archs:
             continue
-        cases = (fused if small else fused + fused_wide) if blocks.fused else []
-        cases = cases if small else cases + over_products
-        for dtype in TYPES[arithmetic]:
-            for kernel, field, mode, clip, same, whole in cases:
-                tile = getattr(blocks, field)
+        for dtype, (kernel, field, mode, same), clip in itertools.product(
+            TYPES[arithmetic], fused + over_products, clips
+        ):
+            multiplies = mode != read
+            loads = (False, True) if multiplies and not same and arch in DESCRIPTORS else (False,)
+            for descriptors in loads:
+                tile = getattr(blocks, field)._replace(descriptors=descriptors)
                 constants = {
                     "SCORES": mode,
                     "CLIP": clip,
@@ -113,15 +121,13 @@ def variants(archs: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Variant]:
                     "BLOCK_COLUMNS": tile.columns,
                     "BLOCK_WIDTH": tile.width or 16,
                     "GROUP_ROWS": tile.group,
-                    "WHOLE_WIDTH": whole,
-                    "ALIGNMENT": 16 if whole else 8,
-                    "UNIT": 1 if mode == compute else 16,
-                    "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
+                    "DESCRIPTORS": descriptors,
+                    "PRECISION": "tf32" if multiplies and arithmetic == "tf32" else "ieee",
                 }
                 yield Variant(kernel, arch, arithmetic, dtype, small, tile, constants)
-    combine = nce_blocks.Tile(rows=128, columns=0, width=0, group=1, warps=4, stages=1)
+    combine = nce_tiles.Tile(rows=128, columns=0, width=0, group=1, warps=4, stages=1)
     for arch in archs:
-        for clip in (shifted, tanh):
+        for clip in clips:
             constants = {"CLIP": clip, "BLOCK_ROWS": combine.rows}
             yield Variant("nce_combine", arch, "ieee", "fp32", False, combine, constants)
 
@@ -134,6 +140,9 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
     for name in function.arg_names:
         if name in variant.constants:
             signature[name] = "constexpr"
+        elif name in BLOCKS_OF and variant.tile.descriptors:
+            block = [variant.constants[size] for size in (BLOCKS_OF[name], "BLOCK_WIDTH")]
+            signature[name] = f"tensordesc<{variant.dtype}{block}>"
         elif name in POINTERS:
             signature[name] = f"*{variant.dtype if name in SHARED_TYPES else 'fp32'}"
         else:
@@ -164,6 +173,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "spills": usage["STACK"],
         "shared_bytes": compiled.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
+        "tma": ptx.count("cp.async.bulk.tensor"),
         "fp64": len(re.findall(r"\.f64\b", ptx)),
         "source": source_hash(),
         "versions": {"triton": triton.__version__, "torch": torch.__version__},
@@ -183,8 +193,8 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
 def source_hash() -> str:
     """Of the kernels and the table: a row speaks for this text only."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "kernels").glob("nce_*.py")):
-        digest.update(path.read_bytes())
+    for name in ("backward", "blocks", "forward", "scores", "tiles"):
+        digest.update((ROOT / "kernels" / f"nce_{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -203,6 +213,8 @@ def violations(row: dict[str, Any]) -> list[str]:
     half = row["dtype"] in ("fp16", "bf16")
     if row["arch"] == "sm_90" and multiplies and half and not row["wgmma"]:
         found.append(f"{where} has no wgmma instruction")
+    if row["block_row"]["descriptors"] and not row["tma"]:
+        found.append(f"{where} has no cp.async.bulk.tensor instruction")
     return found
 
 
@@ -211,7 +223,7 @@ def main(archs: tuple[str, ...] = tuple(TARGETS), path: Path = RESULTS_PATH) -> 
     for variant in variants(archs):
         row = compile_variant(variant)
         rows.append(row)
-        fields = ("arch", "dtype", "name", "registers", "spills", "shared_bytes", "wgmma")
+        fields = ("arch", "dtype", "name", "registers", "spills", "shared_bytes", "wgmma", "tma")
         print(json.dumps([row[field] for field in fields]), *violations(row), flush=True)
     path.unlink(missing_ok=True)
     for row in rows:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from benchmarks.rows import Row, Rows, table
 
 HEADER = (
-    *("", "kernels", "registers", "stack, bytes a thread", "shared memory, kB", "wgmma", "float64"),
+    *(
+        "",
+        "kernels",
+        "registers",
+        "stack, bytes a thread",
+        "shared memory, kB",
+        "wgmma",
+        "TMA",
+        "float64",
+    ),
 )
 
 
@@ -20,9 +29,11 @@ def aot_table(rows: Rows) -> str:
     for (arch, arithmetic), members in groups.items():
         worst = {key: max(row[key] for row in members) for key in ("registers", "spills", "fp64")}
         shared = max(row["shared_bytes"] for row in members) / 1e3
-        products = sum(row["wgmma"] > 0 for row in members)
+        products, loads = (sum(row[key] > 0 for row in members) for key in ("wgmma", "tma"))
         cells = [str(len(members)), str(worst["registers"]), str(worst["spills"]), f"{shared:.0f}"]
-        body.append([f"{arch}, {arithmetic}", *cells, f"in {products}", str(worst["fp64"])])
+        body.append(
+            [f"{arch}, {arithmetic}", *cells, f"in {products}", f"in {loads}", str(worst["fp64"])]
+        )
     versions = rows.compiled[-1]["versions"]
     return (
         table(HEADER, body)

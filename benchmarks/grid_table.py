@@ -11,7 +11,8 @@ LABELS = {
     "reference_compiled": "the same, torch.compile",
     "torch": "amdim_fast, torch backend",
     "triton": "amdim_fast",
-    "triton_fused": "amdim_fast, fused",
+    "triton_fused": "amdim_fast, fused, pointers",
+    "triton_descriptors": "amdim_fast, fused, descriptors",
     "triton_elementwise": "amdim_fast, elementwise",
     "gemms": "matrix products alone",
 }

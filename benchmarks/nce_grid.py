@@ -41,7 +41,9 @@ def peak_key(dtype: str) -> str:
 
 def providers(images: int, width: int, dtype: str) -> tuple[str, ...]:
     """What is measured at one point of the grid."""
-    ours = ("triton", "triton_fused", "triton_elementwise", "torch", "gemms")
+    # IEEE products of float32 have no tensor core to feed.
+    loads = () if dtype == "float32" else ("triton_descriptors",)
+    ours = ("triton", "triton_fused", *loads, "triton_elementwise", "torch", "gemms")
     if images > LARGEST_REFERENCE:
         return ours if dtype == "bfloat16" else ("triton", "gemms")
     compiled = ("reference_compiled",) if (images, width, dtype) in COMPILED else ()

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from amdim_fast.kernels import nce_blocks
+from amdim_fast.kernels.nce_tiles import Blocks
 from torch import Tensor
 
 from amdim_fast import LossMultiNCE, last_plan
+from amdim_fast.ops.nce_torch import work_rule
 from amdim_fast.ops.plan import DEFAULT_MEMORY_BUDGET, plan_groups
 from amdim_fast.ops.product import product
 from amdim_fast.reference.nce import multiscale_nce
@@ -48,10 +51,16 @@ LOSSES: dict[str, Callable[[Inputs], tuple[Tensor, ...]]] = {
     "torch_recompute": _loss(RECOMPUTE_BUDGET, "torch"),
     "triton": _loss(None, "triton"),
     "triton_fused": _loss(None, "triton"),
+    "triton_descriptors": _loss(None, "triton"),
     "triton_elementwise": _loss(None, "triton"),
 }
-# Whether the kernels multiply themselves, where the provider says so instead of the block table.
-FUSED = {"triton_fused": True, "triton_elementwise": False}
+# Whether the kernels multiply themselves and load through descriptors, where the provider says so
+# instead of the block table.
+FORCED = {
+    "triton_fused": (True, False),
+    "triton_descriptors": (True, True),
+    "triton_elementwise": (False, False),
+}
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gemms": lambda a, b: torch.mm(a, b.t()),
     "gemms_onednn": product,
@@ -79,10 +88,19 @@ def make_inputs(images: int, width: int, dtype: str, device: str) -> Inputs:
 
 @contextmanager
 def _forced(provider: str) -> Iterator[None]:
-    """The block table's choice between fused and elementwise, overruled for two providers."""
+    """The block table's choices overruled for the providers that say so."""
     choose = nce_blocks.choose
-    if provider in FUSED:
-        nce_blocks.choose = lambda *key: choose(*key)._replace(fused=FUSED[provider])
+
+    def chosen(*key: Any) -> Blocks:
+        fused, descriptors = FORCED[provider]
+        blocks = choose(*key)
+        forward, backward = (
+            tile._replace(descriptors=descriptors) for tile in (blocks.forward, blocks.backward)
+        )
+        return blocks._replace(fused=fused, forward=forward, backward=backward)
+
+    if provider in FORCED:
+        nce_blocks.choose = chosen
     try:
         yield
     finally:
@@ -108,8 +126,7 @@ def run_products(provider: str, mode: str, inputs: Inputs) -> None:
     rows = [2 * len(r1), len(r1)]
     plans = plan_groups(
         [(count, len(r1), trg.shape[1]) for count, trg in zip(rows, (r5, r7), strict=True)],
-        itemsize=r1.element_size(),
-        device_type=r1.device.type,
+        work_rule(r1.dtype, r1.device, r1.shape[-1], False),
         memory_budget=DEFAULT_MEMORY_BUDGET,
         with_grad=False,
     )

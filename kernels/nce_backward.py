@@ -3,7 +3,9 @@
 import triton
 import triton.language as tl
 from amdim_fast.kernels.nce_scores import (
+    FEATURE_UNIT,
     LOG2_E,
+    PRODUCT_UNIT,
     READ,
     SHIFTED,
     SIZES,
@@ -17,8 +19,8 @@ from amdim_fast.kernels.nce_scores import (
 
 @triton.jit(do_not_specialize=[*SIZES, "grad_units"])
 def nce_backward(
-    src,  # [R, D] sources, R = S * B
-    trg,  # [N, L, D] targets of the block
+    src,  # [R, D] sources, R = S * B, or their descriptor
+    trg,  # [N, L, D] targets of the block, or the descriptor of [N * L, D]
     scores,  # [R, >= N * L] float32 products, read if SCORES is READ
     grad_scores,  # [R, >= N * L], out: gradients of the products in the type of the inputs
     grad_own,  # [R, L] float32: gradients of the products with the own image
@@ -30,11 +32,11 @@ def nce_backward(
     locations,  # L
     source_images,  # B
     image_offset,  # row r has own image r % B + image_offset, inside 0 .. N - 1 or nowhere
-    width,  # D
-    stride_src,
-    stride_trg_image,
-    stride_trg_location,
-    scores_units,  # stride of scores, in units of UNIT columns
+    width_units,  # D, as the next three in units of 8 features
+    src_units,  # strides of src and trg
+    trg_image_units,
+    trg_location_units,
+    scores_units,  # stride of scores, in units of 16 columns
     scores_limit_units,  # columns of scores that are in its memory, in the same units
     grad_units,  # stride of grad_scores, in units of 16 columns; padding is written too
     scale,  # raw = scale * product
@@ -47,9 +49,7 @@ def nce_backward(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
-    WHOLE_WIDTH: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-    UNIT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program: a tile of BLOCK_ROWS rows and BLOCK_COLUMNS columns.
@@ -72,23 +72,28 @@ def nce_backward(
     row_index = tl.minimum(row, rows - 1).to(tl.int64)
 
     if SCORES == READ:
-        score_rows = scores + row_index * (scores_units * UNIT)
-        is_stored = is_row[:, None] & (column < scores_limit_units * UNIT)[None, :]
+        score_rows = scores + row_index * (scores_units * PRODUCT_UNIT)
+        is_stored = is_row[:, None] & (column < scores_limit_units * PRODUCT_UNIT)[None, :]
         score_tile = (score_rows + first_column)[:, None] + offset[None, :]
         product = tl.load(score_tile, mask=is_stored, other=0.0)
     else:
         column_index = tl.minimum(column, columns - 1)
-        trg_offset = (column_index // locations).to(tl.int64) * stride_trg_image
-        trg_offset += (column_index % locations).to(tl.int64) * stride_trg_location
-        trg_columns = trg + tl.multiple_of(trg_offset, ALIGNMENT)
+        image_stride = trg_image_units * FEATURE_UNIT
+        location_stride = trg_location_units * FEATURE_UNIT
+        trg_offset = (column_index // locations).to(tl.int64) * image_stride
+        trg_offset += (column_index % locations).to(tl.int64) * location_stride
         product = product_tile(
-            src + tl.multiple_of(row_index * stride_src, ALIGNMENT),
-            trg_columns,
-            width,
+            src,
+            trg,
+            row_index * (src_units * FEATURE_UNIT),
+            trg_offset,
+            row_block * BLOCK_ROWS,
+            first_column,
+            width_units,
             BLOCK_ROWS,
             BLOCK_COLUMNS,
             BLOCK_WIDTH,
-            WHOLE_WIDTH,
+            DESCRIPTORS,
             PRECISION,
         )
 
@@ -137,7 +142,7 @@ def nce_backward(
             is_own = (row[:, None] == own_row[None, :]) & is_here[None, :]
             grad = tl.where(is_own, found[None, :], grad)
     grad += tl.load(penalty + row_index)[:, None] * product
-    out_rows = grad_scores + row_index * (grad_units * 16)
+    out_rows = grad_scores + row_index * (grad_units * PRODUCT_UNIT)
     out_tile = (out_rows + first_column)[:, None] + offset[None, :]
-    is_stored = is_row[:, None] & (column < grad_units * 16)[None, :]
+    is_stored = is_row[:, None] & (column < grad_units * PRODUCT_UNIT)[None, :]
     tl.store(out_tile, grad.to(grad_scores.dtype.element_ty), mask=is_stored)

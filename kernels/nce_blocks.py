@@ -1,53 +1,15 @@
 """Tile sizes of the contrastive kernels: plain data, one row an architecture, type and width.
 
 Every row passes the ahead-of-time gate of ``benchmarks/aot.py`` for its architecture; which row is
-fastest is for a GPU to say, and none of these is measured yet.
+fastest is for a GPU to say, and none of these is measured yet. No row asks for descriptors: to the
+compiler they are no better here, and each launch costs two of them on the host.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-
-
-class Tile(NamedTuple):
-    """Launch of one kernel; sizes are powers of two.
-
-    Attributes:
-        rows: sources of a tile.
-        columns: target locations of a tile.
-        width: features a step of the product takes; 0 where no product is computed.
-        group: row blocks that run side by side over the same columns.
-        warps: warps a program.
-        stages: steps in flight.
-    """
-
-    rows: int
-    columns: int
-    width: int
-    group: int
-    warps: int
-    stages: int
-
-
-class Blocks(NamedTuple):
-    """How one architecture computes one type and width.
-
-    Attributes:
-        fused: whether the kernels multiply themselves; else torch multiplies and they read scores.
-        forward: tile of the fused forward.
-        backward: tile of the fused backward.
-        read_forward: tile of the forward over stored products.
-        read_backward: tile of the backward over stored products.
-    """
-
-    fused: bool
-    forward: Tile
-    backward: Tile
-    read_forward: Tile
-    read_backward: Tile
-
+from amdim_fast.kernels.nce_block_file import Key, measured_rows
+from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Blocks, Tile, arithmetic
 
 READ_FORWARD = Tile(rows=16, columns=256, width=0, group=8, warps=4, stages=1)
 READ_BACKWARD = Tile(rows=8, columns=512, width=0, group=8, warps=4, stages=1)
@@ -61,13 +23,12 @@ def _fused(forward: Tile, backward: Tile) -> Blocks:
 _IEEE = Tile(64, 64, 16, 8, 8, 2)
 _IEEE_BLOCKS = Blocks(False, _IEEE, _IEEE, READ_FORWARD, READ_BACKWARD)
 
-SMALL_WIDTH = 512
 # (architecture, arithmetic, whether D is at most SMALL_WIDTH) -> Blocks.
 TABLE: dict[tuple[str, str, bool], Blocks] = {
     ("sm_80", "half", True): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
     ("sm_80", "half", False): _fused(Tile(128, 128, 32, 8, 8, 4), Tile(128, 128, 32, 8, 8, 4)),
-    ("sm_80", "tf32", True): _fused(Tile(64, 128, 32, 8, 4, 3), Tile(64, 128, 32, 8, 4, 3)),
-    ("sm_80", "tf32", False): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
+    ("sm_80", "tf32", True): _fused(Tile(64, 128, 32, 8, 8, 3), Tile(64, 128, 32, 8, 8, 3)),
+    ("sm_80", "tf32", False): _fused(Tile(64, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
     ("sm_90", "half", True): _fused(Tile(128, 128, 64, 8, 8, 3), Tile(64, 256, 64, 16, 8, 3)),
     ("sm_90", "half", False): _fused(Tile(128, 128, 64, 8, 8, 4), Tile(64, 256, 64, 16, 8, 4)),
     ("sm_90", "tf32", True): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(64, 256, 32, 16, 8, 3)),
@@ -79,7 +40,7 @@ TABLE: dict[tuple[str, str, bool], Blocks] = {
     # 99 KiB of shared memory: sm_86, sm_89, sm_120 and whatever comes.
     ("default", "half", True): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
     ("default", "half", False): _fused(Tile(128, 128, 32, 8, 8, 4), Tile(128, 128, 32, 8, 8, 4)),
-    ("default", "tf32", True): _fused(Tile(64, 128, 32, 8, 4, 3), Tile(64, 128, 32, 8, 4, 3)),
+    ("default", "tf32", True): _fused(Tile(64, 128, 32, 8, 8, 3), Tile(64, 128, 32, 8, 8, 3)),
     ("default", "tf32", False): _fused(Tile(128, 128, 32, 8, 8, 3), Tile(128, 128, 32, 8, 8, 3)),
 }
 TABLE |= {
@@ -90,14 +51,25 @@ TABLE |= {
 ARCHITECTURES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
 
 
-def arithmetic(dtype: torch.dtype) -> str:
-    """'half' for float16 and bfloat16; for float32 'tf32' or 'ieee', as torch is set."""
-    if dtype in (torch.float16, torch.bfloat16):
-        return "half"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
 def choose(capability: tuple[int, int] | None, dtype: torch.dtype, width: int) -> Blocks:
-    """The row for a compute capability (None under the interpreter), a type and a width D."""
+    """The row for a compute capability (None under the interpreter), a type and a width D.
+
+    A row of the file that AMDIM_FAST_BLOCKS names, for just this capability, comes first.
+    """
+    if capability is not None:
+        key = Key(architecture_of(capability), arithmetic(dtype), width <= SMALL_WIDTH)
+        measured = measured_rows().get(key)
+        if measured is not None:
+            return measured
+    return built_in(capability, dtype, width)
+
+
+def built_in(capability: tuple[int, int] | None, dtype: torch.dtype, width: int) -> Blocks:
+    """The row of the table alone."""
     architecture = ARCHITECTURES.get(capability, "default") if capability else "default"
     return TABLE[architecture, arithmetic(dtype), width <= SMALL_WIDTH]
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """Name of a compute capability: sm_90 for (9, 0)."""
+    return f"sm_{capability[0]}{capability[1]}"

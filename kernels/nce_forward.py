@@ -4,8 +4,10 @@ import triton
 import triton.language as tl
 from amdim_fast.kernels.nce_scores import (
     COMPUTE_AND_STORE,
+    FEATURE_UNIT,
     LN_2,
     LOG2_E,
+    PRODUCT_UNIT,
     READ,
     SHIFTED,
     SIZES,
@@ -19,8 +21,8 @@ from amdim_fast.kernels.nce_scores import (
 
 @triton.jit(do_not_specialize=[*SIZES, "stride_group", "strips", "tiles_per_strip"])
 def nce_forward(
-    src,  # [R, D] sources, R = S * B
-    trg,  # [N, L, D] targets
+    src,  # [R, D] sources, R = S * B, or their descriptor
+    trg,  # [N, L, D] targets, or the descriptor of [N * L, D]
     scores,  # [R, >= N * L] float32 products: read, written or unused, as SCORES says
     own,  # [R, L] float32, out: products with the own image; other rows are left as they are
     totals,  # [G, strips, R] float32, out: sum of exp(score - shift); G = L for SAME_LOCATION, or 1
@@ -31,11 +33,11 @@ def nce_forward(
     locations,  # L
     source_images,  # B
     image_offset,  # row r has own image r % B + image_offset, inside 0 .. N - 1 or nowhere
-    width,  # D
-    stride_src,
-    stride_trg_image,
-    stride_trg_location,
-    scores_units,  # stride of scores, in units of UNIT columns
+    width_units,  # D, as the next three in units of 8 features
+    src_units,  # strides of src and trg
+    trg_image_units,
+    trg_location_units,
+    scores_units,  # stride of scores, in units of 16 columns
     scores_limit_units,  # columns of scores that are in its memory, in the same units
     stride_group,  # elements from one g to the next in totals, maxima and squares
     strips,
@@ -50,9 +52,7 @@ def nce_forward(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
-    WHOLE_WIDTH: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-    UNIT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program: BLOCK_ROWS rows against a strip of tiles of BLOCK_COLUMNS columns.
@@ -78,12 +78,14 @@ def nce_forward(
     last_set = tl.minimum(row_block * BLOCK_ROWS + BLOCK_ROWS, rows) - 1
     last_set = last_set // source_images
     if SAME_LOCATION:
-        trg += group.to(tl.int64) * stride_trg_location
+        trg += group.to(tl.int64) * (trg_location_units * FEATURE_UNIT)
         scores += group
         own += group
-    src_rows = src + tl.multiple_of(row_index * stride_src, ALIGNMENT)
 
-    score_rows = scores + row_index * (scores_units * UNIT)
+    # Within a tile 32 bits reach: plans keep no rows longer than that.
+    stride_scores = scores_units * PRODUCT_UNIT
+    score_rows = scores + (row_block * BLOCK_ROWS).to(tl.int64) * stride_scores
+    score_offset = tl.arange(0, BLOCK_ROWS) * stride_scores
     offset = tl.arange(0, BLOCK_COLUMNS)
     total = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
     square = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
@@ -92,26 +94,32 @@ def nce_forward(
         first_column = (strip * tiles_per_strip + tile) * BLOCK_COLUMNS
         column = first_column + offset
         is_column = column < columns
-        score_tile = (score_rows + first_column * step)[:, None] + (offset * step)[None, :]
+        score_tile = score_rows + first_column * step
+        score_tile = score_tile + (score_offset[:, None] + (offset * step)[None, :])
         # Padding is read and written too: a limit at N * L would break vectors apart.
-        is_stored = is_column if SAME_LOCATION else column < scores_limit_units * UNIT
+        is_stored = is_column if SAME_LOCATION else column < scores_limit_units * PRODUCT_UNIT
         is_stored = is_row[:, None] & is_stored[None, :]
         if SCORES == READ:
             product = tl.load(score_tile, mask=is_stored, other=0.0)
         else:
             column_index = tl.minimum(column, columns - 1)
-            trg_offset = (column_index // span).to(tl.int64) * stride_trg_image
+            image_stride = trg_image_units * FEATURE_UNIT
+            trg_offset = (column_index // span).to(tl.int64) * image_stride
             if not SAME_LOCATION:
-                trg_offset += (column_index % span).to(tl.int64) * stride_trg_location
-            trg_columns = trg + tl.multiple_of(trg_offset, ALIGNMENT)
+                location_stride = trg_location_units * FEATURE_UNIT
+                trg_offset += (column_index % span).to(tl.int64) * location_stride
             product = product_tile(
-                src_rows,
-                trg_columns,
-                width,
+                src,
+                trg,
+                row_index * (src_units * FEATURE_UNIT),
+                trg_offset,
+                row_block * BLOCK_ROWS,
+                first_column,
+                width_units,
                 BLOCK_ROWS,
                 BLOCK_COLUMNS,
                 BLOCK_WIDTH,
-                WHOLE_WIDTH,
+                DESCRIPTORS,
                 PRECISION,
             )
         if SCORES == COMPUTE_AND_STORE:
@@ -158,21 +166,25 @@ def nce_forward(
         tl.store(maxima + partial, maximum, mask=is_row)
 
 
-@triton.jit(do_not_specialize=["rows", "strips", "groups"])
+@triton.jit(do_not_specialize=["rows", "slots", "strips", "groups"])
 def nce_combine(
-    totals,  # [G, strips, R] float32
-    maxima,  # [G, strips, R] float32; unused for SHIFTED
-    squares,  # [G, strips, R] float32
+    totals,  # [G, slots, R] float32
+    maxima,  # [G, slots, R] float32; unused for SHIFTED
+    squares,  # [G, slots, R] float32
     neg,  # [R, G] float32, out: log of the sum over all strips
     row_squares,  # [G, R] float32, out
     rows,
-    strips,
+    slots,
+    strips,  # slots in use
     groups,
     clip,
     CLIP: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    """One program: the strips of BLOCK_ROWS rows, added in their order. Grid: (row blocks, G)."""
+    """One program: the strips of BLOCK_ROWS rows, added in their order. Grid: (row blocks, G).
+
+    The sums are left in the first slot too, to go on with when there are more columns.
+    """
     group = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < rows
@@ -180,7 +192,7 @@ def nce_combine(
     square = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
     maximum = tl.full([BLOCK_ROWS], float("-inf"), dtype=tl.float32)
     for strip in range(strips):
-        partial = (group.to(tl.int64) * strips + strip) * rows + row
+        partial = (group.to(tl.int64) * slots + strip) * rows + row
         square += tl.load(squares + partial, mask=is_row, other=0.0)
         part = tl.load(totals + partial, mask=is_row, other=0.0)
         if CLIP == SHIFTED:
@@ -192,6 +204,11 @@ def nce_combine(
             total = total * tl.exp2((maximum - shift) * LOG2_E)
             total += part * tl.exp2((other - shift) * LOG2_E)
             maximum = larger
+    first = group.to(tl.int64) * slots * rows + row
+    tl.store(totals + first, total, mask=is_row)
+    tl.store(squares + first, square, mask=is_row)
+    if CLIP != SHIFTED:
+        tl.store(maxima + first, maximum, mask=is_row)
     shift = clip if CLIP == SHIFTED else tl.where(maximum == float("-inf"), 0.0, maximum)
     logarithm = tl.log2(tl.where(total > 0.0, total, 1.0)) * LN_2 + shift
     result = tl.where(total > 0.0, logarithm, float("-inf"))

@@ -16,18 +16,22 @@ SHIFTED = tl.constexpr(0)
 TANH = tl.constexpr(1)
 NO_CLIP = tl.constexpr(2)
 
-# Sizes and strides that are passed as they are: one compilation serves every batch. Alignment of
-# features is passed as ALIGNMENT instead.
+# Lengths of features come in units of 8 entries and lengths of products in units of 16, so that the
+# compiler knows them to be whole; it does not believe ``tl.multiple_of`` of a scalar.
+FEATURE_UNIT = tl.constexpr(8)
+PRODUCT_UNIT = tl.constexpr(16)
+
+# Sizes and strides that are passed as they are: one compilation serves every batch.
 SIZES = (
     "rows",
     "images",
     "locations",
     "source_images",
     "image_offset",
-    "width",
-    "stride_src",
-    "stride_trg_image",
-    "stride_trg_location",
+    "width_units",
+    "src_units",
+    "trg_image_units",
+    "trg_location_units",
     "scores_units",
     "scores_limit_units",
 )
@@ -48,33 +52,39 @@ def grouped_order(program, row_blocks, column_blocks, GROUP_ROWS: tl.constexpr):
 
 @triton.jit
 def product_tile(
-    src_rows,
-    trg_columns,
-    width,
+    src,
+    trg,
+    src_offset,
+    trg_offset,
+    first_row,
+    first_column,
+    width_units,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
-    WHOLE_WIDTH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """[BLOCK_ROWS, BLOCK_COLUMNS] float32 products.
 
-    src_rows [BLOCK_ROWS] and trg_columns [BLOCK_COLUMNS] point at the first of ``width``
-    contiguous features; WHOLE_WIDTH says that BLOCK_WIDTH divides ``width``.
+    src_offset [BLOCK_ROWS] and trg_offset [BLOCK_COLUMNS] lead to the first of the contiguous
+    features; tensor descriptors take first_row and first_column instead and read 0 beyond an end.
     """
+    width = width_units * FEATURE_UNIT
     offset = tl.arange(0, BLOCK_WIDTH)
     product = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype=tl.float32)
     for start in range(0, width, BLOCK_WIDTH):
-        feature = start + offset
-        src_tile = src_rows[:, None] + feature[None, :]
-        trg_tile = trg_columns[None, :] + feature[:, None]
-        if WHOLE_WIDTH:
-            src = tl.load(src_tile)
-            trg = tl.load(trg_tile)
+        if DESCRIPTORS:
+            src_tile = src.load([first_row, start])
+            trg_tile = trg.load([first_column, start]).T
         else:
-            src = tl.load(src_tile, mask=feature[None, :] < width, other=0.0)
-            trg = tl.load(trg_tile, mask=feature[:, None] < width, other=0.0)
-        product = tl.dot(src, trg, product, input_precision=PRECISION)
+            feature = start + offset
+            is_feature = feature < width
+            src_place = src + src_offset[:, None] + feature[None, :]
+            trg_place = trg + trg_offset[None, :] + feature[:, None]
+            src_tile = tl.load(src_place, mask=is_feature[None, :], other=0.0)
+            trg_tile = tl.load(trg_place, mask=is_feature[:, None], other=0.0)
+        product = tl.dot(src_tile, trg_tile, product, input_precision=PRECISION)
     return product
 
 

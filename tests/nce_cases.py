@@ -1,7 +1,7 @@
 """Inputs, truths and errors that the tests of the contrastive kernels share."""
 
 import torch
-from amdim_fast.kernels.nce_blocks import Blocks, Tile
+from amdim_fast.kernels.nce_tiles import Blocks, Tile
 
 from amdim_fast import nce_log_prob
 from amdim_fast.reference import nce as reference
@@ -12,8 +12,19 @@ CLIPS = (5.0, 20.0, 43.0, 100.0, None)
 TILE = Tile(rows=16, columns=32, width=16, group=2, warps=4, stages=2)
 
 
-def blocks(fused):
-    return Blocks(fused, TILE, TILE, TILE, TILE)
+# The ways of the kernels to their products.
+WAYS = ("fused", "descriptors", "elementwise")
+
+
+def blocks(way):
+    loads = TILE._replace(descriptors=way == "descriptors")
+    return Blocks(way != "elementwise", loads, loads, TILE, TILE)
+
+
+def budget_of(images, src, trg):
+    """Bytes for blocks of this many target images, and for no kept scores."""
+    rows = src.shape[:-1].numel()
+    return images * rows * trg.shape[1] * (src.dtype.itemsize + 4)
 
 
 def features(images, locations, width, *, sets=None, dtype=torch.float32, scale=2.0):

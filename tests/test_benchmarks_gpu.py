@@ -4,20 +4,26 @@ import pytest
 import torch
 from amdim_fast.kernels import nce_blocks
 
+from amdim_fast import last_plan
 from benchmarks import gpu, harness, nce_grid
 from benchmarks.grid_table import grid_table
-from benchmarks.nce_providers import FORWARD, FORWARD_BACKWARD, FUSED, LOSSES, make_inputs, run
+from benchmarks.nce_providers import FORCED, FORWARD, FORWARD_BACKWARD, LOSSES, make_inputs, run
 from benchmarks.rows import Rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize("mode", [FORWARD, FORWARD_BACKWARD])
-@pytest.mark.parametrize("provider", ["triton", *FUSED])
+@pytest.mark.parametrize("provider", ["triton", *FORCED])
 def test_kernel_providers_agree_with_the_reference(provider, mode):
     inputs = make_inputs(5, 16, "float32", DEVICE)
     found, expected = run(provider, mode, inputs), run("reference", mode, inputs)
     assert harness.largest_difference(found, expected) < 1e-4
+    way = {"triton_fused": "pointers", "triton_descriptors": "descriptors"}.get(
+        provider, "products"
+    )
+    if provider in FORCED:
+        assert all(f"forward through {way}" in text for text in last_plan().kernels)
 
 
 def test_forced_choice_ends_with_the_call():

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from amdim_fast.kernels import nce_blocks
+from amdim_fast.kernels.nce_tiles import Blocks
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss
 from amdim_fast.reference import nce as reference
@@ -54,6 +56,30 @@ def test_bfloat16_loss_no_worse_than_twice_eager(images, width, budget):
     for value, baseline, expected in zip(ours, eager, truth, strict=True):
         limit = 2 * relative_error(baseline, expected) + 1e-6
         assert relative_error(value, expected) <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("images", "width"), [(130, 520), (300, 2048), (5, 24)])
+def test_descriptors_load_what_pointers_load(monkeypatch, images, width, dtype):
+    """Bit for bit; below compute capability 9.0 the plan says that there are none."""
+    inputs, locations = maps(images, width, dtype), picked(images)
+    choose, found = nce_blocks.choose, []
+    for wanted in (False, True):
+
+        def chosen(*key, wanted=wanted):
+            blocks = choose(*key)
+            tiles = (t._replace(descriptors=wanted) for t in (blocks.forward, blocks.backward))
+            return Blocks(True, *tiles, blocks.read_forward, blocks.read_backward)
+
+        monkeypatch.setattr(nce_blocks, "choose", chosen)
+        for budget in (0, None):
+            loss = LossMultiNCE(backend="triton", memory_budget=budget)
+            found.append(results(loss, inputs, locations))
+            way = "descriptors" if torch.cuda.get_device_capability() >= (9, 0) else "pointers"
+            way = way if wanted else "pointers"
+            assert all(f"forward through {way}" in text for text in last_plan().kernels)
+    for pointers, descriptors in zip(found[:2], found[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(pointers, descriptors, strict=True))
 
 
 def test_offsets_past_int32():

@@ -7,16 +7,17 @@ import sys
 import pytest
 import torch
 from amdim_fast.kernels import nce_blocks
-from nce_cases import DEVICE, blocks, evaluate, features, upstream_like
+from nce_cases import DEVICE, WAYS, blocks, evaluate, features, upstream_like
 
 from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
 from amdim_fast.ops import nce_triton
+from amdim_fast.ops.backend import resolve_backend
 from amdim_fast.ops.nce import NO_PICK
 
 
-@pytest.fixture(autouse=True, params=["fused", "elementwise"])
+@pytest.fixture(autouse=True, params=WAYS)
 def _small_blocks(request, monkeypatch):
-    monkeypatch.setattr(nce_blocks, "choose", lambda *_: blocks(request.param == "fused"))
+    monkeypatch.setattr(nce_blocks, "choose", lambda *_: blocks(request.param))
 
 
 def op_arguments(dtype=torch.float32, budget=0, clip=20.0, same_location=False):
@@ -137,14 +138,18 @@ def test_triton_where_it_cannot_run(setup, message):
     assert done.stdout.count("\n") == 1
 
 
-def test_old_gpu(monkeypatch):
-    from amdim_fast.ops.backend import resolve_backend
+def test_rocm(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(ValueError, match="this torch is built for ROCm and the kernels are proved"):
+        resolve_backend("triton", torch.float32, torch.device("cuda:0"))
 
+
+def test_old_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     device = torch.device("cuda:0")
     assert resolve_backend("auto", torch.float32, device) == "torch"
     with pytest.raises(
-        ValueError, match=r"cuda:0 has compute capability 7\.5 and the kernels need 8"
+        ValueError, match=r"cuda:0 has compute capability 7\.5 and the kernels need 8\.0 or"
     ):
         resolve_backend("triton", torch.float32, device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

@@ -33,12 +33,14 @@ def _obstacle(device: torch.device) -> str | None:
     """Why the kernels cannot run on this device, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "this torch is built for ROCm and the kernels are proved for CUDA only"
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability >= OLDEST_CAPABILITY:
             return None
-        found = ".".join(map(str, capability))
-        return f"{device} has compute capability {found} and the kernels need 8.0"
+        found, needed = (".".join(map(str, pair)) for pair in (capability, OLDEST_CAPABILITY))
+        return f"{device} has compute capability {found} and the kernels need {needed} or later"
     # Only asked for by name, so triton is loaded by those who want it.
     from amdim_fast.kernels.nce_forward import INTERPRETED
 

@@ -87,7 +87,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, l
             for parts in (losses, log_probs, squares, poses, negs)
         )
     library = product_library(groups[0].src, call.backend)
-    record_plan(Plan(call.backend, library, call.plans, call.memory_budget))
+    record_plan(
+        Plan(call.backend, library, call.plans, call.memory_budget, call.describe_kernels(groups))
+    )
     return loss, log_prob, mean_sq, pos, neg, [block for blocks in kept for block in blocks]
 
 

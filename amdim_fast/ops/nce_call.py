@@ -80,10 +80,10 @@ class Call:
     @cached_property
     def plans(self) -> tuple[GroupPlan, ...]:
         """Block size of each group, and whether its scores are kept."""
+        src = self.srcs[0]
         return plan_groups(
             [(sets * images, images, locations) for sets, images, locations in self.shapes],
-            itemsize=self.dtype.itemsize,
-            device_type=self.srcs[0].device.type,
+            self.implementation.work_rule(src.dtype, src.device, src.shape[-1], self.same_location),
             memory_budget=self.memory_budget,
             with_grad=self.with_grad,
         )
@@ -115,6 +115,12 @@ class Call:
                 nce_torch.Group(stacked.contiguous(), trg, self.clip, self.same_location, plan)
             )
         return groups
+
+    def describe_kernels(self, groups: Sequence[nce_torch.Group]) -> tuple[str, ...]:
+        """How the Triton kernels of each group get their products; empty for torch."""
+        if self.backend == "torch":
+            return ()
+        return tuple(self.implementation.describe(group) for group in groups)
 
     def add_picked(
         self, grad_srcs: Sequence[Tensor | None], grad_trgs: Sequence[Tensor | None]

@@ -7,9 +7,8 @@ once a block in the type of the inputs, and torch multiplies them with sources a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,41 +24,47 @@ from amdim_fast.ops.half import (
     row_shifts,
     write_product,
 )
-from amdim_fast.ops.nce_torch import LOG2_E, Group, row_gradients
-from amdim_fast.ops.plan import ROW_UNIT, padded
+from amdim_fast.ops.nce_problem import (
+    Problem,
+    capability_of,
+    ceil_div,
+    clip_mode,
+    make_problem,
+    torch_multiplies,
+)
+from amdim_fast.ops.nce_torch import Group, row_gradients
+from amdim_fast.ops.plan import LONGEST_ROW, ROW_UNIT, WorkRule, padded
 
-PROGRAMS_PER_PROCESSOR = 4
 COMBINED_ROWS = 128
+# A block of gradients of this size stays in the L2 cache of a large GPU.
+PREFERRED_BLOCK_BYTES = 32 * 2**20
+# Every block adds to all of grad_src, which with fewer columns takes longer than its product.
+LEAST_COLUMNS = 4096
 
 
-class Problem(NamedTuple):
-    """One group as the kernels take it; ``image_offset`` is of the whole, not of a block."""
-
-    src: Tensor  # [R, D]
-    trg: Tensor  # [N, L, D]
-    group: Group
-    image_offset: int
-    blocks: nce_blocks.Blocks
-
-    @property
-    def scale(self) -> float:
-        """``raw = scale * product``."""
-        return 1.0 / math.sqrt(self.src.shape[1])
-
-    @property
-    def groups(self) -> int:
-        """G: problems that are summed apart, one a location or one in all."""
-        return self.trg.shape[1] if self.group.same_location else 1
+def work_rule(
+    dtype: torch.dtype, device: torch.device, width: int, same_location: bool
+) -> WorkRule:
+    """Bytes a score takes: its gradient in the type of the inputs, and its product where read."""
+    blocks = nce_blocks.choose(capability_of(device), dtype, width)
+    reads = same_location or torch_multiplies(blocks, width) is not None
+    return WorkRule(
+        work_itemsize=dtype.itemsize + (torch.float32.itemsize if reads else 0),
+        kept_itemsize=torch.float32.itemsize,
+        preferred_bytes=PREFERRED_BLOCK_BYTES,
+        least_columns=LEAST_COLUMNS,
+        row_unit=ROW_UNIT,
+        longest_row=LONGEST_ROW,
+    )
 
 
-def _problem(group: Group, image_offset: int) -> Problem:
-    sets, images, _, width = group.sizes()
-    src = group.src.reshape(sets * images, width)
-    src, trg = (x if x.stride(-1) == 1 else x.contiguous() for x in (src, group.trg))
-    on_gpu = src.device.type == "cuda"
-    capability = torch.cuda.get_device_capability(src.device) if on_gpu else None
-    blocks = nce_blocks.choose(capability, src.dtype, width)
-    return Problem(src, trg, group, image_offset, blocks)
+def describe(group: Group) -> str:
+    """The ways of both kernels to the products of this group, as ``Plan.kernels`` reports them."""
+    problem = make_problem(group, 0, copy=False)
+    forward = f"forward {problem.forward_route}"
+    if group.plan.mode == "forward":
+        return forward
+    return f"{forward}; backward {problem.backward_route(group.plan.mode == 'keep')}"
 
 
 def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -74,61 +79,60 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
         pos [S, B, L]; neg [S, B, 1], or [S, B, L] for same_location; mean_sq [S]; the products
         [S, B, padded(N * L)] if the plan keeps them. All float32.
     """
-    problem = _problem(group, image_offset)
+    problem = make_problem(group, image_offset)
     sets, images, locations, _ = group.sizes()
     targets, rows, groups = problem.trg.shape[0], sets * images, problem.groups
-    fused, keep = problem.blocks.fused, group.plan.mode == "keep"
-    tile = problem.blocks.forward if fused else problem.blocks.read_forward
-    spans = [(0, targets)] if fused or keep else list(group.blocks())
-    strips = [
-        _strips(problem, tile, (stop - start) * (locations // groups)) for start, stop in spans
-    ]
-    total_strips = sum(count for count, _ in strips)
+    route, keep = problem.forward_route, group.plan.mode == "keep"
+    tile = problem.blocks.forward if route.multiplies else problem.blocks.read_forward
+    spans = [(0, targets)] if route.multiplies or keep else list(group.blocks())
+    strips = [problem.strips(tile, (stop - start) * (locations // groups)) for start, stop in spans]
+    carried = len(spans) > 1
+    slots = max(count for count, _ in strips) + carried
     new: dict[str, Any] = {"dtype": torch.float32, "device": problem.src.device}
     everywhere = targets == images and image_offset == 0
     own = (torch.empty if everywhere else torch.zeros)((rows, locations), **new)
-    partials = torch.empty((3, groups, total_strips, rows), **new)
+    partials = torch.empty((3, groups, slots, rows), **new)
+    if carried:
+        partials[:, :, 0] = 0.0
+        partials[1, :, 0] = -torch.inf
     neg = torch.empty((rows, groups), **new)
     row_squares = torch.empty((groups, sets, images), **new)
-    kept = [_products(problem, targets * locations)] if keep else []
+    stored = keep or not route.multiplies
+    work = _work(problem, spans[0][1] * locations, torch.float32) if stored else own
+    mode = modes.READ
+    if route.multiplies:
+        mode = modes.COMPUTE_AND_STORE if keep else modes.COMPUTE
 
     with torch.cuda.device_of(problem.src):
-        first_strip = 0
         for (start, stop), (count, tiles) in zip(spans, strips, strict=True):
-            columns = (stop - start) * locations
-            scores = kept[0] if keep else own
-            mode = modes.COMPUTE_AND_STORE if keep else modes.COMPUTE
-            if not fused:
-                mode = modes.READ
-                scores = scores if keep else _products(problem, columns)
-                multiply_into(scores[:, :columns], problem.src, group.columns(start, stop).t())
-            totals, maxima, squares = partials[:, :, first_strip:]
-            forward_kernels.nce_forward[(_cdiv(rows, tile.rows) * count, groups)](
-                problem.src,
-                problem.trg[start:stop],
+            scores = _rows(work, rows, (stop - start) * locations) if stored else own
+            if not route.multiplies:
+                _multiply_block(problem, scores, start, stop)
+            totals, maxima, squares = partials[:, :, int(carried) :]
+            forward_kernels.nce_forward[(ceil_div(rows, tile.rows) * count, groups)](
+                *problem.features(tile, route, start, stop),
                 scores,
                 own,
                 totals,
                 maxima,
                 squares,
-                *_sizes(problem, scores, start, stop),
-                total_strips * rows,
+                *problem.sizes(scores, start, stop),
+                slots * rows,
                 count,
                 tiles,
-                *_constants(problem),
-                **_settings(problem, tile, mode.value, scores),
+                *problem.constants(),
+                **problem.settings(tile, route, mode.value),
             )
-            first_strip += count
-        forward_kernels.nce_combine[(_cdiv(rows, COMBINED_ROWS), groups)](
-            *(partials[0], partials[1], partials[2], neg, row_squares),
-            *(rows, total_strips, groups, group.clip or 0.0),
-            CLIP=_clip_mode(group),
-            BLOCK_ROWS=COMBINED_ROWS,
-        )
+            forward_kernels.nce_combine[(ceil_div(rows, COMBINED_ROWS), groups)](
+                *(partials[0], partials[1], partials[2], neg, row_squares),
+                *(rows, slots, count + carried, groups, group.clip or 0.0),
+                CLIP=clip_mode(group),
+                BLOCK_ROWS=COMBINED_ROWS,
+            )
     raw_own = own.mul_(problem.scale).view(sets, images, locations)
     pos = raw_own if group.clip is None else group.clip * torch.tanh(raw_own / group.clip)
     mean_sq = row_squares.sum(dim=(0, 2)) / (images * targets * locations)
-    kept = [scores.view(sets, images, -1) for scores in kept]
+    kept = [work.view(sets, images, -1)] if keep else []
     return pos, neg.view(sets, images, groups), mean_sq, kept
 
 
@@ -157,8 +161,8 @@ def backward(
         need_trg: whether the gradient of trg is wanted.
         image_offset: as in ``forward``.
     """
-    problem = _problem(group, image_offset)
-    src, trg, blocks = problem.src, problem.trg, problem.blocks
+    problem = make_problem(group, image_offset)
+    src, trg = problem.src, problem.trg
     sets, images, locations, width = group.sizes()
     rows, targets = sets * images, trg.shape[0]
     grad_own, weight = (
@@ -177,29 +181,34 @@ def backward(
     grad_src = None
     grad_trg = trg.new_empty(trg.shape) if need_trg else None
     factor, folded = folded_sources(src, shift) if need_trg else (None, src)
-    largest = min(targets, group.plan.block_images)
-    buffer = src.new_empty(rows * padded(largest * locations))
-    # Statistics of every row and location do not fit beside a tile's product.
-    read = bool(kept) or not blocks.fused or group.same_location
-    tile = blocks.read_backward if read else blocks.backward
-    everything = kept[0].view(rows, -1) if kept else None
+    route = problem.backward_route(bool(kept))
+    tile = problem.blocks.backward if route.multiplies else problem.blocks.read_backward
+    mode = modes.COMPUTE if route.multiplies else modes.READ
+    largest = min(targets, group.plan.block_images) * locations
+    work = _work(problem, largest, src.dtype)
+    products = None if kept or route.multiplies else _work(problem, largest, torch.float32)
 
     for start, stop in group.blocks():
         columns = (stop - start) * locations
-        grad_rows = buffer[: rows * padded(columns)].view(rows, -1)
+        grad_rows = _rows(work, rows, columns)
         grad_scores = grad_rows[:, :columns]
-        trg_columns = group.columns(start, stop)
-        if everything is not None:
-            scores = everything[:, start * locations :]
-        else:
-            scores = multiply(src, trg_columns.t()) if read else grad_own
+        trg_columns = problem.columns(start, stop)
+        scores = grad_own
+        if kept:
+            scores = kept[0].view(rows, -1)[:, start * locations :]
+        elif products is not None:
+            scores = _rows(products, rows, columns)
+            _multiply_block(problem, scores, start, stop)
         with torch.cuda.device_of(src):
-            backward_kernels.nce_backward[(_cdiv(rows, tile.rows) * _cdiv(columns, tile.columns),)](
-                *(src, trg[start:stop], scores, grad_rows, grad_own, weight, neg, penalty),
-                *_sizes(problem, scores, start, stop),
+            backward_kernels.nce_backward[
+                (ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns),)
+            ](
+                *problem.features(tile, route, start, stop),
+                *(scores, grad_rows, grad_own, weight, neg, penalty),
+                *problem.sizes(scores, start, stop),
                 grad_rows.shape[1] // ROW_UNIT,
-                *_constants(problem),
-                **_settings(problem, tile, (modes.READ if read else modes.COMPUTE).value, scores),
+                *problem.constants(),
+                **problem.settings(tile, route, mode.value),
             )
         if need_src:
             part = multiply(grad_scores, trg_columns)
@@ -214,83 +223,18 @@ def backward(
     return grad_src, grad_trg
 
 
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
+def _work(problem: Problem, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory of blocks of up to this many columns."""
+    return problem.src.new_empty(problem.src.shape[0] * padded(columns), dtype=dtype)
 
 
-def _strips(problem: Problem, tile: nce_blocks.Tile, columns: int) -> tuple[int, int]:
-    """Strips of columns, enough for every multiprocessor, and the tiles in each."""
-    device = problem.src.device
-    processors = (
-        torch.cuda.get_device_properties(device).multi_processor_count
-        if device.type == "cuda"
-        else 1
-    )
-    tiles = _cdiv(columns, tile.columns)
-    row_blocks = _cdiv(problem.src.shape[0], tile.rows) * problem.groups
-    strips = min(tiles, _cdiv(PROGRAMS_PER_PROCESSOR * processors, row_blocks))
-    per_strip = _cdiv(tiles, strips)
-    return _cdiv(tiles, per_strip), per_strip
+def _rows(work: Tensor, rows: int, columns: int) -> Tensor:
+    """[R, padded(columns)] at the start of the memory."""
+    return work[: rows * padded(columns)].view(rows, -1)
 
 
-def _clip_mode(group: Group) -> int:
-    if group.clip is None:
-        return int(modes.NO_CLIP.value)
-    return int((modes.TANH if group.shifted_clip is None else modes.SHIFTED).value)
-
-
-def _products(problem: Problem, columns: int) -> Tensor:
-    """[R, padded] float32, to be filled with products; the padding is 0."""
-    rows = problem.src.shape[0]
-    products = problem.src.new_empty((rows, padded(columns)), dtype=torch.float32)
-    products[:, columns:] = 0.0
-    return products
-
-
-def _unit(scores: Tensor) -> int:
-    """Entries in which the stride and the width of these products are whole."""
-    return math.gcd(ROW_UNIT, scores.stride(0), scores.shape[1])
-
-
-def _sizes(problem: Problem, scores: Tensor, start: int, stop: int) -> tuple[int, ...]:
-    """The arguments named in ``nce_scores.SIZES`` for target images start .. stop - 1."""
-    unit = _unit(scores)
-    src, trg = problem.src, problem.trg
-    images = problem.group.src.shape[1]
-    return (
-        *(src.shape[0], stop - start, trg.shape[1], images, problem.image_offset - start),
-        *(src.shape[1], src.stride(0), trg.stride(0), trg.stride(1)),
-        *(scores.stride(0) // unit, scores.shape[1] // unit),
-    )
-
-
-def _constants(problem: Problem) -> tuple[float, float, float]:
-    """Scale, steep and depth of the kernels."""
-    clip = problem.group.clip
-    if clip is None:
-        return problem.scale, 0.0, 0.0
-    if problem.group.shifted_clip is None:
-        return problem.scale, problem.scale / clip, clip
-    return problem.scale, 2.0 * LOG2_E * problem.scale / clip, -2.0 * LOG2_E * clip
-
-
-def _settings(problem: Problem, tile: nce_blocks.Tile, mode: int, scores: Tensor) -> dict[str, Any]:
-    """What a kernel is compiled for."""
-    src, trg = problem.src, problem.trg
-    lengths = (src.shape[1], src.stride(0), trg.stride(0), trg.stride(1))
-    block_width = tile.width or 16
-    return {
-        "SCORES": mode,
-        "CLIP": _clip_mode(problem.group),
-        "SAME_LOCATION": problem.group.same_location,
-        "BLOCK_ROWS": tile.rows,
-        "BLOCK_COLUMNS": tile.columns,
-        "BLOCK_WIDTH": block_width,
-        "GROUP_ROWS": tile.group,
-        "WHOLE_WIDTH": src.shape[1] % block_width == 0,
-        "ALIGNMENT": math.gcd(16, *lengths),
-        "UNIT": _unit(scores),
-        "PRECISION": "tf32" if nce_blocks.arithmetic(src.dtype) == "tf32" else "ieee",
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }
+def _multiply_block(problem: Problem, scores: Tensor, start: int, stop: int) -> None:
+    """Fill scores with the products of target images start .. stop - 1; the padding is 0."""
+    columns = problem.columns(start, stop)
+    scores[:, len(columns) :] = 0.0
+    multiply_into(scores[:, : len(columns)], problem.src, columns.t())

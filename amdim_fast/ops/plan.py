@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+# What the work buffers and the kept scores of a call may take together, on any device; inputs,
+# gradients and whatever has a row a target, [n * L, D], come on top.
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
-WORK_BLOCKS = 3
 # Rows of products start at multiples of this many entries in the Triton kernels.
 ROW_UNIT = 16
-# Work blocks of this size stay in the caches of a CPU; on a GPU fewer, larger launches win.
-PREFERRED_BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 64 * 2**20}
+# A tile of 256 rows over kept scores stays within 32 bits.
+LONGEST_ROW = 2**23 - ROW_UNIT
+
+
+class WorkRule(NamedTuple):
+    """What a backend holds of a block of scores.
+
+    Attributes:
+        work_itemsize: bytes a score takes in all work buffers that are alive at once.
+        kept_itemsize: bytes a score takes from forward to backward.
+        preferred_bytes: work buffers are no larger where the budget would let them,
+        least_columns: unless a block then had fewer columns than this.
+        row_unit: rows are padded to multiples of this many entries; blocks over kept scores start
+            at such a multiple.
+        longest_row: columns beyond which scores are not kept.
+    """
+
+    work_itemsize: int
+    kept_itemsize: int
+    preferred_bytes: int
+    least_columns: int = 0
+    row_unit: int = 1
+    longest_row: int = 2**62
+
+    def columns(self, count: int) -> int:
+        """Entries a row of ``count`` columns takes."""
+        return -(-count // self.row_unit) * self.row_unit
+
+    def block_images(self, rows: int, images: int, locations: int, memory_budget: int) -> int:
+        """Target images of a block, at least one."""
+        column_bytes = rows * self.work_itemsize
+        limit = min(memory_budget, max(self.preferred_bytes, self.least_columns * column_bytes))
+        columns = limit // column_bytes // self.row_unit * self.row_unit
+        fitting = max(1, min(images, columns // locations))
+        whole = self.row_unit // math.gcd(self.row_unit, locations)
+        return fitting if fitting == images or fitting < whole else fitting // whole * whole
+
+    def may_keep(self, images: int, locations: int, block_images: int) -> bool:
+        """Whether blocks of kept scores start where rows may, and rows are not too long."""
+        whole = block_images >= images or block_images * locations % self.row_unit == 0
+        return whole and images * locations <= self.longest_row
 
 
 @dataclass(frozen=True)
@@ -22,7 +64,7 @@ class GroupPlan:
         mode: "keep" (raw scores stay until the backward, which then costs two GEMMs more),
             "recompute" (nothing stays, three GEMMs more) or "forward" (no gradient asked for).
         block_images: target images a block of scores covers.
-        block_bytes: bytes of one block of scores.
+        block_bytes: bytes of the work buffers while a block is computed.
         kept_bytes: bytes of scores held from forward to backward.
     """
 
@@ -47,12 +89,14 @@ class Plan:
             the Triton kernels, "cublas".
         groups: one entry a group, in the order of the call.
         memory_budget: the bytes the plan was made for.
+        kernels: for "triton", how each group's kernels got their products, and why so.
     """
 
     backend: str
     products: str
     groups: tuple[GroupPlan, ...]
     memory_budget: int
+    kernels: tuple[str, ...] = ()
 
     @property
     def kept_bytes(self) -> int:
@@ -62,14 +106,13 @@ class Plan:
     @property
     def work_bytes(self) -> int:
         """Bytes of the work buffers while a block is computed."""
-        return WORK_BLOCKS * max(group.block_bytes for group in self.groups)
+        return max(group.block_bytes for group in self.groups)
 
 
 def plan_groups(
     shapes: Sequence[tuple[int, int, int]],
+    rule: WorkRule,
     *,
-    itemsize: int,
-    device_type: str,
     memory_budget: int,
     with_grad: bool,
 ) -> tuple[GroupPlan, ...]:
@@ -77,8 +120,7 @@ def plan_groups(
 
     Args:
         shapes: (rows S*B, target images N, locations L) of each group.
-        itemsize: bytes of one score.
-        device_type: "cpu" or "cuda"; sets the preferred block size.
+        rule: what the backend holds of a block.
         memory_budget: bytes; at 0 a block is one target image and nothing is kept.
         with_grad: whether a backward will follow.
 
@@ -86,18 +128,17 @@ def plan_groups(
         One GroupPlan a group. Work blocks come first, then scores are kept group by group, the
         earliest first, while they fit.
     """
-    preferred = PREFERRED_BLOCK_BYTES.get(device_type, PREFERRED_BLOCK_BYTES["cuda"])
-    limit = min(preferred, memory_budget // WORK_BLOCKS)
     blocks = []
     for rows, images, locations in shapes:
-        image_bytes = rows * locations * itemsize
-        block_images = max(1, min(images, limit // image_bytes))
-        blocks.append((block_images, block_images * image_bytes))
-    remaining = memory_budget - WORK_BLOCKS * max(block_bytes for _, block_bytes in blocks)
+        block_images = rule.block_images(rows, images, locations, memory_budget)
+        row_bytes = rule.columns(block_images * locations) * rule.work_itemsize
+        blocks.append((block_images, rows * row_bytes))
+    remaining = memory_budget - max(block_bytes for _, block_bytes in blocks)
     groups = []
     for (rows, images, locations), (block_images, block_bytes) in zip(shapes, blocks, strict=True):
-        total = rows * images * locations * itemsize
-        keep = with_grad and total <= remaining
+        total = rows * rule.columns(images * locations) * rule.kept_itemsize
+        fits = total <= remaining and rule.may_keep(images, locations, block_images)
+        keep = with_grad and fits
         mode = "keep" if keep else "recompute" if with_grad else "forward"
         remaining -= total if keep else 0
         groups.append(GroupPlan(mode, block_images, block_bytes, total if keep else 0))
