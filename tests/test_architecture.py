@@ -41,6 +41,7 @@ LAYERS = (
         "amdim_fast.pretraining",
         "amdim_fast.evaluation",
         "amdim_fast.runlog",
+        "amdim_fast.sheets",
     ),
     ("amdim_fast.cli", "amdim_fast.commands", "amdim_fast.__main__"),
 )
