@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from amdim_fast.augmentation import TwoViews, augment, sample_view_params
     from amdim_fast.checkpoint import load_checkpoint, save_checkpoint
     from amdim_fast.encoder import Encoder
+    from amdim_fast.encoding import Preprocessing
+    from amdim_fast.export import export_encoder
     from amdim_fast.model import AMDIM
+    from amdim_fast.pretrained import load_pretrained
     from amdim_fast.pretraining import pretrain
     from amdim_fast.views import ViewParams
 
@@ -26,9 +29,12 @@ _LAZY = {
     "AMDIM": "model",
     "Encoder": "encoder",
     "TwoViews": "augmentation",
+    "Preprocessing": "encoding",
     "ViewParams": "views",
     "augment": "augmentation",
+    "export_encoder": "export",
     "load_checkpoint": "checkpoint",
+    "load_pretrained": "pretrained",
     "pretrain": "pretraining",
     "sample_view_params": "augmentation",
     "save_checkpoint": "checkpoint",
@@ -39,11 +45,14 @@ __all__ = [
     "Encoder",
     "LossMultiNCE",
     "NCEOutput",
+    "Preprocessing",
     "TwoViews",
     "ViewParams",
     "augment",
+    "export_encoder",
     "last_plan",
     "load_checkpoint",
+    "load_pretrained",
     "nce_log_prob",
     "nce_loss",
     "pretrain",

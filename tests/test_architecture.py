@@ -27,6 +27,9 @@ LAYERS = (
         "amdim_fast.checkpoint_names",
         "amdim_fast.data",
         "amdim_fast.decoding",
+        "amdim_fast.encoding",
+        "amdim_fast.export",
+        "amdim_fast.export_config",
         "amdim_fast.files",
         "amdim_fast.folders",
         "amdim_fast.image_sets",
@@ -35,6 +38,7 @@ LAYERS = (
         "amdim_fast.packed_store",
         "amdim_fast.packing",
         "amdim_fast.parallel",
+        "amdim_fast.pretrained",
     ),
     (
         "amdim_fast.recipes",
