@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from amdim_fast.checkpoint import load_checkpoint, save_checkpoint
     from amdim_fast.encoder import Encoder
     from amdim_fast.encoding import Preprocessing
+    from amdim_fast.evaluation import evaluate
     from amdim_fast.export import export_encoder
     from amdim_fast.model import AMDIM
     from amdim_fast.pretrained import load_pretrained
     from amdim_fast.pretraining import pretrain
+    from amdim_fast.scoring import EvaluationOptions
     from amdim_fast.views import ViewParams
 
 __version__ = "0.1.0"
@@ -28,10 +30,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "AMDIM": "model",
     "Encoder": "encoder",
+    "EvaluationOptions": "scoring",
     "TwoViews": "augmentation",
     "Preprocessing": "encoding",
     "ViewParams": "views",
     "augment": "augmentation",
+    "evaluate": "evaluation",
     "export_encoder": "export",
     "load_checkpoint": "checkpoint",
     "load_pretrained": "pretrained",
@@ -43,12 +47,14 @@ _LAZY = {
 __all__ = [
     "AMDIM",
     "Encoder",
+    "EvaluationOptions",
     "LossMultiNCE",
     "NCEOutput",
     "Preprocessing",
     "TwoViews",
     "ViewParams",
     "augment",
+    "evaluate",
     "export_encoder",
     "last_plan",
     "load_checkpoint",

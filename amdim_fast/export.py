@@ -12,7 +12,7 @@ from safetensors.torch import save
 import amdim_fast
 from amdim_fast.checkpoint import CheckpointError
 from amdim_fast.export_config import ARCHITECTURE, CONFIG, WEIGHTS, ExportConfig
-from amdim_fast.files import folder_written_whole
+from amdim_fast.files import check_new_folder, folder_written_whole
 from amdim_fast.pretrained import read_pretrained
 
 
@@ -44,10 +44,7 @@ def export_encoder(
     Holds the weights in memory twice.
     """
     target = Path(out_dir)
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already; choose another name or move it away")
-    if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} is no folder; create it to write {target.name}")
+    check_new_folder(target)
     if Path(checkpoint).is_dir():
         raise CheckpointError(f"{checkpoint} is a folder; give the checkpoint file in it")
     model, preprocessing, provenance = read_pretrained(checkpoint, policy=policy)

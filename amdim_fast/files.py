@@ -30,6 +30,18 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     _sync(path.parent)
 
 
+def check_new_folder(path: Path) -> None:
+    """Raise, one sentence, unless a folder can be created there.
+
+    Raises:
+        FileExistsError: it exists. FileNotFoundError: the folder it goes into does not.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already; choose another name or move it away")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder; create it to write {path.name}")
+
+
 @contextlib.contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """A new folder of files that takes its name only once all of them are on disk.

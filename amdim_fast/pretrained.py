@@ -79,7 +79,7 @@ def read_pretrained(
     if path.is_dir() or path.suffix == ".safetensors" or path.name == CONFIG:
         model, preprocessing, provenance = _read_export(path, map_location)
         if policy is not None:
-            preprocessing = _of_policy(policy, model.encoder.size)
+            preprocessing = preprocessing_of(policy, model.encoder.size)
     else:
         model = load_checkpoint(path, map_location)
         contents = read_checkpoint(path, "meta")
@@ -87,12 +87,17 @@ def read_pretrained(
         recipe = recipe if isinstance(recipe, dict) else {}
         provenance = {"recipe": recipe.get("name"), "step": contents.get("step")}
         policy = policy or recipe.get("policy") or POLICY_OF_SIZE[model.encoder.size]
-        preprocessing = _of_policy(policy, model.encoder.size)
+        preprocessing = preprocessing_of(policy, model.encoder.size)
     model.preprocessing = preprocessing
     return Pretrained(model, preprocessing, provenance)
 
 
-def _of_policy(name: str, size: int) -> Preprocessing:
+def preprocessing_of(name: str, size: int) -> Preprocessing:
+    """The test-time transform of a policy, for an encoder of this size.
+
+    Raises:
+        ValueError: there is no such policy, or it is for another size.
+    """
     if name not in POLICIES:
         raise ValueError(f"policy is {name!r}; it must be one of {', '.join(POLICIES)}")
     if POLICIES[name].size != size:
