@@ -94,7 +94,9 @@ def evaluate(
     check_task(loaded.model, train, test, classes, options)
 
     started = time.perf_counter()
-    scores, *features = score_methods(loaded, train, test, classes, options, progress=progress)
+    scores, features, judged = score_methods(
+        loaded, train, test, classes, options, progress=progress
+    )
     result: dict[str, Any] = {
         "source": source,
         "provenance": loaded.provenance,
@@ -123,7 +125,7 @@ def evaluate(
         method, table = next(iter(scores.items()))
         counts = confusion_counts(table.argmax(1), test.labels, classes)
         figure = draw_confusion(counts, data.classes, f"{method}, {name}")
-        pixels = neighbour_sheet(train, test, *features, loaded.preprocessing)
+        pixels = neighbour_sheet(train, test, features, judged, loaded.preprocessing)
         with folder_written_whole(Path(out_dir)) as folder:
             text = json.dumps(result, indent=2) + "\n"
             (folder / "evaluation.json").write_text(text, encoding="utf-8")

@@ -81,7 +81,7 @@ def neighbour_sheet(
     """
     rows = torch.linspace(0, len(test) - 1, min(SHEET_ROWS, len(test))).long()
     k = min(SHEET_NEIGHBOURS, len(train))
-    index = nearest(train_features, test_features[rows], k).index
+    index = nearest(train_features, test_features[rows], k).indices
     right = train.labels[index] == test.labels[rows, None]
     color = torch.where(right[..., None], torch.tensor(RIGHT), torch.tensor(WRONG)).byte()
     white = torch.full((len(rows), 1, 3), BACKGROUND, dtype=torch.uint8)

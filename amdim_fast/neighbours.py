@@ -14,8 +14,8 @@ _SIMILARITIES_AT_ONCE = 1 << 25
 class Neighbours(NamedTuple):
     """The k nearest of each query, nearest first: cosine similarity and index, [M, k] each."""
 
-    similarity: Tensor
-    index: Tensor
+    similarities: Tensor
+    indices: Tensor
 
 
 def nearest(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
@@ -58,7 +58,7 @@ def vote(neighbours: Neighbours, labels: Tensor, n_classes: int, temperature: fl
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    similarity, index = neighbours
-    votes = ((similarity - similarity[:, :1]) / temperature).exp()
+    similarities, indices = neighbours
+    votes = ((similarities - similarities[:, :1]) / temperature).exp()
     scores = votes.new_zeros(len(votes), n_classes)
-    return scores.scatter_add_(1, labels[index], votes)
+    return scores.scatter_add_(1, labels[indices], votes)

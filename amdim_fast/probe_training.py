@@ -94,7 +94,7 @@ def train_probes(
         torch.manual_seed(seed)
         probes = Probes(features.shape[1], n_classes)
         # As the public code resets them; all else starts at PyTorch's defaults there too.
-        torch.nn.init.uniform_(probes.block_glb_mlp.block_forward[3].weight)
+        torch.nn.init.uniform_(probes.get_parameter("block_glb_mlp.block_forward.3.weight"))
         probes.to(device)
         optimizer = torch.optim.Adam(
             probes.parameters(), lr=schedule.learning_rate, betas=(0.8, 0.999), weight_decay=1e-5
@@ -105,9 +105,9 @@ def train_probes(
             for index in torch.randperm(len(features), generator=order).split(size):
                 if len(index) < size:
                     break
-                answers = probes(features[index].to(device))
+                mlp, linear = probes(features[index].to(device))
                 target = labels[index].to(device)
-                loss = sum(probe_loss(logits, target) for logits in answers)
+                loss = probe_loss(mlp, target) + probe_loss(linear, target)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

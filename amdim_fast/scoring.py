@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,20 +88,21 @@ def check_task(
     if model.encoder.in_channels != 3:
         raise ValueError(f"the encoder takes {model.encoder.in_channels} channels; images have 3")
     methods = options.methods or ()
-    if "stored" in methods and model.evaluator is None:
-        raise ValueError("the model has no probes of its own; leave out the method 'stored'")
-    if "stored" in methods and model.evaluator.n_classes != n_classes:
-        raise ValueError(
-            f"the model's own probes know {model.evaluator.n_classes} classes and the data set has"
-            f" {n_classes}; leave out the method 'stored'"
-        )
+    if "stored" in methods:
+        if model.evaluator is None:
+            raise ValueError("the model has no probes of its own; leave out the method 'stored'")
+        if model.evaluator.n_classes != n_classes:
+            raise ValueError(
+                f"the model's own probes know {model.evaluator.n_classes} classes and the data set"
+                f" has {n_classes}; leave out the method 'stored'"
+            )
     if "knn" in methods and not 1 <= options.k <= len(train):
         raise ValueError(f"k is {options.k}; it must be 1 to {len(train)}, the training images")
-    width, images = model.encoder.n_rkhs, len(train) + len(test)
-    needed = 4 * width * images
+    width, total = model.encoder.n_rkhs, len(train) + len(test)
+    needed = 4 * width * total
     if needed > options.feature_memory:
         raise ValueError(
-            f"the features of {images:,} images, {width:,} float32 values each, take"
+            f"the features of {total:,} images, {width:,} float32 values each, take"
             f" {needed / 2**30:,.3g} GiB, more than feature_memory of"
             f" {options.feature_memory / 2**30:,.3g} GiB; allow more, or use fewer images"
         )
@@ -130,8 +132,14 @@ def score_methods(
     model, preprocessing, _ = pretrained
     device = next(model.parameters()).device
     methods = options.methods or ()
-    reading = {"workers": options.workers, "progress": progress, "batch_size": options.batch_size}
-    features = extract_features(model.encoder, train, preprocessing, **reading)
+    extract = partial(
+        extract_features,
+        preprocessing=preprocessing,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        progress=progress,
+    )
+    features = extract(model.encoder, train)
     probes: dict[str, Probes] = {}
     if "probes" in methods:
         schedule = options.schedule or ProbeSchedule()
@@ -160,7 +168,7 @@ def score_methods(
             seed=options.seed,
             workers=options.workers,
         )
-    judged = extract_features(encoder, test, preprocessing, **reading)
+    judged = extract(encoder, test)
 
     scores: dict[str, Tensor] = {}
     for prefix, probe in probes.items():

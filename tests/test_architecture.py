@@ -47,6 +47,7 @@ LAYERS = (
         "amdim_fast.probe_training",
     ),
     (
+        "amdim_fast.info",
         "amdim_fast.recipes",
         "amdim_fast.pretraining",
         "amdim_fast.evaluation",

@@ -74,19 +74,19 @@ def test_neighbours_vote_as_scikit_learns_do(k, temperature, monkeypatch):
 
 def test_neighbours_are_sorted_and_bounded():
     bank, labels = blobs(20)
-    similarity, index = nearest(bank, bank, 20)
-    assert (index[:, 0] == torch.arange(20)).all()
-    assert (similarity.diff(dim=1) <= 0).all()
-    assert (index.sort(1).values == torch.arange(20)).all()
+    similarities, indices = nearest(bank, bank, 20)
+    assert (indices[:, 0] == torch.arange(20)).all()
+    assert (similarities.diff(dim=1) <= 0).all()
+    assert (indices.sort(1).values == torch.arange(20)).all()
     # A tiny temperature neither overflows nor gives NaN: the nearest decides.
-    decided = vote(Neighbours(similarity, index), labels, 3, 1e-6)
+    decided = vote(Neighbours(similarities, indices), labels, 3, 1e-6)
     assert decided.isfinite().all()
     assert (decided.argmax(1) == labels).all()
     for k in (0, 21):
         with pytest.raises(ValueError, match=f"k is {k}; it must be 1 to 20"):
             nearest(bank, bank, k)
     with pytest.raises(ValueError, match="temperature is 0; it must be above 0"):
-        vote(Neighbours(similarity, index), labels, 3, 0)
+        vote(Neighbours(similarities, indices), labels, 3, 0)
 
 
 def test_logistic_regression_is_scikit_learns():
