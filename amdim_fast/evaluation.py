@@ -104,6 +104,7 @@ def evaluate(
         "classes": classes,
         "train_images": len(train),
         "test_images": len(test),
+        "skipped": list(data.skipped),
         "features": loaded.model.encoder.n_rkhs,
         "transductive_bn": options.transductive_bn,
         "accuracy": {

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from amdim_fast.checkpoint import load_checkpoint, read_checkpoint
@@ -139,6 +137,10 @@ def _read_export(
 
 
 def _read_weights(file: Path, sha256: str) -> dict[str, Tensor]:
+    # Imported here: pre-training reads no export and runs where safetensors is not installed.
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         while block := stream.read(1 << 22):

@@ -1,6 +1,7 @@
 """``evaluate`` and its command: from a file and a data set to figures, and what stops it."""
 
 import copy
+import io
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from amdim_fast import (
 )
 from amdim_fast.cli import main
 from amdim_fast.data import LOADERS, ImageData, load_digits
-from amdim_fast.figures import RIGHT, WRONG, neighbour_sheet
+from amdim_fast.figures import RIGHT, WRONG, draw_confusion, neighbour_sheet
 from amdim_fast.image_sets import TensorImages
 from amdim_fast.probe_training import ProbeSchedule
 from amdim_fast.recipes import RECIPES
@@ -194,6 +195,36 @@ def test_sheet_frames_right_and_wrong(digits):
         assert torch.equal(nearest[GAP:-GAP, GAP:-GAP], train.images[3 + row])
         shown = pixels[row * step + GAP :, GAP:][:32, :32]
         assert torch.equal(shown, test.images[row])
+
+
+def test_confusion_matrix_is_drawn(tmp_path):
+    """Its cells hold the shares, whatever the classes are called."""
+    counts = torch.tensor([[4, 0, 0], [0, 0, 2], [0, 0, 0]])
+    drawn = draw_confusion(counts, ["$x", r"$\bad{$", "plain"], "knn")
+    pixels = np.array(Image.open(io.BytesIO(drawn)).convert("RGB")).reshape(-1, 3)
+    dark = np.array([8, 48, 107])  # the end of matplotlib's Blues
+    share = (np.abs(pixels - dark.astype(int)).max(1) <= 2).sum() / len(pixels)
+    other = draw_confusion(torch.full((3, 3), 2), ["a", "b", "c"], "knn")
+    pixels = np.array(Image.open(io.BytesIO(other)).convert("RGB")).reshape(-1, 3)
+    assert share > 0.05
+    assert not (np.abs(pixels - dark.astype(int)).max(1) <= 2).any()
+    wide = draw_confusion(torch.eye(60, dtype=torch.int64), [str(i) for i in range(60)], "knn")
+    Image.open(io.BytesIO(wide)).verify()
+
+
+def test_skipped_images_are_listed(checkpoint, tmp_path, capsys):
+    write_folder(tmp_path / "data", train=20, test=8, sizes=((32, 32),))
+    (tmp_path / "data" / "train" / "cat" / "zero.png").write_bytes(b"")
+    flags = [f"--data-dir={tmp_path / 'data'}", "--data=folder", "--workers=0", "--methods", "knn"]
+    out = tmp_path / "out"
+    assert main(["evaluate", str(checkpoint), f"--out={out}", *flags]) == 2
+    assert "zero.png is empty" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["evaluate", str(checkpoint), f"--out={out}", "--skip-bad", *flags]) == 0
+    assert "skipped 1 bad images, listed in evaluation.json" in capsys.readouterr().out
+    result = json.loads((out / "evaluation.json").read_text())
+    assert [line.endswith("zero.png is empty") for line in result["skipped"]] == [True]
+    assert result["train_images"] == 40
 
 
 def test_as_a_process(checkpoint, tmp_path):

@@ -28,7 +28,7 @@ def add_command(commands: Any) -> None:
     default = EvaluationOptions()
     command.add_argument("model", metavar="MODEL", help="checkpoint file or folder of an export")
     command.add_argument(
-        "--data", choices=DATA_SETS, default="digits", help="data set", metavar="NAME"
+        "--data", choices=DATA_SETS, default="digits", metavar="NAME", help=", ".join(DATA_SETS)
     )
     command.add_argument(
         "--data-dir", default="data", help="folder of the data set's files, or a packed store"
@@ -133,6 +133,8 @@ def format_result(result: dict[str, Any]) -> str:
     rows.append(("results", result["folder"]))
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:<{width}}  {value}" for label, value in rows]
+    if result["skipped"]:
+        lines.append(f"skipped {len(result['skipped']):,} bad images, listed in evaluation.json")
     if result["transductive_bn"]:
         lines.append(
             "transductive: BatchNorm statistics were moved towards the test images before scoring"
