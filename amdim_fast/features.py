@@ -62,6 +62,20 @@ def extract_features(
     return features
 
 
+def adapting_batches(images: int) -> int:
+    """How many batches ``adapt_batch_norm`` makes of this many test images.
+
+    Raises:
+        ValueError: there are fewer than 200.
+    """
+    if images < ADAPTING_BATCH_SIZE:
+        raise ValueError(
+            f"transductive_bn needs {ADAPTING_BATCH_SIZE} test images or more, the original's"
+            f" batch; there are {images}"
+        )
+    return min(images // ADAPTING_BATCH_SIZE, ADAPTING_BATCHES)
+
+
 @torch.no_grad()
 def adapt_batch_norm(
     encoder: Encoder,
@@ -92,13 +106,7 @@ def adapt_batch_norm(
         ValueError: there are fewer than 200 images.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    batches = len(images) // ADAPTING_BATCH_SIZE
-    if not batches:
-        raise ValueError(
-            f"transductive_bn needs {ADAPTING_BATCH_SIZE} test images or more, the original's"
-            f" batch; there are {len(images)}"
-        )
-    batches = min(batches, ADAPTING_BATCHES)
+    batches = adapting_batches(len(images))
     weight = encoder.rkhs_block_5.conv1.weight
     encoder.train()
     indices = order[: batches * ADAPTING_BATCH_SIZE].split(ADAPTING_BATCH_SIZE)

@@ -83,7 +83,11 @@ def read_pretrained(
         contents = read_checkpoint(path, "meta")
         recipe = contents.get("recipe")
         recipe = recipe if isinstance(recipe, dict) else {}
-        provenance = {"recipe": recipe.get("name"), "step": contents.get("step")}
+        step = contents.get("step")
+        provenance = {
+            "recipe": recipe.get("name"),
+            "step": step if isinstance(step, int) else None,
+        }
         policy = policy or recipe.get("policy") or POLICY_OF_SIZE[model.encoder.size]
         preprocessing = preprocessing_of(policy, model.encoder.size)
     model.preprocessing = preprocessing

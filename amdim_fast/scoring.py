@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from amdim_fast.features import adapt_batch_norm, extract_features
+from amdim_fast.features import adapt_batch_norm, adapting_batches, extract_features
 from amdim_fast.image_sets import ImageSet
 from amdim_fast.logistic import logistic_regression
 from amdim_fast.model import AMDIM
@@ -98,6 +98,8 @@ def check_task(
             )
     if "knn" in methods and not 1 <= options.k <= len(train):
         raise ValueError(f"k is {options.k}; it must be 1 to {len(train)}, the training images")
+    if options.transductive_bn:
+        adapting_batches(len(test))
     width, total = model.encoder.n_rkhs, len(train) + len(test)
     needed = 4 * width * total
     if needed > options.feature_memory:
