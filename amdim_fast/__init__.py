@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from amdim_fast.augmentation import TwoViews, augment, sample_view_params
     from amdim_fast.checkpoint import load_checkpoint, save_checkpoint
     from amdim_fast.encoder import Encoder
+    from amdim_fast.encoding import Preprocessing
+    from amdim_fast.evaluation import evaluate
+    from amdim_fast.export import export_encoder
     from amdim_fast.model import AMDIM
+    from amdim_fast.pretrained import load_pretrained
     from amdim_fast.pretraining import pretrain
+    from amdim_fast.scoring import EvaluationOptions
     from amdim_fast.views import ViewParams
 
 __version__ = "0.1.0"
@@ -27,10 +32,15 @@ __version__ = "0.1.0"
 _LAZY = {
     "AMDIM": "model",
     "Encoder": "encoder",
+    "EvaluationOptions": "scoring",
     "TwoViews": "augmentation",
+    "Preprocessing": "encoding",
     "ViewParams": "views",
     "augment": "augmentation",
+    "evaluate": "evaluation",
+    "export_encoder": "export",
     "load_checkpoint": "checkpoint",
+    "load_pretrained": "pretrained",
     "pretrain": "pretraining",
     "sample_view_params": "augmentation",
     "save_checkpoint": "checkpoint",
@@ -39,17 +49,22 @@ _LAZY = {
 __all__ = [
     "AMDIM",
     "Encoder",
+    "EvaluationOptions",
     "FeatureMapContrastiveTask",
     "LossMultiNCE",
     "MixtureHead",
     "MixtureLosses",
     "MixtureNCELoss",
     "NCEOutput",
+    "Preprocessing",
     "TwoViews",
     "ViewParams",
     "augment",
+    "evaluate",
+    "export_encoder",
     "last_plan",
     "load_checkpoint",
+    "load_pretrained",
     "nce_log_prob",
     "nce_loss",
     "pretrain",

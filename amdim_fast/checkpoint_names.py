@@ -23,6 +23,7 @@ _ARGUMENT_NAMES = {
     "in_channels": ("in_channels", "image_channels"),
     "tclip": ("tclip",),
     "reg_weight": ("reg_weight",),
+    **{name: (name,) for name in ("components", "mixture_hidden", "tau", "alpha")},
 }
 _WRAPPERS = re.compile(r"^(?:module\.|encoder\.|evaluator\.)*")
 # The public code's sampling masks, and BatchNorms it once built in the first convolutions, unused.

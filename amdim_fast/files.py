@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -29,16 +30,49 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     _sync(path.parent)
 
 
+def check_new_folder(path: Path) -> None:
+    """Raise, one sentence, unless a folder can be created there.
+
+    Raises:
+        FileExistsError: it exists. FileNotFoundError: the folder it goes into does not.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already; choose another name or move it away")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder; create it to write {path.name}")
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """A new folder of files that takes its name only once all of them are on disk.
+
+    Raises:
+        OSError: it exists, or cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed writers left in ``folder``."""
     for temporary in folder.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
+def _sync(path: Path) -> None:
+    """Make a file or a rename in a folder last through a power cut, where the system can."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -5,13 +5,17 @@ Source: the public code's ``model.Model``, whose hyperparameter names it keeps.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+import amdim_fast
 from amdim_fast.encoder import Encoder
+from amdim_fast.encoding import Preprocessing, encode
 from amdim_fast.losses import LossMultiNCE
 from amdim_fast.mixture import MixtureHead, MixtureLosses, MixtureNCELoss
 from amdim_fast.probes import Probes
@@ -64,6 +68,8 @@ class AMDIM(nn.Module):
             replaced, for other classes.
         g2l_loss: ``LossMultiNCE``, or ``MixtureNCELoss`` with components.
         mixture: ``MixtureHead`` or None; r1 -> [K, B, D].
+        preprocessing: how uint8 images become the encoder's input, for ``encode``; None unless
+            ``from_pretrained`` or the user set it. Not stored in checkpoints.
     """
 
     def __init__(
@@ -93,6 +99,34 @@ class AMDIM(nn.Module):
         else:
             self.mixture = MixtureHead(n_rkhs, components, mixture_hidden)
             self.g2l_loss = MixtureNCELoss(tau, alpha, tclip, reg_weight, group)
+        self.preprocessing: Preprocessing | None = None
+
+    @staticmethod
+    def from_pretrained(
+        path: str | os.PathLike[str],
+        map_location: str | torch.device = "cpu",
+        *,
+        policy: str | None = None,
+    ) -> AMDIM:
+        """The model of an export's folder or of a checkpoint: ``amdim_fast.load_pretrained``."""
+        return amdim_fast.load_pretrained(path, map_location, policy=policy)
+
+    def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Global features [N, D] of images, in evaluation mode and without gradients.
+
+        Args:
+            images: uint8 [N, H, W, 3], [N, 3, H, W] or N tensors [H, W, 3], which
+                ``preprocessing`` resizes, crops and normalises; or normalised floating point
+                [N, in_channels, size, size]. They are encoded at once: split large sets.
+
+        Returns:
+            [N, D], dtype and device of the encoder. The modes of its modules are restored.
+
+        Raises:
+            ValueError: a shape does not fit, or the model has no ``preprocessing`` for uint8.
+            TypeError: images are neither uint8 nor of the encoder's dtype.
+        """
+        return encode(self.encoder, images, self.preprocessing)
 
     @property
     def hyperparams(self) -> dict[str, int | float | bool | None]:

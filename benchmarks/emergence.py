@@ -23,7 +23,7 @@ from torch import Tensor
 
 from amdim_fast.augmentation import TwoViews
 from amdim_fast.checkpoint import read_checkpoint, save_checkpoint
-from amdim_fast.evaluation import test_views
+from amdim_fast.encoding import Preprocessing
 from amdim_fast.model import AMDIM
 from amdim_fast.segmentation import enlarge, overlay, posterior_maps, save_png
 from amdim_fast.views import POLICIES
@@ -103,7 +103,7 @@ def features(model: AMDIM, images: Tensor) -> tuple[Tensor, Tensor]:
     model.eval()
     components, maps = [], []
     for batch in images.split(250):
-        output = model.encoder(test_views(batch, POLICY))
+        output = model.encoder(Preprocessing.of(POLICY)(batch))
         components.append(model.mixture(output.r1))
         maps.append(output.r7)
     return torch.cat(components, 1), torch.cat(maps)

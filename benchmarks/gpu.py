@@ -21,8 +21,11 @@ from benchmarks.harness import ROOT
 
 # Test files that need a package a GPU machine may lack.
 NEEDS = {
-    "mlxtend": ("tests/test_pretraining.py",),
-    "torchvision": ("tests/test_augment.py", "tests/test_views.py"),
+    "mlxtend": ("tests/test_evaluation.py", "tests/test_pretraining.py"),
+    "PIL": ("tests/test_evaluation.py", "tests/test_sheets.py"),
+    "safetensors": ("tests/test_evaluation.py", "tests/test_export.py", "tests/test_info.py"),
+    "sklearn": ("tests/test_evaluation.py", "tests/test_scoring.py"),
+    "torchvision": ("tests/test_augment.py", "tests/test_export.py", "tests/test_views.py"),
 }
 SANITIZED = "tests/test_nce_gpu.py::test_small_case_for_the_sanitizer"
 

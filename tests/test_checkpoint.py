@@ -445,3 +445,13 @@ def test_map_location_moves_the_model_and_its_own_errors_come_through(tmp_path):
     assert next(load_checkpoint(tmp_path / "run.pth", "meta").parameters()).is_meta
     with pytest.raises(RuntimeError, match="device"):
         read_checkpoint(tmp_path / "run.pth", "nonsense")
+
+
+def test_components_are_loaded_with_their_head(tmp_path):
+    model = AMDIM(32, 4, 8, 1, components=3, mixture_hidden=5, tau=2.0, alpha=0.1)
+    save_checkpoint(tmp_path / "mixture.pt", model)
+    loaded = load_checkpoint(tmp_path / "mixture.pt")
+    assert loaded.hyperparams == model.hyperparams
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
