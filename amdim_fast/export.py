@@ -11,9 +11,10 @@ from safetensors.torch import save
 
 import amdim_fast
 from amdim_fast.checkpoint import CheckpointError
-from amdim_fast.export_config import ARCHITECTURE, CONFIG, WEIGHTS, ExportConfig
+from amdim_fast.export_config import ARCHITECTURE, CONFIG, MIXTURE, WEIGHTS, ExportConfig
 from amdim_fast.files import check_new_folder, folder_written_whole
-from amdim_fast.pretrained import read_pretrained
+from amdim_fast.model import AMDIM
+from amdim_fast.pretrained import MIXTURE_PREFIX, read_pretrained
 
 
 def export_encoder(
@@ -25,8 +26,8 @@ def export_encoder(
     """Write the encoder of a checkpoint, for ``AMDIM.from_pretrained``.
 
     The folder holds ``encoder.safetensors`` and ``config.json``: architecture, input normalisation
-    and test-time geometry, SHA-256 of the weights, versions, recipe and step. The probes and the
-    optimiser stay behind. Weights keep their dtype.
+    and test-time geometry, SHA-256 of the weights, versions, recipe and step. The head of its
+    components goes with it; the probes and the optimiser stay behind. Weights keep their dtype.
 
     Args:
         checkpoint: a file of ours, of the original or of lightning-bolts.
@@ -48,8 +49,11 @@ def export_encoder(
     if Path(checkpoint).is_dir():
         raise CheckpointError(f"{checkpoint} is a folder; give the checkpoint file in it")
     model, preprocessing, provenance = read_pretrained(checkpoint, policy=policy)
-    encoder = model.encoder
-    weights = save({name: value.contiguous() for name, value in encoder.state_dict().items()})
+    encoder, mixture = model.encoder, model.mixture
+    state = dict(encoder.state_dict())
+    if mixture is not None:
+        state |= {MIXTURE_PREFIX + name: value for name, value in mixture.state_dict().items()}
+    weights = save({name: value.contiguous() for name, value in state.items()})
     config = ExportConfig(
         architecture={name: getattr(encoder, name) for name in ARCHITECTURE},
         preprocessing=preprocessing,
@@ -62,8 +66,18 @@ def export_encoder(
             "amdim_fast": amdim_fast.__version__,
             "torch": torch.__version__,
         },
+        mixture=None if mixture is None else _mixture_arguments(model),
     )
     with folder_written_whole(target) as folder:
         (folder / WEIGHTS).write_bytes(weights)
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
     return config
+
+
+def _mixture_arguments(model: AMDIM) -> dict[str, int | float | None]:
+    values = {name: model.hyperparams[name] for name in MIXTURE}
+    whole = ("components", "mixture_hidden")
+    return {
+        name: value if value is None or name in whole else float(value)
+        for name, value in values.items()
+    }

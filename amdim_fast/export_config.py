@@ -25,6 +25,8 @@ ARCHITECTURE = {
     "use_bn": bool,
     "in_channels": int,
 }
+# The head of components, and how its posterior is taken.
+MIXTURE = ("components", "mixture_hidden", "tau", "alpha", "tclip")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class ExportConfig:
         weights: name of the safetensors file in the same folder.
         sha256: of that file, hexadecimal.
         provenance: versions, source file, recipe and step; None where not known.
+        mixture: the arguments of ``AMDIM`` that its components need; None without components.
     """
 
     architecture: dict[str, Any]
@@ -44,6 +47,7 @@ class ExportConfig:
     weights: str
     sha256: str
     provenance: dict[str, Any]
+    mixture: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The text of ``config.json``."""
@@ -107,7 +111,20 @@ def _parse(content: Any) -> ExportConfig:
         weights,
         _typed("sha256", content["sha256"], str),
         _typed("provenance", content["provenance"], dict),
+        _mixture(content.get("mixture")),
     )
+
+
+def _mixture(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    found = {name: _typed("mixture", given, dict)[name] for name in MIXTURE}
+    for name in ("components", "mixture_hidden"):
+        _typed(name, found[name], int)
+    for name in ("tau", "alpha", "tclip"):
+        if found[name] is not None:
+            _typed(name, found[name], float)
+    return found
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:

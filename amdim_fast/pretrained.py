@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amdim_fast.checkpoint import load_checkpoint, read_checkpoint
 from amdim_fast.checkpoint_names import CheckpointError, model_arguments
@@ -17,6 +17,7 @@ from amdim_fast.export_config import CONFIG, ExportConfig
 from amdim_fast.model import AMDIM
 from amdim_fast.views import POLICIES
 
+MIXTURE_PREFIX = "mixture."
 # The public code has one policy a size; ImageNet's serves Places205 too.
 POLICY_OF_SIZE = {32: "cifar", 64: "stl10", 128: "imagenet128"}
 
@@ -52,8 +53,8 @@ def load_pretrained(
             cifar at 32, stl10 at 64, imagenet128 at 128.
 
     Returns:
-        AMDIM in training mode, ``preprocessing`` set. An export holds the encoder alone: the model
-        has no probes, and the loss's defaults.
+        AMDIM in training mode, ``preprocessing`` set. An export holds the encoder and its
+        components alone: the model has no probes and, without components, the loss's defaults.
 
     Raises:
         FileNotFoundError: there is no such file. CheckpointError: it is damaged, or of no AMDIM.
@@ -121,7 +122,9 @@ def _read_export(
         raise CheckpointError(f"{folder / CONFIG} is that of {config.weights}, not of {path.name}")
     if not file.is_file():
         raise FileNotFoundError(f"{file}, which {CONFIG} names, does not exist; copy it there")
-    state = _read_weights(file, config.sha256)
+    weights = _read_weights(file, config.sha256)
+    state = {name: v for name, v in weights.items() if not name.startswith(MIXTURE_PREFIX)}
+    head = {name: v for name, v in weights.items() if name.startswith(MIXTURE_PREFIX)}
     stored = config.architecture
     try:
         named = {f"encoder.{name}": value for name, value in state.items()}
@@ -132,8 +135,11 @@ def _read_export(
         raise CheckpointError(f"{file} is of {found}, but {CONFIG} says {stored}; export it anew")
     try:
         with torch.random.fork_rng(devices=[]):
-            model = AMDIM(**stored)
+            model = AMDIM(**stored, **(config.mixture or {}))
         model.encoder.load_state_dict(state)
+        (model.mixture or nn.Identity()).load_state_dict(
+            {name.removeprefix(MIXTURE_PREFIX): value for name, value in head.items()}
+        )
     except (ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())
         raise CheckpointError(f"{file} does not fit its configuration: {problem}") from None

@@ -55,6 +55,7 @@ LAYERS = (
         "amdim_fast.pretraining",
         "amdim_fast.evaluation",
         "amdim_fast.segmentation",
+        "amdim_fast.segment_files",
         "amdim_fast.figures",
         "amdim_fast.runlog",
         "amdim_fast.scoring",
