@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from amdim_fast import _pixel
 from PIL import Image
 from torchvision.transforms import functional as tv
+
+from amdim_fast import _pixel
 
 CHUNKS = 4
 
@@ -112,7 +113,18 @@ def exact_taps(place, length, output):
     return first, weights / weights.sum()
 
 
-LENGTHS = [(1, 1), (1, 7), (2, 9), (7, 1), (8, 8), (33, 32), (90, 32), (700, 8), (5000, 3), (3, 130)]
+LENGTHS = [(1, 1), (1, 7), (2, 9), (7, 1), (8, 8), (33, 32), (90, 32), (700, 8), (5000, 3), (3, 99)]
+    (1, 1),
+    (1, 7),
+    (2, 9),
+    (7, 1),
+    (8, 8),
+    (33, 32),
+    (90, 32),
+    (700, 8),
+    (5000, 3),
+    (3, 130),
+]
 
 
 @pytest.mark.parametrize(("length", "output"), LENGTHS)
