@@ -18,9 +18,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Measures ours against the reference on this machine and appends rows to benchmarks/results/.
+# Measures the loss, the views and reading of images on this machine; appends to benchmarks/results/.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_nce
+	$(BIN)/python -m benchmarks.bench_augment
+	$(BIN)/python -m benchmarks.bench_data
 
 # Tests and benchmarks that need a GPU, with any Python that has torch: make gpu PYTHON=python3.
 # Needs no network and no .venv; where the package is not installed, kernels/ is linked into it.

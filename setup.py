@@ -40,7 +40,7 @@ common = {"include_dirs": [str(Path("csrc").resolve())], "depends": HEADERS}
 extensions = [
     CppExtension(
         "amdim_fast._cpu",
-        ["csrc/library.cpp", "csrc/cpu/augment.cpp"],
+        ["csrc/library.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))],
         extra_compile_args={"cxx": CXX + STABLE},
         py_limited_api=True,
         **common,

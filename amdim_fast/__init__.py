@@ -13,12 +13,12 @@ from amdim_fast.losses import LossMultiNCE
 from amdim_fast.ops.plan import last_plan
 
 if TYPE_CHECKING:
-    from amdim_fast.augmentation import TwoViews, augment
+    from amdim_fast.augmentation import TwoViews, augment, sample_view_params
     from amdim_fast.checkpoint import load_checkpoint, save_checkpoint
     from amdim_fast.encoder import Encoder
     from amdim_fast.model import AMDIM
     from amdim_fast.pretraining import pretrain
-    from amdim_fast.views import ViewParams, sample_view_params
+    from amdim_fast.views import ViewParams
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _LAZY = {
     "augment": "augmentation",
     "load_checkpoint": "checkpoint",
     "pretrain": "pretraining",
-    "sample_view_params": "views",
+    "sample_view_params": "augmentation",
     "save_checkpoint": "checkpoint",
 }
 

@@ -8,12 +8,52 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from amdim_fast.ops import sampler
 from amdim_fast.ops.augment import make_views
 from amdim_fast.reference import augment as reference
-from amdim_fast.views import POLICIES, ViewParams, ViewPolicy, sample_view_params
+from amdim_fast.reference import sampling
+from amdim_fast.views import POLICIES, ViewParams, ViewPolicy, prepare_draw
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("compiled", "reference")
+
+
+def sample_view_params(
+    policy: ViewPolicy,
+    sizes: Tensor | Sequence[Sequence[int]],
+    *,
+    views: int = 2,
+    generator: torch.Generator | None = None,
+    sample_index: Tensor | None = None,
+    backend: str = "compiled",
+) -> ViewParams:
+    """Draw the parameters of some views of each image, on the CPU.
+
+    The crop follows torchvision's ``RandomResizedCrop.get_params``: ten tries, then the central
+    crop of the nearest allowed ratio. Jitter follows its ``ColorJitter`` under ``RandomApply``.
+
+    Args:
+        policy: the distribution.
+        sizes: [N, 2] integers or N pairs, height and width of each image.
+        views: V.
+        generator: CPU generator, the default one if None; exactly one 63-bit seed is drawn.
+        sample_index: int64 [N], not negative, default 0 to N - 1; of the whole data set, also where
+            a process has a part of it. With the same seed the same index gets the same parameters
+            in any batch.
+        backend: "compiled" or "reference"; their draws are equal.
+
+    Returns:
+        Parameters of shape [V, N, ...] on the CPU; the flip is shared by the views of an image.
+
+    Raises:
+        ValueError: sizes, views or sample_index are out of range or of the wrong shape, or the
+            generator is not on the CPU. TypeError: sizes or sample_index are not integers.
+        RuntimeError: the compiled library is not built.
+    """
+    _check_backend(backend)
+    extent, index, seed = prepare_draw(policy, sizes, views, generator, sample_index)
+    draw = sampler.sample_views if backend == "compiled" else sampling.sample_views
+    return draw(policy, extent, index, seed, views)
 
 
 def augment(
@@ -240,6 +280,7 @@ class TwoViews(nn.Module):
             _sizes(pixels),
             generator=generator,
             sample_index=sample_index,
+            backend=self.backend,
         )
         return augment(
             pixels,
@@ -301,11 +342,15 @@ def _stack(pixels: list[Tensor], size: int) -> Tensor:
     return torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
 
 
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
 def _check_output(
     size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, backend: str
 ) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    _check_backend(backend)
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     if len(mean) != 3 or len(std) != 3:

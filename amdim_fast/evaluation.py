@@ -9,14 +9,15 @@ from torch.nn.functional import cross_entropy
 from amdim_fast.augmentation import center_view
 from amdim_fast.data import ImageData
 from amdim_fast.encoder import Encoder
+from amdim_fast.image_sets import Images, ImageSet
 from amdim_fast.views import ViewPolicy
 
 PROBE_PENALTY = 1e-3
 PROBE_ITERATIONS = 200
 
 
-def test_views(images: Tensor, policy: ViewPolicy) -> Tensor:
-    """[N, 3, size, size] normalised test-time view of uint8 images [N, H, W, 3]."""
+def test_views(images: Images, policy: ViewPolicy) -> Tensor:
+    """[N, 3, size, size] normalised test-time view of uint8 images."""
     return center_view(
         images,
         resize=policy.test_resize,
@@ -29,7 +30,7 @@ def test_views(images: Tensor, policy: ViewPolicy) -> Tensor:
 
 @torch.no_grad()
 def global_features(
-    encoder: Encoder, images: Tensor, policy: ViewPolicy, *, batch_size: int = 250
+    encoder: Encoder, images: ImageSet, policy: ViewPolicy, *, batch_size: int = 250
 ) -> Tensor:
     """[N, D] float32 r1 of the frozen encoder in eval mode, on the CPU."""
     was_training = encoder.training
@@ -37,8 +38,8 @@ def global_features(
     encoder.eval()
     try:
         parts = [
-            encoder(test_views(batch, policy).to(device)).r1.flatten(1).float().cpu()
-            for batch in images.split(batch_size)
+            encoder(test_views(images.batch(index), policy).to(device)).r1.flatten(1).float().cpu()
+            for index in torch.arange(len(images)).split(batch_size)
         ]
     finally:
         encoder.train(was_training)
@@ -87,19 +88,29 @@ def linear_probe(
 
 def probe_encoder(encoder: Encoder, data: ImageData, policy: ViewPolicy) -> float:
     """Test accuracy of the linear probe on frozen r1."""
+    train, test = _labeled(data)
     return linear_probe(
-        global_features(encoder, data.train_images, policy),
-        data.train_labels,
-        global_features(encoder, data.test_images, policy),
-        data.test_labels,
+        global_features(encoder, train, policy),
+        train.labels,
+        global_features(encoder, test, policy),
+        test.labels,
     )
 
 
 def probe_pixels(data: ImageData) -> float:
-    """Test accuracy of the linear probe on raw pixels."""
-    return linear_probe(
-        data.train_images.flatten(1).float(),
-        data.train_labels,
-        data.test_images.flatten(1).float(),
-        data.test_labels,
-    )
+    """Test accuracy of the linear probe on raw pixels; images must have one size."""
+    train, test = _labeled(data)
+    return linear_probe(_pixels(train), train.labels, _pixels(test), test.labels)
+
+
+def _labeled(data: ImageData) -> tuple[ImageSet, ImageSet]:
+    if data.train_labeled is None or data.test is None:
+        raise ValueError("the data set has no labels or no test images to probe")
+    return data.train_labeled, data.test
+
+
+def _pixels(images: ImageSet) -> Tensor:
+    pixels = images.batch(torch.arange(len(images)))
+    if not isinstance(pixels, Tensor):
+        raise ValueError("raw pixels can be probed only where all images have one size")
+    return pixels.flatten(1).float()

@@ -23,6 +23,7 @@ from amdim_fast.augmentation import TwoViews
 from amdim_fast.checkpoint import save_checkpoint
 from amdim_fast.data import load_data
 from amdim_fast.evaluation import probe_encoder, probe_pixels
+from amdim_fast.image_sets import ImageSet
 from amdim_fast.model import AMDIM, AMDIMOutput
 from amdim_fast.ops.plan import last_plan
 from amdim_fast.recipes import RECIPES, Recipe
@@ -37,6 +38,9 @@ def pretrain(
     *,
     name: str | None = None,
     runs_dir: str | os.PathLike[str] = "runs",
+    data_dir: str | os.PathLike[str] = "data",
+    download: bool = False,
+    skip_bad: bool = False,
     seed: int = 0,
     device: str = "cpu",
     log_every: int = 10,
@@ -51,6 +55,9 @@ def pretrain(
         recipe: a Recipe, or the name of one in ``RECIPES``.
         name: of the run; the recipe's name and the time by default.
         runs_dir: folder of runs; created if missing.
+        data_dir: folder of the data set; this, ``download`` and ``skip_bad`` are ``load_data``'s.
+        download: whether to fetch what is missing there.
+        skip_bad: whether to leave out image files that cannot be decoded.
         seed: of weights, batches, views and 5x5 locations.
         device: where the encoder and the loss run.
         log_every: steps between records in the log; losses are read from the device only then.
@@ -73,11 +80,13 @@ def pretrain(
         raise ValueError(f"log_every is {log_every}; it must be 1 or more")
     policy = POLICIES[recipe.policy]
     _check_device(device)
-    data = load_data(recipe.data)
-    if recipe.batch_size > len(data.train_images):
+    data = load_data(recipe.data, data_dir, download=download, skip_bad=skip_bad)
+    if data.train_labeled is None or data.test is None:
+        raise ValueError(f"the data set {recipe.data!r} has no labels or no test images to probe")
+    if recipe.batch_size > len(data.train):
         raise ValueError(
             f"batch_size is {recipe.batch_size}; the data set {recipe.data!r} has only"
-            f" {len(data.train_images)} training images"
+            f" {len(data.train)} training images"
         )
     torch.manual_seed(seed)
     model = AMDIM(
@@ -106,7 +115,7 @@ def pretrain(
     with RunLog(folder, config) as log:
         pixels = probe_pixels(data)
         untrained = probe_encoder(model.encoder, data, policy)
-        seconds = _train(model, recipe, data.train_images, seed, log, log_every, progress)
+        seconds = _train(model, recipe, data.train, seed, log, log_every, progress)
         save_checkpoint(folder / "checkpoint.pt", model, recipe=asdict(recipe), step=recipe.steps)
         plan = last_plan()
         summary = {
@@ -153,7 +162,7 @@ def _batches(images: int, batch_size: int, generator: torch.Generator) -> Iterat
 def _train(
     model: AMDIM,
     recipe: Recipe,
-    images: Tensor,
+    images: ImageSet,
     seed: int,
     log: RunLog,
     log_every: int,
@@ -179,7 +188,7 @@ def _train(
     with tqdm(total=recipe.steps, unit="step", disable=not progress, file=sys.stderr) as bar:
         for step in range(1, recipe.steps + 1):
             index = next(batches)
-            views = two_views(images[index], generator=generator, sample_index=index)
+            views = two_views(images.batch(index), generator=generator, sample_index=index)
             x1, x2 = views.to(device)
             output: AMDIMOutput = model(x1, x2, generator=location_generator)
             optimizer.zero_grad(set_to_none=True)

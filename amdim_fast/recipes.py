@@ -20,7 +20,7 @@ class Recipe:
     """
 
     name: str
-    data: str = _option("digits", "data set: digits")
+    data: str = _option("digits", "data set, see amdim_fast.data.DATA_SETS")
     policy: str = _option("digits", "view policy, see amdim_fast.views.POLICIES")
     ndf: int = _option(32, "width of the encoder's first layer, channels")
     n_rkhs: int = _option(128, "width of the features (D), channels")

@@ -1,8 +1,4 @@
-"""What a view is and how it is drawn: policies, parameters and the only randomness of augmentation.
-
-Drawing is counter-based (Philox-4x32-10, Salmon et al. 2011), keyed by seed, sample index, view and
-quantity: a sample's parameters depend neither on the batch it is in nor on the other options.
-"""
+"""What a view is: its parameters, the policies they are drawn from, and what a draw starts with."""
 
 from __future__ import annotations
 
@@ -12,11 +8,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-
-from amdim_fast.philox import WORD_MASK, philox
-
-_CROP_TRIES = 10
-_FACTORS, _ORDER, _TRANSLATION, _CHANCES = range(_CROP_TRIES, _CROP_TRIES + 4)
 
 _FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "crop": (torch.int32, (4,)),
@@ -210,33 +201,17 @@ POLICIES: dict[str, ViewPolicy] = {
 }
 
 
-def sample_view_params(
+def prepare_draw(
     policy: ViewPolicy,
     sizes: Tensor | Sequence[Sequence[int]],
-    *,
-    views: int = 2,
-    generator: torch.Generator | None = None,
-    sample_index: Tensor | None = None,
-) -> ViewParams:
-    """Draw the parameters of some views of each image, on the CPU.
-
-    The crop follows torchvision's ``RandomResizedCrop.get_params``: ten tries, then the central
-    crop of the nearest allowed ratio. Jitter follows its ``ColorJitter`` under ``RandomApply``.
-
-    Args:
-        policy: the distribution.
-        sizes: [N, 2] integers or N pairs, height and width of each image.
-        views: V.
-        generator: CPU generator, the default one if None; exactly one 63-bit seed is drawn.
-        sample_index: int64 [N], not negative, default 0 to N - 1. With the same seed the same
-            index gets the same parameters in any batch.
+    views: int,
+    generator: torch.Generator | None,
+    sample_index: Tensor | None,
+) -> tuple[Tensor, Tensor, int]:
+    """Check what ``sample_view_params`` is given and draw its seed.
 
     Returns:
-        Parameters of shape [V, N, ...] on the CPU; the flip is shared by the views of an image.
-
-    Raises:
-        ValueError: sizes, views or sample_index are out of range or of the wrong shape, or the
-            generator is not on the CPU. TypeError: sizes or sample_index are not integers.
+        int64 [N, 2] sizes, int64 [N] sample indices, both on the CPU, and the seed, 63 bits.
     """
     extent = _as_sizes(sizes).cpu()
     if views < 1:
@@ -250,63 +225,8 @@ def sample_view_params(
         raise ValueError(
             f"generator must be on the CPU, where all parameters are drawn, got {generator.device}"
         )
-    seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
-    words = _draw_words(seed, _as_sample_index(sample_index, len(extent)), views)
-    unit = words.double() * 2.0**-32
-    chance, factor = unit[_CHANCES], unit[_FACTORS]
-
-    def jitter_factor(index: int, amount: float) -> Tensor:
-        low = max(0.0, 1.0 - amount)
-        return (low + (1.0 + amount - low) * factor[..., index]).float()
-
-    offsets = ((2 * policy.max_translation + 1) * words[_TRANSLATION, ..., :2]) >> 32
-    moved = unit[_TRANSLATION, ..., 2:3] < policy.translate_probability
-    flip = chance[:1, :, 0] < policy.flip_probability
-    return ViewParams(
-        crop=_crops(policy, extent, words[:_CROP_TRIES], unit[:_CROP_TRIES]).int(),
-        translate=((offsets - policy.max_translation) * moved).int(),
-        flip=flip.repeat(views, 1),
-        jitter=chance[..., 1] < policy.jitter_probability,
-        order=words[_ORDER].argsort(stable=True).int(),
-        brightness=jitter_factor(0, policy.brightness),
-        contrast=jitter_factor(1, policy.contrast),
-        saturation=jitter_factor(2, policy.saturation),
-        hue=(policy.hue * (2.0 * factor[..., 3] - 1.0)).float(),
-        gray=chance[..., 2] < policy.gray_probability,
-    )
-
-
-def _crops(policy: ViewPolicy, extent: Tensor, words: Tensor, unit: Tensor) -> Tensor:
-    """First of the tries [T, V, N, 4] that fits, else the central fallback; int64 [V, N, 4]."""
-    whole = extent.expand(words.shape[1], -1, -1)
-    if policy.scale is None:
-        return torch.cat([torch.zeros_like(whole), whole], -1)
-    low, high = policy.scale
-    log_low, log_high = math.log(policy.ratio[0]), math.log(policy.ratio[1])
-    height, width = extent.double().unbind(-1)
-    area = height * width * (low + (high - low) * unit[..., 0])
-    ratio = torch.exp(log_low + (log_high - log_low) * unit[..., 1])
-    length = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], -1).long()
-    fits = ((length >= 1) & (length <= extent)).all(-1)
-    start = (words[..., 2:] * (extent - length + 1).clamp(min=1)) >> 32
-
-    central_height = torch.minimum(height, (width / policy.ratio[0]).round())
-    central_width = torch.minimum(width, (height * policy.ratio[1]).round())
-    central = torch.stack([central_height, central_width], -1).long().clamp(min=1).expand_as(whole)
-    fallback = torch.cat([(whole - central) // 2, central], -1)
-
-    candidates = torch.cat([torch.cat([start, length], -1), fallback[None]])
-    tries = torch.arange(_CROP_TRIES, device=fits.device).view(-1, 1, 1)
-    first = torch.where(fits, tries, _CROP_TRIES).amin(0)
-    return candidates.gather(0, first[None, ..., None].expand(1, -1, -1, 4))[0]
-
-
-def _draw_words(seed: int, sample_index: Tensor, views: int) -> Tensor:
-    """Four 32-bit words for every quantity, view and sample: int64 [Q, V, N, 4]."""
-    quantity = torch.arange(_CROP_TRIES + 4, device="cpu").view(-1, 1, 1)
-    view = torch.arange(views, device="cpu").view(1, -1, 1)
-    counter = (sample_index & WORD_MASK, sample_index >> 32, view, quantity)
-    return philox(torch.broadcast_tensors(*counter), (seed & WORD_MASK, seed >> 32))
+    index = _as_sample_index(sample_index, len(extent))
+    return extent, index, int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
 
 
 def _as_sizes(sizes: Tensor | Sequence[Sequence[int]]) -> Tensor:

@@ -49,10 +49,11 @@ def _sanitizer() -> list[str] | None:
 
 
 PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
-    "test": (180, _tests),
+    "test": (150, _tests),
     "peak": (20, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
-    "bench": (180, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
-    "largest": (90, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
+    "bench": (170, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
+    "views": (60, lambda: _python("-m", "benchmarks.bench_augment", "--device", "cuda")),
+    "largest": (70, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
     "sanitize": (40, _sanitizer),
     "report": (30, lambda: _python("-m", "benchmarks.report")),
 }

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.aot_table import aot_table
+from benchmarks.augment_table import augment_goals, augment_gpu, augment_table
+from benchmarks.data_table import data_table
 from benchmarks.grid_table import grid_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
 from benchmarks.rows import (
@@ -149,6 +151,10 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "nce_large": nce_large,
     "nce_plot": nce_plot,
     "nce_goals": nce_goals,
+    "augment": augment_table,
+    "augment_gpu": augment_gpu,
+    "augment_goals": augment_goals,
+    "data": data_table,
     "demo": lambda rows: small_table(rows, "demo"),
 }
 

@@ -5,4 +5,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(amdim_fast, m) {
   m.def(
       "augment(Tensor images, Tensor? layout, Tensor params, Tensor table, int size, int height, "
       "int width, bool channels_last) -> Tensor");
+  m.def(
+      "view_records(Tensor crop, Tensor translate, Tensor flip, Tensor jitter, Tensor order, "
+      "Tensor brightness, Tensor contrast, Tensor saturation, Tensor hue, Tensor gray, "
+      "Tensor sizes, Tensor windows) -> (Tensor records, Tensor impossible)");
+  m.def(
+      "sample_views(Tensor sizes, Tensor sample_index, Tensor policy, int seed, int views) -> "
+      "(Tensor crop, Tensor translate, Tensor flip, Tensor jitter, Tensor order, Tensor brightness, "
+      "Tensor contrast, Tensor saturation, Tensor hue, Tensor gray)");
 }

@@ -11,9 +11,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 from view_cases import HALF, plain, seeded, smooth_noise, white_noise
 
-from amdim_fast.augmentation import TwoViews, augment, center_view
+from amdim_fast.augmentation import TwoViews, augment, center_view, sample_view_params
 from amdim_fast.reference import augment as reference
-from amdim_fast.views import POLICIES, ViewParams, sample_view_params
+from amdim_fast.views import POLICIES, ViewParams
 
 GOLDEN = Path(__file__).parent / "golden" / "pil_views.npz"
 

@@ -4,8 +4,9 @@ import subprocess
 import pytest
 import torch
 
-from benchmarks import harness, report
+from benchmarks import bench_data, harness, report
 from benchmarks.bench_nce import CASES, Case, main
+from benchmarks.data_table import data_table
 from benchmarks.nce_providers import LOSSES, PRODUCTS, make_inputs, run, run_products
 from benchmarks.plot import PLOT
 from benchmarks.rows import LARGE, MISSING, SMALL, conditions, quantity
@@ -285,3 +286,39 @@ def test_wrong_provider_gets_no_row(tmp_path, monkeypatch, capsys):
     assert [row["n"] for row in rows] == [3, 3, 3, 0]
     assert all(row.keys() == FIELDS for row in rows)
     assert rows[-1]["metric"] == "calculated_bytes"
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    for name, value in (("IMAGES", 24), ("SIDE", 32), ("BATCH", 8), ("REPEATS", 3)):
+        monkeypatch.setattr(bench_data, name, value)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_data_bench_on_few_images(tmp_path, few_images, tree):
+    out = tree / "benchmarks" / "results" / "data.jsonl"
+    assert bench_data.main(["--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(row.keys() == FIELDS and row["n"] == 3 and row["q50"] > 0 for row in rows)
+    decoded, *stored = data_table(report.read_rows(tree)).splitlines()[2:6]
+    assert decoded.startswith(f"| {bench_data.DECODED} |")
+    assert decoded.endswith("|  |  |")
+    assert all("| 10,000 or more | " in line for line in stored)
+
+
+def test_store_that_differs_gets_no_row(tmp_path, few_images, monkeypatch):
+    monkeypatch.setattr(bench_data.PackedImages, "batch", lambda self, index: torch.zeros(3))
+    assert bench_data.main(["--out", str(tmp_path / "rows.jsonl")]) == 1
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(9999.0, "not met"), (10000.0, "met")])
+def test_goal_of_the_store(tree, rate, verdict):
+    condition = harness.Condition("data", "case", bench_data.STORED, "read", {}, "uint8")
+    row = harness.make_row(condition, "rate", "images/s", [rate], device="some CPU")
+    harness.append_row(row, tree / "benchmarks" / "results" / "data.jsonl")
+    assert f"| {rate:,.0f} images/s | 10,000 or more | {verdict} |" in data_table(
+        report.read_rows(tree)
+    )

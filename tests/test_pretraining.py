@@ -11,6 +11,7 @@ from amdim_fast import load_checkpoint, pretrain
 from amdim_fast.cli import main
 from amdim_fast.data import LOADERS, ImageData, load_digits
 from amdim_fast.evaluation import linear_probe
+from amdim_fast.image_sets import TensorImages
 from amdim_fast.pretraining import _batches
 from amdim_fast.recipes import RECIPES, Recipe
 
@@ -20,11 +21,11 @@ SMALL = replace(
 SMALL_FLAGS = ("--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--steps=3")
 
 
-def few_digits():
+def few_digits(_root=None, _download=False):
     """Every tenth digit, so that probes take no time."""
     data = load_digits()
-    parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
-    return ImageData(*(part[::10] for part in parts), classes=10)
+    train, test = (TensorImages(p.images[::10], p.labels[::10]) for p in (data.train, data.test))
+    return ImageData(train, train, test, data.classes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,11 +69,11 @@ def test_same_seed_same_weights(run, tmp_path):
 
 def test_digits_are_split_by_class():
     data = load_digits()
-    assert data.train_images.shape == (4000, 32, 32, 3)
-    assert data.test_images.shape == (1000, 32, 32, 3)
-    assert torch.equal(data.test_labels.bincount(), torch.full((10,), 100))
-    assert data.train_images.dtype == torch.uint8
-    assert data.train_images.max() == 255
+    assert data.train.images.shape == (4000, 32, 32, 3)
+    assert data.test.images.shape == (1000, 32, 32, 3)
+    assert torch.equal(data.test.labels.bincount(), torch.full((10,), 100))
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.images.max() == 255
 
 
 def test_batches_visit_every_image_once_an_epoch():
@@ -163,6 +164,6 @@ def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("amdim_fast.cli.pretrain", interrupted)
+    monkeypatch.setattr("amdim_fast.commands.pretrain.pretrain", interrupted)
     assert main(["pretrain"]) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from amdim_fast.philox import philox
-from amdim_fast.views import POLICIES, ViewParams, ViewPolicy, sample_view_params
+from amdim_fast.augmentation import sample_view_params
+from amdim_fast.reference.philox import philox
+from amdim_fast.views import POLICIES, ViewParams, ViewPolicy
 
 COUNT = 20_000
 # Critical values at a probability of about 1e-4; seeds are fixed, so no run differs from another.

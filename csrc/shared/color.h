@@ -68,24 +68,19 @@ AMDIM_HD void jitter(const Team& team, const View& view, int size, uint8_t* pixe
   }
 }
 
-// Looks each level up in table [3, 256] and writes out [3, size, size], or [size, size, 3].
+// Looks each level up in table [3, 256] and writes out [3, size, size], or [size, size, 3]; each thread
+// writes the pixels it has adjusted.
 template <class T, class Team>
-AMDIM_HD void write_view(const Team& team, const uint8_t* pixels, int size,
+AMDIM_HD void write_view(const Team& team, const uint8_t* __restrict__ pixels, int size,
                          const T* __restrict__ table, bool channels_last, T* __restrict__ out) {
   const int area = size * size;
-  if (!channels_last) {
-    for (int channel = 0; channel < 3; ++channel) {
-      for (int i = team.index; i < area; i += team.count) {
-        out[static_cast<int64_t>(channel) * area + i] =
-            table[channel * 256 + pixels[channel * area + i]];
-      }
+  const int64_t pixel_step = channels_last ? 3 : 1, channel_step = channels_last ? 1 : area;
+  for (int channel = 0; channel < 3; ++channel) {
+    const T* levels = table + 256 * channel;
+    T* plane = out + channel * channel_step;
+    for (int i = team.index; i < area; i += team.count) {
+      plane[i * pixel_step] = levels[pixels[channel * area + i]];
     }
-    return;
-  }
-  team.sync(kColorsReady);
-  for (int i = team.index; i < 3 * area; i += team.count) {
-    const int channel = i % 3;
-    out[i] = table[channel * 256 + pixels[channel * area + i / 3]];
   }
 }
 

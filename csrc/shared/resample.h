@@ -38,14 +38,17 @@ template <int LANES>
 AMDIM_HD Lanes<LANES> weighted_sum(const Lanes<LANES>* first, int step, const int32_t* weights,
                                    int count) {
   int sum[LANES];
-  AMDIM_LANE_LOOP for (int lane = 0; lane < LANES; ++lane) sum[lane] = 1 << (kWeightBits - 1);
+  AMDIM_LANE_LOOP
+  for (int lane = 0; lane < LANES; ++lane) sum[lane] = 1 << (kWeightBits - 1);
   for (int tap = 0; tap < count; ++tap) {
     const Lanes<LANES> levels = first[static_cast<int64_t>(tap) * step];
     const int32_t weight = weights[tap];
-    AMDIM_LANE_LOOP for (int lane = 0; lane < LANES; ++lane) sum[lane] += weight * levels.level[lane];
+    AMDIM_LANE_LOOP
+    for (int lane = 0; lane < LANES; ++lane) sum[lane] += weight * levels.level[lane];
   }
   Lanes<LANES> result;
-  AMDIM_LANE_LOOP for (int lane = 0; lane < LANES; ++lane) {
+  AMDIM_LANE_LOOP
+  for (int lane = 0; lane < LANES; ++lane) {
     result.level[lane] = static_cast<uint8_t>(clamp_level(sum[lane]));
   }
   return result;
@@ -65,7 +68,8 @@ AMDIM_HD void resize_rows(const Team& team, const View& view, int size, int begi
     const int64_t slot = (begin + group) % scratch.ring_groups * LANES;
     uint8_t* out = reinterpret_cast<uint8_t*>(scratch.lines) + slot * line +
                    channel * scratch.pitch * LANES + place;
-    AMDIM_LANE_LOOP for (int lane = 0; lane < LANES; ++lane) out[lane * line] = levels.level[lane];
+    AMDIM_LANE_LOOP
+    for (int lane = 0; lane < LANES; ++lane) out[lane * line] = levels.level[lane];
   }
 }
 
@@ -80,11 +84,13 @@ AMDIM_HD void resize_columns(const Team& team, int size, int begin, int end,
     const int32_t* weights = scratch.row_weights + row * scratch.row_limit;
     const Lanes<LANES>* column = scratch.lines + channel * pitch + chunk;
     int sum[LANES];
-    AMDIM_LANE_LOOP for (int lane = 0; lane < LANES; ++lane) sum[lane] = 1 << (kWeightBits - 1);
+    AMDIM_LANE_LOOP
+    for (int lane = 0; lane < LANES; ++lane) sum[lane] = 1 << (kWeightBits - 1);
     int slot = taps.first % ring_rows;
     for (int tap = 0; tap < taps.count; ++tap) {
       const Lanes<LANES> levels = column[static_cast<int64_t>(slot) * 3 * pitch];
-      AMDIM_LANE_LOOP for (int lane = 0; lane < LANES; ++lane) sum[lane] += weights[tap] * levels.level[lane];
+      AMDIM_LANE_LOOP
+      for (int lane = 0; lane < LANES; ++lane) sum[lane] += weights[tap] * levels.level[lane];
       slot = slot + 1 == ring_rows ? 0 : slot + 1;
     }
     const int first = chunk * LANES;

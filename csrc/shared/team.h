@@ -16,7 +16,6 @@ enum Site {
   kPixelsReady,
   kPartialsReady,
   kPartialsAdded,
-  kColorsReady,
   kSites
 };
 

@@ -1,0 +1,1 @@
+"""The commands of ``amdim-fast``: a module each, with ``add_command(commands)``."""

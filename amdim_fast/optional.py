@@ -1,0 +1,21 @@
+"""Packages that only some commands need."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def require(module: str, purpose: str) -> Any:
+    """Import ``module`` of the extra ``data``, or say in one sentence how to get it.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{purpose} needs {package}, which is not installed; pip install 'amdim-fast[data]'"
+        ) from error

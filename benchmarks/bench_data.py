@@ -1,0 +1,127 @@
+"""Images a second from disk to tensor on one core: the packed store beside ImageFolder.
+
+    python -m benchmarks.bench_data
+
+Writes JPEG files of photographs into a temporary folder, packs them, and reads random batches from
+both with one thread, the page cache warm. Half a minute; exit status 1 if pixels disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+
+from amdim_fast.data import load_data
+from amdim_fast.image_sets import Images, ImageSet
+from amdim_fast.loading import training_batches
+from amdim_fast.packed_store import PackedImages
+from amdim_fast.packing import pack
+from benchmarks import harness
+
+NAME = "data"
+IMAGES, SIDE, BATCH, QUALITY = 2048, 256, 256, 90
+REPEATS, WARM_UPS, LOADER_BATCHES = 15, 2, 20
+DECODED = "ImageFolder, JPEG decoded by Pillow"
+STORED = "packed store"
+REUSED = "packed store, into one buffer"
+LOADED = "packed store, through the loader"
+
+
+def write_photographs(folder: Path) -> None:
+    """Crops of scikit-learn's two photographs as JPEG, one class."""
+    (folder / "train" / "photo").mkdir(parents=True)
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        photograph = photographs[number % len(photographs)]
+        left, top = (int(rng.integers(side - SIDE + 1)) for side in photograph.size)
+        crop = photograph.crop((left, top, left + SIDE, top + SIDE))
+        crop.save(folder / "train" / "photo" / f"{number:05d}.jpg", quality=QUALITY)
+
+
+def decode_batch(files: ImageFolder, index: Tensor) -> Tensor:
+    """What a training loop over ImageFolder does before its views."""
+    return torch.stack([torch.from_numpy(np.array(files[i][0])) for i in index.tolist()])
+
+
+def providers(folder: Path, images: ImageSet) -> dict[str, Callable[[Tensor], Images]]:
+    """Callables that read the batch of an index."""
+    files = ImageFolder(folder / "train")
+    assert isinstance(images, PackedImages)
+    buffer = torch.empty(BATCH * SIDE * SIDE * 3, dtype=torch.uint8)
+
+    def reused(index: Tensor) -> Tensor:
+        images.read_into(index, buffer)
+        return buffer.view(BATCH, SIDE, SIDE, 3)
+
+    return {DECODED: lambda index: decode_batch(files, index), STORED: images.batch, REUSED: reused}
+
+
+def read_random(read: Callable[[Tensor], object]) -> object:
+    """A batch of random images."""
+    return read(torch.randperm(IMAGES)[:BATCH])
+
+
+def time_loader(images: ImageSet) -> list[float]:
+    """Milliseconds a batch, asked for without pause; its one thread reads all the time."""
+    with training_batches(images, BATCH, seed=0) as loader:
+
+        def run() -> None:
+            for _ in range(LOADER_BATCHES):
+                next(loader)
+
+        measured = harness.time_interleaved(
+            {LOADED: run}, repeats=REPEATS, warm_ups=WARM_UPS, measure=harness.stopwatch("cpu")
+        )
+    return [sample / LOADER_BATCHES for sample in measured[LOADED]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and append the rows; 1 if a batch of the store differs from the decoded one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / f"{NAME}.jsonl")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_photographs(folder / "files")
+        pack(folder / "files", folder / "store", progress=False)
+        images = load_data("folder", folder / "store").train
+        calls = providers(folder / "files", images)
+        index = torch.randperm(IMAGES)[:BATCH]
+        expected = torch.stack(list(calls[DECODED](index)))
+        for provider, call in calls.items():
+            if not torch.equal(torch.stack(list(call(index))), expected):
+                print(f"{provider} disagrees with ImageFolder")
+                return 1
+        samples = harness.time_interleaved(
+            {p: partial(read_random, call) for p, call in calls.items()},
+            repeats=REPEATS,
+            warm_ups=WARM_UPS,
+            measure=harness.stopwatch("cpu"),
+        )
+        samples[LOADED] = time_loader(images)
+    shapes = {"images": f"{BATCH} of {SIDE} x {SIDE}"}
+    for provider, milliseconds in samples.items():
+        condition = harness.Condition(NAME, "cpu-256px", provider, "read", shapes, "uint8")
+        rates = [1e3 * BATCH / sample for sample in milliseconds]
+        device = harness.device_name("cpu")
+        row = harness.make_row(condition, "rate", "images/s", rates, device=device)
+        harness.append_row(row, options.out)
+        print(f"  {provider}: {row['q50']:,.0f} images/s, n = {row['n']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
