@@ -9,30 +9,13 @@ from PIL import Image, ImageEnhance
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
+from view_cases import HALF, plain, seeded, smooth_noise, white_noise
 
 from amdim_fast.augmentation import TwoViews, augment, center_view, sample_view_params
 from amdim_fast.reference import augment as reference
 from amdim_fast.views import POLICIES, ViewParams
 
 GOLDEN = Path(__file__).parent / "golden" / "pil_views.npz"
-HALF = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def white_noise(height, width, seed=0):
-    return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=seeded(seed))
-
-
-def smooth_noise(height, width, seed=0):
-    """Like a photograph: coarse structure in each channel, some of it over-exposed."""
-    coarse = torch.rand(1, 3, 4, 5, generator=seeded(seed)) * 400 - 70
-    size = (height, width)
-    image = torch.nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
-    grain = torch.randn(1, 3, height, width, generator=seeded(seed + 1)) * 4
-    return (image + grain).clamp(0, 255).to(torch.uint8)[0].movedim(0, -1)
 
 
 def special_images(side=24):
@@ -44,24 +27,6 @@ def special_images(side=24):
     images = [ramp, *flat, saturated, one_colour]
     images = [image.to(torch.uint8) for image in images]
     return [*images, white_noise(side, side), smooth_noise(side, side)]
-
-
-def plain(sizes, views=1):
-    lead = (views, len(sizes))
-    no = torch.zeros(lead, dtype=torch.bool)
-    whole = torch.tensor([[0, 0, height, width] for height, width in sizes], dtype=torch.int32)
-    return ViewParams(
-        crop=whole.repeat(views, 1, 1),
-        translate=torch.zeros(*lead, 2, dtype=torch.int32),
-        flip=no,
-        jitter=no,
-        order=torch.arange(4, dtype=torch.int32).repeat(*lead, 1),
-        brightness=torch.ones(lead),
-        contrast=torch.ones(lead),
-        saturation=torch.ones(lead),
-        hue=torch.zeros(lead),
-        gray=no,
-    )
 
 
 def to_pillow(image):

@@ -45,8 +45,14 @@ AMDIM_HD View clamped(View view, int height, int width, int size) {
   view.window_left = between(view.window_left, 0, view.resized_width - size);
   view.dy = between(view.dy, 1 - height, height - 1);
   view.dx = between(view.dx, 1 - width, width - 1);
+  // A second contrast would write the partial sums of the first while others read them.
+  int seen = 0;
   for (int i = 0; i < kOperations; ++i) {
     view.order[i] = between(view.order[i], 0, kOperations - 1);
+    seen |= 1 << view.order[i];
+  }
+  for (int i = 0; i < kOperations; ++i) {
+    if (seen != 0b1111) view.order[i] = i;
     const float low = i == kHue ? -0.5f : 0.0f;
     const float high = i == kHue ? 0.5f : 1e30f;
     const float factor = view.factor[i] > low ? view.factor[i] : low;  // NaN too

@@ -1,0 +1,206 @@
+// make_view on the host, on random views: teams of threads against one thread, bit for bit.
+//
+//   block KIND THREADS LEFT_OUT SEED COUNT SHORT
+//
+// KIND is "possible", or "any" for parameters that no image allows and memory that may not do.
+// LEFT_OUT is the number of a Site whose barrier nobody takes, kSites for the one between two views,
+// or -1. SHORT takes bytes off the end of every image. Exit status 1 where bits differ; with a barrier
+// left out, only the sanitizer speaks.
+#include <algorithm>
+#include <barrier>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "shared/make_view.h"
+
+namespace {
+
+using namespace amdim;
+
+constexpr int kViews = 2;
+constexpr uint16_t kUnwritten = 0xFFFF;
+using Output = std::vector<uint16_t>;
+
+struct Crew {
+  int index, count;
+  std::barrier<>* barrier;
+  int left_out;
+  void sync(int site) const {
+    if (site != left_out) barrier->arrive_and_wait();
+  }
+};
+
+struct Random {
+  std::mt19937 engine;
+  int64_t in(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(engine);
+  }
+  bool one_in(int count) { return in(1, count) == 1; }
+  float factor(float low, float high) {
+    return std::uniform_real_distribution<float>(low, high)(engine);
+  }
+};
+
+struct Job {
+  std::unique_ptr<uint8_t[]> bytes;  // no byte more than the strides reach
+  Image image;
+  View views[kViews];
+  int size;
+  bool channels_last;
+};
+
+int length(Random& random) {
+  return static_cast<int>(random.one_in(20) ? random.in(1, 300) : random.in(1, 40));
+}
+
+void draw_image(Random& random, int64_t missing, Job& job) {
+  const int64_t height = length(random), width = length(random), gap = random.in(0, 2);
+  const int64_t strides[4][3] = {{3 * width + gap, 3, 1},
+                                 {width + gap, 1, height * (width + gap)},
+                                 {0, 3 + gap, 1},
+                                 {1, height, height * width}};
+  const auto& [row, column, channel] = strides[random.in(0, 3)];
+  const int64_t reach = (height - 1) * row + (width - 1) * column + 2 * channel + 1;
+  const int64_t count = reach > missing ? reach - missing : 1;
+  job.bytes = std::make_unique<uint8_t[]>(count);
+  for (int64_t i = 0; i < count; ++i) job.bytes[i] = static_cast<uint8_t>(random.in(0, 255));
+  job.image = {job.bytes.get(), static_cast<int>(height), static_cast<int>(width),
+               row,             column,                   channel};
+}
+
+View draw_view(Random& random, const Image& image, int size) {
+  View view{};
+  auto draw = [&](int64_t low, int64_t high) { return static_cast<int32_t>(random.in(low, high)); };
+  view.top = draw(0, image.height - 1);
+  view.left = draw(0, image.width - 1);
+  view.height = draw(1, image.height - view.top);
+  view.width = draw(1, image.width - view.left);
+  view.resized_height = size + (random.one_in(4) ? draw(0, 2 * size) : 0);
+  view.resized_width = size + (random.one_in(4) ? draw(0, 2 * size) : 0);
+  view.window_top = draw(0, view.resized_height - size);
+  view.window_left = draw(0, view.resized_width - size);
+  if (random.one_in(2)) {
+    view.dy = draw(1 - image.height, image.height - 1);
+    view.dx = draw(1 - image.width, image.width - 1);
+  }
+  for (int i = 0; i < kOperations; ++i) view.order[i] = i;
+  for (int i = kOperations - 1; i > 0; --i) std::swap(view.order[i], view.order[draw(0, i)]);
+  for (int i = 0; i < kHue; ++i) view.factor[i] = random.factor(0.0f, 2.0f);
+  view.factor[kHue] = random.factor(-0.5f, 0.5f);
+  view.flags = draw(0, 7);
+  return view;
+}
+
+void spoil(Random& random, View& view) {
+  int32_t words[kViewWords];
+  std::memcpy(words, &view, sizeof words);
+  const int32_t lowest = std::numeric_limits<int32_t>::min();
+  const int32_t bad[] = {lowest, lowest + 1, -1, 0, 1, 5, 0x7F800000, 0x7FC00000, 0x7FFFFFFF,
+                         static_cast<int32_t>(random.engine())};
+  for (int32_t& word : words) {
+    if (random.one_in(4)) word = bad[random.in(0, std::size(bad) - 1)];
+  }
+  std::memcpy(&view, words, sizeof words);
+}
+
+Job draw_job(Random& random, bool any, int64_t missing) {
+  Job job;
+  draw_image(random, missing, job);
+  job.size = static_cast<int>(random.one_in(20) ? random.in(1, 70) : random.in(1, 20));
+  job.channels_last = random.one_in(2);
+  for (View& view : job.views) {
+    view = draw_view(random, job.image, job.size);
+    if (any) spoil(random, view);
+  }
+  return job;
+}
+
+// Bytes that do for the view itself, and for ``strip`` rows of it.
+template <int LANES>
+int64_t enough(const Job& job, const View& asked, int threads, int strip) {
+  const View view = clamped(asked, job.image.height, job.image.width, job.size);
+  return scratch_bytes<LANES>(view.height, view.width, view.resized_height, view.resized_width,
+                              job.size, threads, strip);
+}
+
+int64_t elements(const Job& job) { return 3LL * job.size * job.size; }
+
+// The views of a job one after the other in the same memory, as a CUDA block makes them.
+template <int LANES, class Team>
+void make_views(const Team& team, const Job& job, char* memory, int64_t bytes, uint16_t* out) {
+  uint16_t table[3 * 256];
+  for (int i = 0; i < 3 * 256; ++i) table[i] = static_cast<uint16_t>(i);
+  for (const View& view : job.views) {
+    make_view<LANES>(team, job.image, view, job.size, table, job.channels_last, memory, bytes, out);
+    team.sync(static_cast<Site>(kSites));
+    out += elements(job);
+  }
+}
+
+Output by_one_thread(const Job& job) {
+  const int64_t bytes = scratch_bytes<16>(job.image.height, job.image.width, job.size, job.size,
+                                          job.size, 1, job.size);
+  const std::unique_ptr<char[]> memory(new char[bytes]());
+  Output out(kViews * elements(job), kUnwritten);
+  make_views<16>(Solo{}, job, memory.get(), bytes, out.data());
+  return out;
+}
+
+template <int LANES>
+bool team_agrees(Random& random, const Job& job, bool any, int threads, int left_out,
+                 const Output& expected) {
+  const int strip = static_cast<int>(random.in(1, job.size));
+  int64_t bytes = 0;
+  for (const View& view : job.views) {
+    bytes = std::max(bytes, enough<LANES>(job, view, threads, random.one_in(2) ? 1 : strip));
+  }
+  if (any && random.one_in(3)) bytes = random.in(0, bytes);
+  const std::unique_ptr<char[]> memory(new char[bytes]);
+  std::memset(memory.get(), 0xA5, bytes);
+  Output out(kViews * elements(job), kUnwritten);
+  std::barrier barrier(threads);
+  std::vector<std::thread> team;
+  for (int index = 0; index < threads; ++index) {
+    team.emplace_back([&, index] {
+      make_views<LANES>(Crew{index, threads, &barrier, left_out}, job, memory.get(), bytes,
+                        out.data());
+    });
+  }
+  for (std::thread& thread : team) thread.join();
+  for (int view = 0; view < kViews; ++view) {
+    const auto begin = out.begin() + view * elements(job), end = begin + elements(job);
+    const bool may_refuse = bytes < enough<LANES>(job, job.views[view], threads, 1);
+    if (may_refuse && std::all_of(begin, end, [](uint16_t v) { return v == kUnwritten; })) continue;
+    if (!std::equal(begin, end, expected.begin() + view * elements(job))) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int count, char** argument) {
+  if (count != 7) return 2;
+  const bool any = std::strcmp(argument[1], "any") == 0;
+  const int threads = std::atoi(argument[2]), left_out = std::atoi(argument[3]);
+  Random random{std::mt19937(static_cast<unsigned>(std::atoi(argument[4])))};
+  for (int number = 0; number < std::atoi(argument[5]); ++number) {
+    const Job job = draw_job(random, any, std::atoi(argument[6]));
+    const Output expected = by_one_thread(job);
+    const bool whole = std::count(expected.begin(), expected.end(), kUnwritten) == 0;
+    const bool four = team_agrees<4>(random, job, any, threads, left_out, expected);
+    const bool sixteen = team_agrees<16>(random, job, any, threads, left_out, expected);
+    if (left_out < 0 && !(whole && four && sixteen)) {
+      std::fprintf(stderr, "job %d: %d threads differ from one, or a view is not whole\n", number,
+                   threads);
+      return 1;
+    }
+  }
+  return 0;
+}
