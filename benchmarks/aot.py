@@ -38,7 +38,7 @@ TARGETS = {
 DESCRIPTORS = ("sm_90", "sm_100")
 TYPES = {"half": ("fp16", "bf16"), "tf32": ("fp32",), "ieee": ("fp32",)}
 # Bytes a thread may spill: some values of a row that wait for the end of a tile's product.
-SPILL_BUDGET = 160
+SPILL_BUDGET = 128
 FLOATS = ("scale", "steep", "depth", "clip")
 BLOCKS_OF = {"src": "BLOCK_ROWS", "trg": "BLOCK_COLUMNS"}
 SHARED_TYPES = ("src", "trg", "grad_scores")
