@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +28,28 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def keep_as(source: Path, target: Path) -> None:
+    """Give a file that is never written in place a second name, replacing what had it.
+
+    A hard link, or a copy where the file system has none.
+
+    Raises:
+        OSError: it cannot be done; what had the name stays.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            with written_whole(target) as file, open(source, "rb") as original:
+                shutil.copyfileobj(original, file)
+        else:
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(target.parent)
 
 
 def remove_temporaries(folder: Path) -> None:

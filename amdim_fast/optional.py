@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Any
 
 
-def require(module: str, purpose: str) -> Any:
-    """Import ``module`` of the extra ``data``, or say in one sentence how to get it.
+def require(module: str, purpose: str, extra: str = "data") -> Any:
+    """Import ``module`` of an extra of this package, or say in one sentence how to get it.
 
     Raises:
         ModuleNotFoundError: it is not installed.
@@ -17,5 +17,5 @@ def require(module: str, purpose: str) -> Any:
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise ModuleNotFoundError(
-            f"{purpose} needs {package}, which is not installed; pip install 'amdim-fast[data]'"
+            f"{purpose} needs {package}, which is not installed; pip install 'amdim-fast[{extra}]'"
         ) from error

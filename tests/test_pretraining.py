@@ -2,17 +2,18 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 from amdim_fast import load_checkpoint, pretrain
+from amdim_fast.checkpoint import read_checkpoint
 from amdim_fast.cli import main
 from amdim_fast.data import LOADERS, ImageData, load_digits
 from amdim_fast.evaluation import linear_probe
 from amdim_fast.image_sets import TensorImages
-from amdim_fast.pretraining import _batches
 from amdim_fast.recipes import RECIPES, Recipe
 
 SMALL = replace(
@@ -43,7 +44,8 @@ def run(tmp_path_factory):
 
 def test_files_of_a_run(run):
     summary, folder = run
-    expected = {"config.json", "log.jsonl", "checkpoint.pt", "curves.png", "summary.json"}
+    expected = {"config.json", "log.jsonl", "curves.png", "summary.json"}
+    expected |= {"checkpoint.pt", "checkpoint-best.pt"}
     assert {path.name for path in folder.iterdir()} == expected
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert json.loads((folder / "config.json").read_text())["recipe"]["ndf"] == 4
@@ -76,17 +78,10 @@ def test_digits_are_split_by_class():
     assert data.train.images.max() == 255
 
 
-def test_batches_visit_every_image_once_an_epoch():
-    batches = _batches(10, 3, torch.Generator().manual_seed(0))
-    epoch = torch.cat([next(batches) for _ in range(3)])
-    assert len(epoch.unique()) == 9
-    assert not torch.equal(epoch, torch.cat([next(batches) for _ in range(3)]))
-
-
 def test_schedule():
-    recipe = Recipe(name="x", warmup_steps=4, milestones=(10, 20))
-    factors = [recipe.rate_factor(step) for step in (0, 1, 3, 4, 9, 10, 20)]
-    assert factors == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0, 0.2, 0.04])
+    recipe = Recipe(name="x", warmup_steps=4, milestones=(2, 4))
+    factors = [recipe.rate_factor(step, 5) for step in (0, 1, 3, 4, 9, 10, 19, 20)]
+    assert factors == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0, 0.2, 0.2, 0.04])
 
 
 def test_linear_probe_separates_what_is_separable():
@@ -135,12 +130,17 @@ def test_unwritable_runs_folder(tmp_path, capsys):
     [
         (["--batch-size=5000"], "batch_size is 5000; the data set 'digits' has only 400"),
         (["--batch-size=1"], "batch_size is 1; it must be a whole number, 2 or more"),
-        (["--steps=0"], "steps is 0; it must be a whole number, 1 or more"),
+        (["--steps=0"], "steps is 0 and epochs is 0; one of them must be 1 or more"),
+        (["--epochs=-1"], "epochs is -1; it must be a whole number, 0 or more"),
+        (["--precision=half"], "precision is 'half'; it must be one of auto, float32, bfloat16"),
+        (["--clip-grad-norm=inf"], "clip_grad_norm is inf; it must be a finite number, 0 or more"),
+        (["--milestones", "0"], "milestones are (0,); each must be an epoch, 1 or more"),
+        (["--checkpoint-every=0"], "checkpoint_every is 0; it must be a whole number, 1 or more"),
         (["--learning-rate=-1"], "learning_rate is -1.0; it must be a finite number above 0"),
         (["--tclip=nan"], "tclip is nan; it must be a finite number above 0"),
         (["--policy=none"], "policy is 'none'; it must be one of digits, cifar"),
         (["--data=none"], "data is 'none'; it must be one of digits"),
-        (["--log-every=0"], "log_every is 0; it must be 1 or more"),
+        (["--log-every=0"], "log_every is 0; it must be a whole number, 1 or more"),
         (["--device=nowhere"], "device is 'nowhere'; it must be one of torch's"),
     ],
 )
@@ -152,12 +152,15 @@ def test_bad_options(tmp_path, capsys, flags, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_not_finite_loss_stops_and_saves_nothing(tmp_path, capsys):
+def test_not_finite_loss_names_the_last_good_checkpoint(tmp_path, capsys):
     flags = ["--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--steps=30",
              "--learning-rate=1e20", "--warmup-steps=0", "--log-every=1"]  # fmt: skip
     assert main(["pretrain", *flags, "--name=x", f"--runs-dir={tmp_path}"]) == 2
-    assert "lower the learning rate" in capsys.readouterr().err
-    assert not (tmp_path / "x" / "checkpoint.pt").exists()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"(loss_\w+|lgt_reg|probe_\w+) is (nan|inf) at step [2-9];", error)
+    path = tmp_path / "x" / "checkpoint.pt"
+    assert f"the last good checkpoint is {path}, of step 0; a lower --learning-rate" in error
+    assert read_checkpoint(path)["step"] == 0
 
 
 def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
