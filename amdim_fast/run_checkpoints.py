@@ -94,9 +94,9 @@ class RunCheckpoints:
             if step and self.recipe.keep_every and step % self.recipe.keep_every == 0:
                 keep_as(self.folder / LAST, self.folder / KEPT.format(step=step))
         except (OSError, RuntimeError) as error:  # torch.save wraps some of the system's errors
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise OSError(
-                f"the checkpoint of step {step} could not be written to {self.folder} ({reason});"
+                f"the checkpoint of step {step} could not be written to {self.folder}"
+                f" ({_reason(error)});"
                 f" {self.last_good()}; make room and go on with --resume {self.folder}"
             ) from error
 
@@ -105,6 +105,16 @@ class RunCheckpoints:
         if self.step is None:
             return "there is no earlier one"
         return f"the last good checkpoint is {self.folder / LAST}, of step {self.step}"
+
+
+def _reason(error: BaseException) -> str:
+    """The system's word for it, also where torch.save raised on top of that."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__context__
+    return str(error).splitlines()[0]
 
 
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -170,3 +171,71 @@ def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("amdim_fast.commands.pretrain.pretrain", interrupted)
     assert main(["pretrain"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_log_has_terms_probes_and_shares(run):
+    records = [json.loads(line) for line in (run[1] / "log.jsonl").read_text().splitlines()]
+    terms = {"loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg", "probe_mlp", "probe_linear"}
+    speed = {"images_per_second", "data_wait_share", "views_share", "seconds"}
+    for record in records:
+        assert record.keys() == {"step", *terms, "accuracy_mlp", "accuracy_linear", *speed}
+        assert 0 <= record["data_wait_share"] + record["views_share"] <= 1
+        assert 0 <= record["accuracy_linear"] <= 1
+
+
+def test_online_probes_learn_and_leave_the_encoder_alone(tmp_path):
+    recipe = replace(SMALL, steps=60, baselines=False, learning_rate=5e-3)
+    pretrain(recipe, name="x", runs_dir=tmp_path, log_every=20, progress=False)
+    lines = (tmp_path / "x" / "log.jsonl").read_text().splitlines()
+    accuracies = [json.loads(line)["accuracy_linear"] for line in lines]
+    assert accuracies[-1] > 0.3
+    assert accuracies[-1] > accuracies[0]
+
+
+def test_unlabelled_images_need_no_probes(tmp_path, monkeypatch):
+    data = few_digits()
+    blank = ImageData(TensorImages(data.train.images), None, None, ())
+    monkeypatch.setitem(LOADERS, "digits", lambda *_: blank)
+    recipe = replace(SMALL, baselines=False, checkpoint_every=2)
+    summary = pretrain(recipe, name="x", runs_dir=tmp_path, progress=False)
+    assert "accuracy_pretrained" not in summary
+    contents = read_checkpoint(tmp_path / "x" / "checkpoint-best.pt")
+    assert contents["score"]["value"] < 0  # the negative loss
+    assert load_checkpoint(tmp_path / "x" / "checkpoint.pt").evaluator is None
+    with pytest.raises(ValueError, match="baselines is on, but the data set 'digits' has no lab"):
+        pretrain(SMALL, name="y", runs_dir=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"clip_grad_norm": 1e-3}, {"precision": "bfloat16"}, {"deterministic": True}],
+)
+def test_options_of_the_step_run(run, tmp_path, change):
+    pretrain(replace(SMALL, **change), name="x", runs_dir=tmp_path, progress=False)
+    found = load_checkpoint(tmp_path / "x" / "checkpoint.pt").encoder.state_dict()
+    plain = load_checkpoint(run[1] / "checkpoint.pt").encoder.state_dict()
+    same = all(torch.equal(found[name], plain[name]) for name in plain)
+    assert same == ("deterministic" in change)
+    assert all(value.isfinite().all() for value in found.values())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_tensorboard_has_what_the_log_has(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = replace(SMALL, baselines=False)
+    pretrain(recipe, name="x", runs_dir=tmp_path, log_every=2, progress=False, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "x" / "tensorboard")).Reload()
+    lines = (tmp_path / "x" / "log.jsonl").read_text().splitlines()
+    logged = [(r["step"], r["loss_1t5"]) for r in map(json.loads, lines)]
+    found = [(event.step, event.value) for event in events.Scalars("loss_1t5")]
+    assert found == pytest.approx(logged)
+
+
+def test_missing_tensorboard_is_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    flags = [*SMALL_FLAGS, "--tensorboard", "--name=x", f"--runs-dir={tmp_path}"]
+    assert main(["pretrain", *flags]) == 2
+    expected = "--tensorboard needs tensorboard, which is not installed; pip install"
+    assert expected in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
