@@ -63,6 +63,28 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def keep_as(source: Path, target: Path) -> None:
+    """Give a file that is never written in place a second name, replacing what had it.
+
+    A hard link, or a copy where the file system has none.
+
+    Raises:
+        OSError: it cannot be done; what had the name stays.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            with written_whole(target) as file, open(source, "rb") as original:
+                shutil.copyfileobj(original, file)
+        else:
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(target.parent)
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed writers left in ``folder``."""
     for temporary in folder.glob(".*.tmp"):

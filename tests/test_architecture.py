@@ -52,6 +52,12 @@ LAYERS = (
     (
         "amdim_fast.info",
         "amdim_fast.recipes",
+        "amdim_fast.randomness",
+        "amdim_fast.stopping",
+        "amdim_fast.training",
+        "amdim_fast.meter",
+        "amdim_fast.run_checkpoints",
+        "amdim_fast.training_loop",
         "amdim_fast.pretraining",
         "amdim_fast.evaluation",
         "amdim_fast.segmentation",

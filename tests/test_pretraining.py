@@ -2,17 +2,19 @@
 
 import json
 import math
+import re
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from amdim_fast import load_checkpoint, pretrain
+from amdim_fast.checkpoint import read_checkpoint
 from amdim_fast.cli import main
 from amdim_fast.data import LOADERS, ImageData, load_digits
 from amdim_fast.evaluation import linear_probe
 from amdim_fast.image_sets import TensorImages
-from amdim_fast.pretraining import _batches
 from amdim_fast.recipes import RECIPES, Recipe
 
 SMALL = replace(
@@ -43,7 +45,8 @@ def run(tmp_path_factory):
 
 def test_files_of_a_run(run):
     summary, folder = run
-    expected = {"config.json", "log.jsonl", "checkpoint.pt", "curves.png", "summary.json"}
+    expected = {"config.json", "log.jsonl", "curves.png", "summary.json"}
+    expected |= {"checkpoint.pt", "checkpoint-best.pt"}
     assert {path.name for path in folder.iterdir()} == expected
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert json.loads((folder / "config.json").read_text())["recipe"]["ndf"] == 4
@@ -76,17 +79,10 @@ def test_digits_are_split_by_class():
     assert data.train.images.max() == 255
 
 
-def test_batches_visit_every_image_once_an_epoch():
-    batches = _batches(10, 3, torch.Generator().manual_seed(0))
-    epoch = torch.cat([next(batches) for _ in range(3)])
-    assert len(epoch.unique()) == 9
-    assert not torch.equal(epoch, torch.cat([next(batches) for _ in range(3)]))
-
-
 def test_schedule():
-    recipe = Recipe(name="x", warmup_steps=4, milestones=(10, 20))
-    factors = [recipe.rate_factor(step) for step in (0, 1, 3, 4, 9, 10, 20)]
-    assert factors == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0, 0.2, 0.04])
+    recipe = Recipe(name="x", warmup_steps=4, milestones=(2, 4))
+    factors = [recipe.rate_factor(step, 5) for step in (0, 1, 3, 4, 9, 10, 19, 20)]
+    assert factors == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0, 0.2, 0.2, 0.04])
 
 
 def test_linear_probe_separates_what_is_separable():
@@ -135,12 +131,17 @@ def test_unwritable_runs_folder(tmp_path, capsys):
     [
         (["--batch-size=5000"], "batch_size is 5000; the data set 'digits' has only 400"),
         (["--batch-size=1"], "batch_size is 1; it must be a whole number, 2 or more"),
-        (["--steps=0"], "steps is 0; it must be a whole number, 1 or more"),
+        (["--steps=0"], "steps is 0 and epochs is 0; one of them must be 1 or more"),
+        (["--epochs=-1"], "epochs is -1; it must be a whole number, 0 or more"),
+        (["--precision=half"], "precision is 'half'; it must be one of auto, float32, bfloat16"),
+        (["--clip-grad-norm=inf"], "clip_grad_norm is inf; it must be a finite number, 0 or more"),
+        (["--milestones", "0"], "milestones are (0,); each must be an epoch, 1 or more"),
+        (["--checkpoint-every=0"], "checkpoint_every is 0; it must be a whole number, 1 or more"),
         (["--learning-rate=-1"], "learning_rate is -1.0; it must be a finite number above 0"),
         (["--tclip=nan"], "tclip is nan; it must be a finite number above 0"),
         (["--policy=none"], "policy is 'none'; it must be one of digits, cifar"),
         (["--data=none"], "data is 'none'; it must be one of digits"),
-        (["--log-every=0"], "log_every is 0; it must be 1 or more"),
+        (["--log-every=0"], "log_every is 0; it must be a whole number, 1 or more"),
         (["--device=nowhere"], "device is 'nowhere'; it must be one of torch's"),
     ],
 )
@@ -152,12 +153,15 @@ def test_bad_options(tmp_path, capsys, flags, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_not_finite_loss_stops_and_saves_nothing(tmp_path, capsys):
+def test_not_finite_loss_names_the_last_good_checkpoint(tmp_path, capsys):
     flags = ["--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--steps=30",
              "--learning-rate=1e20", "--warmup-steps=0", "--log-every=1"]  # fmt: skip
     assert main(["pretrain", *flags, "--name=x", f"--runs-dir={tmp_path}"]) == 2
-    assert "lower the learning rate" in capsys.readouterr().err
-    assert not (tmp_path / "x" / "checkpoint.pt").exists()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"(loss_\w+|lgt_reg|probe_\w+) is (nan|inf) at step [2-9];", error)
+    path = tmp_path / "x" / "checkpoint.pt"
+    assert f"the last good checkpoint is {path}, of step 0; a lower --learning-rate" in error
+    assert read_checkpoint(path)["step"] == 0
 
 
 def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
@@ -167,3 +171,71 @@ def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("amdim_fast.commands.pretrain.pretrain", interrupted)
     assert main(["pretrain"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_log_has_terms_probes_and_shares(run):
+    records = [json.loads(line) for line in (run[1] / "log.jsonl").read_text().splitlines()]
+    terms = {"loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg", "probe_mlp", "probe_linear"}
+    speed = {"images_per_second", "data_wait_share", "views_share", "seconds"}
+    for record in records:
+        assert record.keys() == {"step", *terms, "accuracy_mlp", "accuracy_linear", *speed}
+        assert 0 <= record["data_wait_share"] + record["views_share"] <= 1
+        assert 0 <= record["accuracy_linear"] <= 1
+
+
+def test_online_probes_learn_and_leave_the_encoder_alone(tmp_path):
+    recipe = replace(SMALL, steps=60, baselines=False, learning_rate=5e-3)
+    pretrain(recipe, name="x", runs_dir=tmp_path, log_every=20, progress=False)
+    lines = (tmp_path / "x" / "log.jsonl").read_text().splitlines()
+    accuracies = [json.loads(line)["accuracy_linear"] for line in lines]
+    assert accuracies[-1] > 0.3
+    assert accuracies[-1] > accuracies[0]
+
+
+def test_unlabelled_images_need_no_probes(tmp_path, monkeypatch):
+    data = few_digits()
+    blank = ImageData(TensorImages(data.train.images), None, None, ())
+    monkeypatch.setitem(LOADERS, "digits", lambda *_: blank)
+    recipe = replace(SMALL, baselines=False, checkpoint_every=2)
+    summary = pretrain(recipe, name="x", runs_dir=tmp_path, progress=False)
+    assert "accuracy_pretrained" not in summary
+    contents = read_checkpoint(tmp_path / "x" / "checkpoint-best.pt")
+    assert contents["score"]["value"] < 0  # the negative loss
+    assert load_checkpoint(tmp_path / "x" / "checkpoint.pt").evaluator is None
+    with pytest.raises(ValueError, match="baselines is on, but the data set 'digits' has no lab"):
+        pretrain(SMALL, name="y", runs_dir=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"clip_grad_norm": 1e-3}, {"precision": "bfloat16"}, {"deterministic": True}],
+)
+def test_options_of_the_step_run(run, tmp_path, change):
+    pretrain(replace(SMALL, **change), name="x", runs_dir=tmp_path, progress=False)
+    found = load_checkpoint(tmp_path / "x" / "checkpoint.pt").encoder.state_dict()
+    plain = load_checkpoint(run[1] / "checkpoint.pt").encoder.state_dict()
+    same = all(torch.equal(found[name], plain[name]) for name in plain)
+    assert same == ("deterministic" in change)
+    assert all(value.isfinite().all() for value in found.values())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_tensorboard_has_what_the_log_has(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = replace(SMALL, baselines=False)
+    pretrain(recipe, name="x", runs_dir=tmp_path, log_every=2, progress=False, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "x" / "tensorboard")).Reload()
+    lines = (tmp_path / "x" / "log.jsonl").read_text().splitlines()
+    logged = [(r["step"], r["loss_1t5"]) for r in map(json.loads, lines)]
+    found = [(event.step, event.value) for event in events.Scalars("loss_1t5")]
+    assert found == pytest.approx(logged)
+
+
+def test_missing_tensorboard_is_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    flags = [*SMALL_FLAGS, "--tensorboard", "--name=x", f"--runs-dir={tmp_path}"]
+    assert main(["pretrain", *flags]) == 2
+    expected = "--tensorboard needs tensorboard, which is not installed; pip install"
+    assert expected in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

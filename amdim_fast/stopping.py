@@ -1,0 +1,65 @@
+"""SIGTERM and Ctrl-C that let a run put itself in order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A signal asked to stop, outside of ``finishing``."""
+
+
+class StopSignals:
+    """Catches SIGTERM and SIGINT while it is entered; outside the main thread it does nothing.
+
+    Inside ``finishing`` the first signal only sets ``requested``; outside it raises Stopped. A
+    second one has the effect it had before.
+
+    Attributes:
+        requested: whether a signal has come.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._finishing = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._caught) for number in self.signals}
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._release()
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """What must not be cut short; whoever is in it looks at ``requested``."""
+        self._finishing = True
+        try:
+            yield
+        finally:
+            self._finishing = False
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.requested:
+            raise Stopped
+
+    def _caught(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        self._release()
+        if not self._finishing:
+            raise Stopped
+
+    def _release(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,149 @@
+"""A model in training: what one step reads and changes, and its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amdim_fast.augmentation import TwoViews
+from amdim_fast.loading import Batch
+from amdim_fast.model import AMDIM
+from amdim_fast.probes import probe_loss
+from amdim_fast.recipes import Recipe
+from amdim_fast.views import POLICIES
+
+LOSS_TERMS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
+PROBE_TERMS = ("probe_mlp", "probe_linear")
+COUNTS = ("correct_mlp", "correct_linear", "labeled")
+
+
+def build_model(recipe: Recipe, n_classes: int | None) -> AMDIM:
+    """The model of a recipe, with online probes where there are classes."""
+    return AMDIM(
+        POLICIES[recipe.policy].size,
+        recipe.ndf,
+        recipe.n_rkhs,
+        recipe.depth,
+        recipe.use_bn,
+        n_classes=n_classes,
+        tclip=recipe.tclip,
+        reg_weight=recipe.reg_weight,
+    )
+
+
+def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether encoder and loss run under autocast to bfloat16."""
+    if recipe.precision == "auto":
+        return device.type == "cuda"
+    return recipe.precision == "bfloat16"
+
+
+class Training:
+    """Model, optimiser, random generators and step; ``state`` holds all of it but the model.
+
+    As in the public code, one Adam updates the encoder and the online probes with one rate, and
+    both views of a labelled image are examples of the probes, which see detached features.
+
+    Args:
+        model: on its device.
+        recipe: sizes excepted, what to do.
+        images: number of training images.
+        seed: of views and 5x5 locations; the model has been drawn already.
+
+    Attributes:
+        step: steps done.
+        names: of the values that ``update`` returns.
+    """
+
+    def __init__(self, model: AMDIM, recipe: Recipe, images: int, seed: int) -> None:
+        self.model, self.recipe = model, recipe
+        self.step = 0
+        self.steps_per_epoch = recipe.steps_per_epoch(images)
+        self.total_steps = recipe.total_steps(images)
+        self._parameters = [p for p in model.encoder.parameters() if p.requires_grad]
+        self.device = self._parameters[0].device
+        self._bfloat16 = uses_bfloat16(recipe, self.device)
+        probes = [] if model.evaluator is None else list(model.evaluator.parameters())
+        self.optimizer = torch.optim.Adam(
+            [{"params": group} for group in (self._parameters, probes) if group],
+            lr=recipe.learning_rate,
+            betas=(recipe.beta1, recipe.beta2),
+            eps=recipe.epsilon,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self._view_generator = torch.Generator().manual_seed(seed)
+        self._location_generator = torch.Generator(self.device).manual_seed(seed)
+        dtype = torch.bfloat16 if self._bfloat16 else torch.float32
+        self._two_views = TwoViews(recipe.policy, dtype=dtype, channels_last=True)
+        self.names = LOSS_TERMS + ((*PROBE_TERMS, *COUNTS) if probes else ())
+        if recipe.compile:
+            model.encoder.compile()
+        model.train()
+
+    def views(self, batch: Batch) -> Tensor:
+        """Two views of a batch, [2, B, 3, size, size]."""
+        return self._two_views(
+            batch.images, generator=self._view_generator, sample_index=batch.indices
+        )
+
+    def update(
+        self, views: Tensor, labels: Tensor, locations: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Take one step.
+
+        Args:
+            views: of ``views``.
+            labels: int64 [B], -1 where unknown; not read without probes.
+            locations: 5x5 locations of the 5->5 sources, as in ``AMDIM``; None draws them.
+
+        Returns:
+            The values of ``names``, float32, on the device; they are not waited for.
+        """
+        x1, x2 = views
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            output = self.model(x1, x2, locations=locations, generator=self._location_generator)
+        values = [getattr(output, term) for term in LOSS_TERMS]
+        loss = output.loss
+        if self.model.evaluator is not None:
+            labels = labels.repeat(2)
+            logits = self.model.evaluator(torch.cat([output.r1_x1, output.r1_x2]))
+            losses = [probe_loss(part, labels) for part in logits]
+            loss = loss + losses[0] + losses[1]
+            correct = [(part.argmax(1) == labels).sum() for part in logits]
+            values += [*losses, *correct, (labels >= 0).sum()]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
+        factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * factor
+        self.optimizer.step()
+        self.step += 1
+        return torch.stack([value.detach().float() for value in values])
+
+    def weights_are_finite(self) -> bool:
+        """Whether no weight and no buffer of the model is NaN or infinite; waits for the device."""
+        floating = [v for v in self.model.state_dict().values() if v.is_floating_point()]
+        return bool(torch.stack([value.isfinite().all() for value in floating]).all())
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values: optimiser, generators and step."""
+        return {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {
+                "views": self._view_generator.get_state(),
+                "locations": self._location_generator.get_state(),
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state`` returned; the model's weights are loaded by the caller."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._view_generator.set_state(state["generators"]["views"])
+        self._location_generator.set_state(state["generators"]["locations"])

@@ -1,0 +1,131 @@
+"""The loop over steps: batches, views, updates, records and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from amdim_fast.image_sets import ImageSet
+from amdim_fast.loading import training_batches
+from amdim_fast.meter import Meter, NotFinite
+from amdim_fast.run_checkpoints import RunCheckpoints
+from amdim_fast.runlog import RunLog
+from amdim_fast.stopping import StopSignals
+from amdim_fast.training import LOSS_TERMS, Training
+
+
+def run_steps(
+    training: Training,
+    images: ImageSet,
+    seed: int,
+    *,
+    log: RunLog,
+    checkpoints: RunCheckpoints,
+    meter: Meter,
+    signals: StopSignals,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Take all steps that are left, or stop after the one in which a signal came.
+
+    Either way the last step's checkpoint is there afterwards. The device is waited for only at
+    records (every ``log_every`` steps, the first and the last) and checkpoints.
+
+    Raises:
+        NotFinite: naming step, term and the last good checkpoint. OSError, ChildProcessError: of
+        the loader, of the log or of a checkpoint.
+    """
+    recipe = training.recipe
+    clock = _Clock(checkpoints.seconds, training.step)
+    options: dict[str, Any] = {"seed": seed, "start": training.step, "device": training.device}
+    with (
+        tqdm(
+            total=training.total_steps,
+            initial=training.step,
+            unit="step",
+            disable=not progress,
+            file=sys.stderr,
+        ) as bar,
+        training_batches(images, recipe.batch_size, workers=workers, **options) as loader,
+    ):
+        try:
+            while training.step < training.total_steps and not signals.requested:
+                before = loader.waited
+                batch = next(loader)
+                clock.waited += loader.waited - before
+                started = time.perf_counter()
+                views = training.views(batch)
+                clock.viewing += time.perf_counter() - started
+                meter.add(training.step + 1, training.update(views, batch.labels))
+                step = training.step
+                bar.update()
+                if step % recipe.log_every == 0 or step in (1, training.total_steps):
+                    record = meter.record()
+                    speed = clock.record(step, recipe.batch_size)
+                    log.write({"step": step, **record, **speed})
+                    bar.set_postfix(_shown(record, speed))
+                if checkpoints.due(training):
+                    _save(training, checkpoints, meter, clock)
+                    with clock.paused():
+                        log.draw_curves()
+            if checkpoints.step != training.step:
+                _save(training, checkpoints, meter, clock)
+        except NotFinite as error:
+            raise NotFinite(
+                f"{error}; {checkpoints.last_good()}; a lower --learning-rate, a higher"
+                " --reg-weight or --clip-grad-norm may help"
+            ) from None
+
+
+def _save(training: Training, checkpoints: RunCheckpoints, meter: Meter, clock: _Clock) -> None:
+    checkpoints.seconds = clock.total()
+    with clock.paused():
+        checkpoints.save(training, meter)
+
+
+def _shown(record: dict[str, Any], speed: dict[str, float]) -> dict[str, str]:
+    shown = {"loss": f"{sum(record[term] for term in LOSS_TERMS):.3f}"}
+    if record.get("accuracy_linear") is not None:
+        shown["probe"] = f"{record['accuracy_linear']:.1%}"
+    shown["images/s"] = f"{speed['images_per_second']:.0f}"
+    shown["data"] = f"{speed['data_wait_share'] + speed['views_share']:.0%}"
+    return shown
+
+
+class _Clock:
+    """Seconds of the run, and speed and shares since the last record, saving left out of these."""
+
+    def __init__(self, seconds: float, step: int) -> None:
+        self._offset = seconds - time.perf_counter()
+        self._begin = time.perf_counter()
+        self._step = step
+        self.waited = self.viewing = 0.0
+
+    def total(self) -> float:
+        return time.perf_counter() + self._offset
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._begin += time.perf_counter() - started
+
+    def record(self, step: int, batch_size: int) -> dict[str, float]:
+        now = time.perf_counter()
+        elapsed = now - self._begin
+        speed = {
+            "images_per_second": (step - self._step) * batch_size / elapsed,
+            "data_wait_share": self.waited / elapsed,
+            "views_share": self.viewing / elapsed,
+            "seconds": self.total(),
+        }
+        self._begin, self._step = now, step
+        self.waited = self.viewing = 0.0
+        return speed

@@ -1,0 +1,192 @@
+"""Time of a whole training step: digits on a CPU beside an older tree, large models on a GPU.
+
+    python -m benchmarks.bench_train_step --baseline TREE    # git worktree of the version before
+    python -m benchmarks.bench_train_step --device cuda
+
+On a CPU the command's own loop runs in processes of each tree in turn and its log is read. On a GPU
+the step is timed on synthetic uint8 images, eager and compiled, beside the same encoder with the
+reference loss and Pillow views made by one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amdim_fast.loading import Batch
+from amdim_fast.recipes import RECIPES, Recipe
+from amdim_fast.reference.nce import multiscale_nce
+from amdim_fast.training import Training, build_model
+from amdim_fast.views import POLICIES
+from benchmarks import harness
+from benchmarks.augment_providers import pillow
+
+NAME = "train_step"
+ROUNDS, STEPS, RECORD = 3, 50, 5
+OURS, FIRST = "amdim_fast", "first version"
+EAGER, COMPILED, PLAIN = "amdim_fast", "amdim_fast, compiled", "reference loss, Pillow views"
+CUDA_CASES = {"cifar10": 32, "imagenet128": 160}  # recipe: side of its synthetic images
+SECONDS = 25
+RUN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dataclasses import replace
+from amdim_fast.pretraining import pretrain
+from amdim_fast.recipes import RECIPES
+recipe = replace(RECIPES["digits"], steps=int(sys.argv[2]), warmup_steps=5)
+pretrain(recipe, name="run", runs_dir=sys.argv[3], log_every=int(sys.argv[4]), progress=False)
+"""
+
+
+def logged_steps(tree: Path) -> tuple[list[float], list[float]]:
+    """Milliseconds a step and share of data and views, of a run of the command of a tree."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [str(tree), str(STEPS), folder, str(RECORD)]
+        subprocess.run([sys.executable, "-c", RUN, *arguments], check=True, cwd=folder)
+        lines = (Path(folder) / "run" / "log.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines][2:]  # the first steps load libraries
+    times = [
+        1e3 * (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(records)
+    ]
+    shares = [r["data_wait_share"] + r["views_share"] for r in records if "views_share" in r]
+    return times, shares
+
+
+def measure_cpu(baseline: Path | None, out: Path) -> None:
+    """The digits recipe; trees take turns."""
+    trees = {OURS: harness.ROOT} | ({FIRST: baseline.resolve()} if baseline else {})
+    times: dict[str, list[float]] = {provider: [] for provider in trees}
+    shares: list[float] = []
+    notes = {p: harness.commit(tree)[:10] for p, tree in trees.items()}
+    for _ in range(ROUNDS):
+        for provider, tree in trees.items():
+            found, share = logged_steps(tree)
+            times[provider] += found
+            shares += share if provider == OURS else []
+    recipe = RECIPES["digits"]
+    for provider, samples in times.items():
+        _append(recipe, "digits", provider, "time", "ms", samples, out, "cpu", notes[provider])
+    percent = [100 * share for share in shares]
+    _append(recipe, "digits", OURS, "data_and_views", "%", percent, out, "cpu", notes[OURS])
+
+
+def cuda_step(recipe: Recipe, images: Tensor, provider: str) -> Callable[[], object]:
+    """One whole step of a provider on images that are on the device already."""
+    training = Training(build_model(recipe, 10).cuda(), recipe, len(images), seed=0)
+    labels = torch.arange(len(images), device="cuda") % 10
+    batch = Batch(torch.arange(len(images)), images, labels)
+    if provider != PLAIN:
+        return lambda: training.update(training.views(batch), labels)
+    policy = POLICIES[recipe.policy]
+    views = pillow(policy, images.cpu(), torch.bfloat16)
+    loss = training.model.g2l_loss
+    loss.forward = lambda *maps, **_: _reference(maps, recipe)  # type: ignore[method-assign,assignment]
+
+    def step() -> Tensor:
+        made: Any = views()
+        return training.update(torch.stack(made).cuda().bfloat16(), labels)
+
+    return step
+
+
+def _reference(maps: tuple[Tensor, ...], recipe: Recipe) -> tuple[Tensor, ...]:
+    picked = [torch.randint(0, 25, (len(maps[0]),), device=maps[0].device) for _ in range(2)]
+    first = (maps[0], maps[1], maps[2])
+    second = (maps[3], maps[4], maps[5])
+    return multiscale_nce(
+        first, second, (picked[0], picked[1]), clip=recipe.tclip, reg_weight=recipe.reg_weight
+    )
+
+
+def busy_share(call: Callable[[], object]) -> float:
+    """Percent of the wall clock in which a kernel ran, over a few calls."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        elapsed = time.perf_counter() - started
+    kernels = sum(event.self_device_time_total for event in profile.key_averages())
+    return min(100.0, 100 * kernels / 1e6 / elapsed)
+
+
+def measure_cuda(out: Path) -> None:
+    """Every case and provider: images/s, peak memory and GPU busy share."""
+    for case, side in CUDA_CASES.items():
+        recipe = replace(RECIPES[case], precision="bfloat16")
+        images = torch.randint(0, 256, (recipe.batch_size, side, side, 3), dtype=torch.uint8)
+        for provider in (EAGER, COMPILED, PLAIN):
+            variant = replace(recipe, compile=provider == COMPILED)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            call = cuda_step(variant, images.cuda(), provider)
+            samples = harness.time_interleaved(
+                {provider: call},
+                repeats=10,
+                warm_ups=2,
+                measure=harness.stopwatch("cuda"),
+                seconds=SECONDS,
+            )[provider]
+            rates = [1e3 * recipe.batch_size / sample for sample in samples]
+            peak = [float(torch.cuda.max_memory_allocated())]
+            for metric, unit, values in (
+                ("rate", "images/s", rates),
+                ("peak_memory", "bytes", peak),
+                ("gpu_busy", "%", [busy_share(call)]),
+            ):
+                _append(recipe, case, provider, metric, unit, values, out, "cuda", "")
+            del call
+            torch._dynamo.reset()
+
+
+def _append(
+    recipe: Recipe,
+    case: str,
+    provider: str,
+    metric: str,
+    unit: str,
+    samples: list[float],
+    out: Path,
+    device: str,
+    note: str,
+) -> None:
+    shapes = {"B": recipe.batch_size, "D": recipe.n_rkhs, "ndf": recipe.ndf, "depth": recipe.depth}
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    condition = harness.Condition(NAME, f"{device}-{case}", provider, "step", shapes, dtype)
+    row = harness.make_row(
+        condition, metric, unit, samples, device=harness.device_name(device), note=note
+    )
+    harness.append_row(row, out)
+    print(f"  {case} {provider}: {metric} {row['q50']:,.4g} {unit}, n = {row['n']}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and append the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--baseline", type=Path, help="tree of an older version, CPU only")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / f"{NAME}.jsonl")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda":
+        measure_cuda(options.out)
+    else:
+        measure_cpu(options.baseline, options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
