@@ -35,6 +35,8 @@ class Recipe:
     use_bn: bool = _option(False, "BatchNorm inside the residual blocks")
     tclip: float = _option(20.0, "bound on |score|, nats")
     reg_weight: float = _option(5e-2, "weight of the mean squared raw scores")
+    mixture: int = _option(0, "components of the global feature (K); 0 is plain AMDIM")
+    tau: float = _option(5.0, "inverse temperature of the components' posterior; with mixture only")
     batch_size: int = _option(200, "images a step (B)")
     epochs: int = _option(50, "passes over the training images; where steps is 0")
     steps: int = _option(0, "optimiser steps; 0 takes as many as the epochs have")
@@ -65,7 +67,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("ndf", "n_rkhs", "depth", "log_every", "checkpoint_every"), 1)
-        least |= dict.fromkeys(("epochs", "steps", "warmup_steps", "probe_epochs", "keep_every"), 0)
+        least |= dict.fromkeys(
+            ("epochs", "steps", "mixture", "warmup_steps", "probe_epochs", "keep_every"), 0
+        )
         least["batch_size"] = 2
         for name, low in least.items():
             value = getattr(self, name)
@@ -73,7 +77,7 @@ class Recipe:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, {low} or more")
         if not (self.steps or self.epochs):
             raise ValueError("steps is 0 and epochs is 0; one of them must be 1 or more")
-        for name in ("tclip", "learning_rate", "epsilon", "decay_factor"):
+        for name in ("tclip", "tau", "learning_rate", "epsilon", "decay_factor"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")

@@ -15,6 +15,7 @@ from amdim_fast.recipes import Recipe
 from amdim_fast.views import POLICIES
 
 LOSS_TERMS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
+MIXTURE_TERMS = ("posterior_entropy", "usage_entropy")  # nats
 PROBE_TERMS = ("probe_mlp", "probe_linear")
 COUNTS = ("correct_mlp", "correct_linear", "labeled")
 
@@ -30,6 +31,8 @@ def build_model(recipe: Recipe, n_classes: int | None) -> AMDIM:
         n_classes=n_classes,
         tclip=recipe.tclip,
         reg_weight=recipe.reg_weight,
+        components=recipe.mixture or None,
+        tau=recipe.tau,
     )
 
 
@@ -62,7 +65,8 @@ class Training:
         self.step = 0
         self.steps_per_epoch = recipe.steps_per_epoch(images)
         self.total_steps = recipe.total_steps(images)
-        self._parameters = [p for p in model.encoder.parameters() if p.requires_grad]
+        trained = [model.encoder] if model.mixture is None else [model.encoder, model.mixture]
+        self._parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
         self.device = self._parameters[0].device
         self._bfloat16 = uses_bfloat16(recipe, self.device)
         probes = [] if model.evaluator is None else list(model.evaluator.parameters())
@@ -78,7 +82,11 @@ class Training:
         self._location_generator = torch.Generator(self.device).manual_seed(seed)
         dtype = torch.bfloat16 if self._bfloat16 else torch.float32
         self._two_views = TwoViews(recipe.policy, dtype=dtype, channels_last=True)
-        self.names = LOSS_TERMS + ((*PROBE_TERMS, *COUNTS) if probes else ())
+        self.names = (
+            LOSS_TERMS
+            + (() if model.mixture is None else MIXTURE_TERMS)
+            + ((*PROBE_TERMS, *COUNTS) if probes else ())
+        )
         if recipe.compile:
             model.encoder.compile()
         model.train()
@@ -107,6 +115,8 @@ class Training:
             output = self.model(x1, x2, locations=locations, generator=self._location_generator)
         values = [getattr(output, term) for term in LOSS_TERMS]
         loss = output.loss
+        if output.entropy is not None and output.usage is not None:
+            values += [output.entropy, torch.special.entr(output.usage).sum()]
         if self.model.evaluator is not None:
             labels = labels.repeat(2)
             logits = self.model.evaluator(torch.cat([output.r1_x1, output.r1_x2]))

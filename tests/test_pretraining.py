@@ -16,6 +16,7 @@ from amdim_fast.data import LOADERS, ImageData, load_digits
 from amdim_fast.evaluation import linear_probe
 from amdim_fast.image_sets import TensorImages
 from amdim_fast.recipes import RECIPES, Recipe
+from amdim_fast.training import build_model
 
 SMALL = replace(
     RECIPES["digits"], ndf=4, n_rkhs=16, depth=1, batch_size=16, steps=4, warmup_steps=2
@@ -239,3 +240,24 @@ def test_missing_tensorboard_is_one_sentence(tmp_path, capsys, monkeypatch):
     expected = "--tensorboard needs tensorboard, which is not installed; pip install"
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_components_are_trained_logged_saved_and_resumed(tmp_path):
+    recipe = replace(SMALL, mixture=3, baselines=False, log_every=1)
+    summary = pretrain(recipe, name="whole", runs_dir=tmp_path, progress=False)
+    records = [json.loads(line) for line in open_lines(tmp_path / "whole" / "log.jsonl")]
+    steps = [record for record in records if "posterior_entropy" in record]
+    assert len(steps) == recipe.steps
+    assert all(0 <= step["posterior_entropy"] <= math.log(3) + 1e-5 for step in steps)
+    assert all(0 <= step["usage_entropy"] <= math.log(3) + 1e-5 for step in steps)
+    model = load_checkpoint(f"{summary['folder']}/checkpoint.pt")
+    assert model.hyperparams["components"] == 3
+    torch.manual_seed(0)
+    start = build_model(recipe, 10).state_dict()
+    for name, value in model.state_dict().items():
+        if name.startswith("mixture."):
+            assert not torch.equal(value, start[name]), name
+
+
+def open_lines(path):
+    return path.read_text().splitlines()
