@@ -32,7 +32,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
 # No product may be fused with a sum: the views are exact to the bit.
 CXX = ["-O3", "-std=c++20", "-ffp-contract=off"]
-NVCC = ["-O3", "-std=c++20", "-fmad=false", "-DUSE_CUDA", "--resource-usage"]
+NVCC = ["-O3", "-std=c++20", "-fmad=false", "-DUSE_CUDA"]
 # The stable ABI: one build serves this torch and later ones.
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 common = {"include_dirs": [str(Path("csrc").resolve())], "depends": HEADERS}

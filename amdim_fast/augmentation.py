@@ -51,7 +51,11 @@ def sample_view_params(
         RuntimeError: the compiled library is not built.
     """
     _check_backend(backend)
-    extent, index, seed = prepare_draw(policy, sizes, views, generator, sample_index)
+    if backend == "compiled" and generator is None and torch.compiler.is_compiling():
+        return sampler.draw_views(policy, torch.as_tensor(sizes), sample_index, views)
+    extent, index, seed = prepare_draw(
+        policy.max_translation, sizes, views, generator, sample_index
+    )
     draw = sampler.sample_views if backend == "compiled" else sampling.sample_views
     return draw(policy, extent, index, seed, views)
 

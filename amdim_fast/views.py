@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+VIEW_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "crop": (torch.int32, (4,)),
     "translate": (torch.int32, (2,)),
     "flip": (torch.bool, ()),
@@ -105,7 +105,7 @@ class ViewParams:
     def check_types(self) -> None:
         """Raise as ``validate`` does on wrong dtypes, shapes and devices; reads no value."""
         leading = self.crop.shape[:2]
-        for name, (dtype, trailing) in _FIELDS.items():
+        for name, (dtype, trailing) in VIEW_FIELDS.items():
             value = getattr(self, name)
             if value.dtype != dtype:
                 raise TypeError(f"params.{name} must have dtype {dtype}, got {value.dtype}")
@@ -202,7 +202,7 @@ POLICIES: dict[str, ViewPolicy] = {
 
 
 def prepare_draw(
-    policy: ViewPolicy,
+    max_translation: int,
     sizes: Tensor | Sequence[Sequence[int]],
     views: int,
     generator: torch.Generator | None,
@@ -216,9 +216,9 @@ def prepare_draw(
     extent = _as_sizes(sizes).cpu()
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}")
-    if policy.max_translation and bool((extent <= policy.max_translation).any()):
+    if max_translation and bool((extent <= max_translation).any()):
         raise ValueError(
-            f"sizes must be larger than the policy's max_translation of {policy.max_translation} "
+            f"sizes must be larger than the policy's max_translation of {max_translation} "
             f"pixels, got {extent.amin().item()}"
         )
     if generator is not None and generator.device.type != "cpu":

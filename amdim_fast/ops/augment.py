@@ -8,17 +8,16 @@ factors by their bits, and flags. ``csrc/shared/view.h`` reads it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from amdim_fast.ops import compiled
 from amdim_fast.ops._library import LIBRARY
-from amdim_fast.views import ViewParams
+from amdim_fast.views import VIEW_FIELDS, ViewParams
 
 RECORD_WORDS = 19
-_FIELDS = tuple(field.name for field in fields(ViewParams))
+_FIELDS = tuple(VIEW_FIELDS)
 
 LIBRARY.define(
     f"pack_views({', '.join(f'Tensor {name}' for name in _FIELDS)}, Tensor sizes, Tensor windows)"

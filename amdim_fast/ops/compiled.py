@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import torch
 
 FOLDER = Path(__file__).resolve().parents[1]
 HOW_TO_BUILD = "pip install . (or make test, in a clone) builds it and needs a C++20 compiler"
+_FOUND: dict[str, bool] = {}
 
 
-@cache
 def load_cpu() -> bool:
     """Load the schemas and the CPU ops; whether they are built."""
     return _load("_cpu.so")
 
 
-@cache
 def load_cuda() -> bool:
     """Load the CUDA ops, where torch has CUDA; whether they are built."""
     return load_cpu() and torch.version.cuda is not None and _load("_cuda.so")
 
 
 def _load(name: str) -> bool:
-    path = FOLDER / name
-    if path.exists():
-        torch.ops.load_library(path)
-    return path.exists()
+    # torch.compile follows a look-up here, but not functools.cache.
+    if name not in _FOUND:
+        path = FOLDER / name
+        if path.exists():
+            torch.ops.load_library(path)
+        _FOUND[name] = path.exists()
+    return _FOUND[name]
 
 
 def require(device_type: str) -> None:
