@@ -92,7 +92,7 @@ def cuda_step(recipe: Recipe, images: Tensor, provider: str) -> Callable[[], obj
     policy = POLICIES[recipe.policy]
     views = pillow(policy, images.cpu(), torch.bfloat16)
     loss = training.model.g2l_loss
-    loss.forward = lambda *maps, **_: _reference(maps, recipe)  # type: ignore[method-assign]
+    loss.forward = lambda *maps, **_: _reference(maps, recipe)  # type: ignore
 
     def step() -> Tensor:
         made: Any = views()
