@@ -184,13 +184,13 @@ def test_log_has_terms_probes_and_shares(run):
         assert 0 <= record["accuracy_linear"] <= 1
 
 
-def test_online_probes_learn_and_leave_the_encoder_alone(tmp_path):
-    recipe = replace(SMALL, steps=60, baselines=False, learning_rate=5e-3)
+def test_online_probes_learn(tmp_path):
+    recipe = replace(SMALL, steps=120, batch_size=64, baselines=False, learning_rate=5e-3)
     pretrain(recipe, name="x", runs_dir=tmp_path, log_every=20, progress=False)
     lines = (tmp_path / "x" / "log.jsonl").read_text().splitlines()
     accuracies = [json.loads(line)["accuracy_linear"] for line in lines]
+    assert accuracies[0] < 0.25
     assert accuracies[-1] > 0.3
-    assert accuracies[-1] > accuracies[0]
 
 
 def test_unlabelled_images_need_no_probes(tmp_path, monkeypatch):
@@ -230,7 +230,8 @@ def test_tensorboard_has_what_the_log_has(tmp_path):
     lines = (tmp_path / "x" / "log.jsonl").read_text().splitlines()
     logged = [(r["step"], r["loss_1t5"]) for r in map(json.loads, lines)]
     found = [(event.step, event.value) for event in events.Scalars("loss_1t5")]
-    assert found == pytest.approx(logged)
+    assert [step for step, _ in found] == [step for step, _ in logged]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in logged])
 
 
 def test_missing_tensorboard_is_one_sentence(tmp_path, capsys, monkeypatch):
