@@ -114,7 +114,9 @@ def augment(
     device = pixels[0].device
     if params.crop.device.type != "cpu" and params.crop.device != device:
         params = params.to(device)
-    windows = torch.tensor([size, size, 0, 0], dtype=torch.int32, device=params.crop.device)
+    # Made where it is needed: a copy from the host would wait for the stream.
+    whole = torch.full((2,), size, dtype=torch.int32, device=params.crop.device)
+    windows = nn.functional.pad(whole, (0, 2))
     return _compiled(pixels, params, windows, size, mean, std, dtype, channels_last)
 
 

@@ -1,6 +1,10 @@
 """Everything a GPU is needed for, in parts that go on when one fails: ``make gpu``.
 
+<<<<<<< HEAD
     python -m benchmarks.gpu                    all parts; their limits add up to thirteen minutes
+=======
+    python -m benchmarks.gpu                    all parts; together at most 570 s
+>>>>>>> issue4-tests
     python -m benchmarks.gpu --parts test bench
 
 Each part is a process with a time limit; the table at the end has one verdict a part.
@@ -29,9 +33,16 @@ NEEDS = {
     "PIL": ("tests/test_evaluation.py", "tests/test_sheets.py"),
     "safetensors": ("tests/test_evaluation.py", "tests/test_export.py", "tests/test_info.py"),
     "sklearn": ("tests/test_evaluation.py", "tests/test_scoring.py"),
-    "torchvision": ("tests/test_augment.py", "tests/test_export.py", "tests/test_views.py"),
+    "torchvision": (
+        "tests/test_augment.py",
+        "tests/test_export.py",
+        "tests/test_pixel.py",
+        "tests/test_views.py",
+    ),
 }
-SANITIZED = "tests/test_nce_gpu.py::test_small_case_for_the_sanitizer"
+SANITIZED = [
+    f"tests/test_{op}_gpu.py::test_small_case_for_the_sanitizer" for op in ("augment", "nce")
+]
 
 
 def _python(*arguments: str) -> list[str]:
@@ -49,15 +60,16 @@ def _tests() -> list[str] | None:
     return command
 
 
-def _sanitizer() -> list[str] | None:
+def _sanitizer(check: str, tests: list[str]) -> list[str] | None:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         print("left out: compute-sanitizer is not installed")
         return None
-    return [tool, "--error-exitcode=1", *_python("-m", "pytest", "-q", SANITIZED)]
+    return [tool, "--tool", check, "--error-exitcode=1", *_python("-m", "pytest", "-q", *tests)]
 
 
 PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
+<<<<<<< HEAD
     "test": (180, _tests),
     "peak": (15, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
     "bench": (160, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
@@ -65,6 +77,15 @@ PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
     "step": (240, lambda: _python("-m", "benchmarks.bench_train_step", "--device", "cuda")),
     "largest": (65, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
     "sanitize": (40, _sanitizer),
+=======
+    "test": (150, _tests),
+    "peak": (20, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
+    "bench": (170, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
+    "views": (60, lambda: _python("-m", "benchmarks.bench_augment", "--device", "cuda")),
+    "largest": (70, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
+    "sanitize": (40, lambda: _sanitizer("memcheck", SANITIZED)),
+    "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
+>>>>>>> issue4-tests
     "report": (30, lambda: _python("-m", "benchmarks.report")),
 }
 
