@@ -1,10 +1,13 @@
 """Everything a GPU is needed for, in parts that go on when one fails: ``make gpu``.
 
-<<<<<<< HEAD
-    python -m benchmarks.gpu                    all parts; their limits add up to thirteen minutes
-=======
-    python -m benchmarks.gpu                    all parts; together at most 570 s
->>>>>>> issue4-tests
+    "test": (170, _tests),
+    "peak": (15, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
+    "bench": (150, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
+    "views": (45, lambda: _python("-m", "benchmarks.bench_augment", "--device", "cuda")),
+    "step": (240, lambda: _python("-m", "benchmarks.bench_train_step", "--device", "cuda")),
+    "largest": (60, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
+    "sanitize": (40, lambda: _sanitizer("memcheck", SANITIZED)),
+    "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
     python -m benchmarks.gpu --parts test bench
 
 Each part is a process with a time limit; the table at the end has one verdict a part.
@@ -69,23 +72,14 @@ def _sanitizer(check: str, tests: list[str]) -> list[str] | None:
 
 
 PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
-<<<<<<< HEAD
-    "test": (180, _tests),
+    "test": (170, _tests),
     "peak": (15, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
-    "bench": (160, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
-    "views": (50, lambda: _python("-m", "benchmarks.bench_augment", "--device", "cuda")),
+    "bench": (150, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
+    "views": (45, lambda: _python("-m", "benchmarks.bench_augment", "--device", "cuda")),
     "step": (240, lambda: _python("-m", "benchmarks.bench_train_step", "--device", "cuda")),
-    "largest": (65, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
-    "sanitize": (40, _sanitizer),
-=======
-    "test": (150, _tests),
-    "peak": (20, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
-    "bench": (170, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
-    "views": (60, lambda: _python("-m", "benchmarks.bench_augment", "--device", "cuda")),
-    "largest": (70, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
+    "largest": (60, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
     "sanitize": (40, lambda: _sanitizer("memcheck", SANITIZED)),
     "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
->>>>>>> issue4-tests
     "report": (30, lambda: _python("-m", "benchmarks.report")),
 }
 

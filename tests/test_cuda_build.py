@@ -16,12 +16,7 @@ from amdim_fast.ops import compiled
 ROOT = Path(__file__).resolve().parents[1]
 NVCC = shutil.which("nvcc")
 ARCHITECTURES = ("80", "90", "100")
-<<<<<<< HEAD
-# A thread: its View, which it indexes by step, on the stack; no spills; registers for three blocks
-# of 256 threads or more.
-=======
 # Of a thread: its View, indexed by step, on the stack; registers for three blocks of 256 threads.
->>>>>>> issue4-tests
 BUDGET = {"stack": 80, "spill": 0, "registers": 80}
 FUSED = re.compile(r"^\s*(?:@%p\d+ )?(?:fma|mad)\.[.\w]*f(?:16|32|64)\b.*$", re.MULTILINE)
 
