@@ -243,7 +243,7 @@ def test_missing_tensorboard_is_one_sentence(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_components_are_trained_logged_saved_and_resumed(tmp_path):
+def test_components_are_trained_logged_and_saved(tmp_path):
     recipe = replace(SMALL, mixture=3, baselines=False, log_every=1)
     summary = pretrain(recipe, name="whole", runs_dir=tmp_path, progress=False)
     records = [json.loads(line) for line in open_lines(tmp_path / "whole" / "log.jsonl")]

@@ -103,6 +103,19 @@ def test_stopped_and_resumed_ends_in_the_same_bits(whole, tmp_path, monkeypatch,
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_components_go_on_in_the_same_bits(tmp_path, monkeypatch):
+    recipe = replace(SHORT, mixture=3, steps=12)
+    pretrain(recipe, runs_dir=tmp_path / "whole", **QUIET)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        pretrain(recipe, runs_dir=tmp_path, **QUIET)
+    assert final(tmp_path / "run")["step"] == 5
+    pretrain(resume=tmp_path / "run", progress=False)
+    found = final(tmp_path / "run")
+    assert_same(found, final(tmp_path / "whole" / "run"))
+    assert any(name.startswith("mixture.") for name in found["model"])
+
+
 def test_a_forgotten_generator_is_noticed(whole, tmp_path, monkeypatch):
     """The comparison can fail: without the state of the views' generator it does."""
     with monkeypatch.context() as patch:
