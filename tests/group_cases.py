@@ -116,12 +116,11 @@ def train(rank, world, group, dtype):
     torch.manual_seed(0)
     model = Small(group).to(dtype)
     ddp = model if group is None else nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     losses, first = [], None
     for _ in range(STEPS):
         x1, x2 = (
-            own(draw(IMAGES, 16, dtype=dtype, seed=100 + view), rank, world)
-            for view in range(2)
+            own(draw(IMAGES, 16, dtype=dtype, seed=100 + view), rank, world) for view in range(2)
         )
         locations = tuple(own(item, rank, world) for item in maps()[1])
         optimizer.zero_grad()

@@ -17,7 +17,7 @@ ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)
 
 def resolve(group_name: str) -> dist.ProcessGroup:
     """The process group of this name."""
-    return dist.distributed_c10d._resolve_process_group(group_name)
+    return dist.distributed_c10d._resolve_process_group(group_name)  # type: ignore[arg-type]
 
 
 def agree(group_name: str, images: int, signature: object) -> None:

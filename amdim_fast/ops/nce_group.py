@@ -71,7 +71,7 @@ def _sum_shapes(call: Call) -> list[tuple[int, int, int]]:
 def _forward(*arguments: Any) -> tuple[Any, ...]:
     *inputs, needs, group_name = arguments
     with ErrorsOnAllRanks(group_name):
-        local = Call(*inputs, any(needs))
+        local = Call(*(*inputs, any(needs)))
         stacks = local.stacked(local.srcs[0].dtype)
     src = local.srcs[0]
     settings = list(local.pick_from), local.clip, local.same_location, list(needs)
@@ -119,7 +119,7 @@ def _join_groups(parts: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tenso
 
 def _forward_fake(*arguments: Any) -> tuple[Any, ...]:
     *inputs, needs, group_name = arguments
-    local = Call(*inputs, any(needs))
+    local = Call(*(*inputs, any(needs)))
     world, src = resolve(group_name).size(), local.srcs[0]
     all_srcs = [src.new_empty((s, world * b, src.shape[-1])) for s, b, _ in local.shapes]
     call = local.of_all_ranks(all_srcs)
@@ -148,7 +148,7 @@ def _backward(
     *rest: Any,
 ) -> list[Tensor]:
     *settings, group_name, need_srcs, need_trgs = rest
-    local = Call(srcs, trgs, picks, *settings, True)
+    local = Call(*(srcs, trgs, picks, *settings, True))
     call, group = local.of_all_ranks(all_srcs), resolve(group_name)
     rank, world, images = group.rank(), group.size(), srcs[0].shape[1]
     blocks = iter(kept)
