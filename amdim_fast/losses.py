@@ -121,8 +121,9 @@ class LossMultiNCE(nn.Module):
                 check_locations(f"locations[{index}]", locations[index], feature_map)
 
         # Of each direction: 1->5 and 5->5, which share targets, then 1->7.
+        first, second = src_1[None], src_2[None]
         loss, _, mean_sq, _ = nce_op.nce_forward(
-            [src_1[None], src_1[None], src_2[None], src_2[None]],
+            [first, first, second, second],
             [r5_2, r7_2, r5_1, r7_1],
             picks=locations,
             pick_from=[2, nce_op.NO_PICK, 0, nce_op.NO_PICK],

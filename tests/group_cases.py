@@ -147,6 +147,30 @@ def saved_bytes(world, group, images):
     return sum(seen.values())
 
 
+def traffic(rank, world, group, width=128, images=2):
+    """Bytes that a rank receives from others in one step of LossMultiNCE."""
+    received = []
+
+    def counting(start):
+        def counted(tensor, group):
+            pending = start(tensor, group)
+            received.append(pending.received.nbytes * (world - 1) // world)
+            return pending
+
+        return counted
+
+    names = "start_gather", "start_exchange"
+    kept = [getattr(nce_group, name) for name in names]
+    for name, start in zip(names, kept, strict=True):
+        setattr(nce_group, name, counting(start))
+    shapes = [(images, width, n, n) for n in (1, 5, 7)] * 2
+    features = [draw(*shape, seed=rank).requires_grad_() for shape in shapes]
+    sum(LossMultiNCE(group=group)(*features)).backward()
+    for name, start in zip(names, kept, strict=True):
+        setattr(nce_group, name, start)
+    return sum(received)
+
+
 def sentence_of(function):
     try:
         function()
@@ -249,7 +273,7 @@ def opcheck(group):
     """The registrations of both ops agree with what they do."""
     src, trg = draw(2, 4, 8).requires_grad_(), draw(4, 3, 8).requires_grad_()
     places = torch.tensor([0, 1, 2, 0])
-    settings = [0], 20.0, False, "torch", 0, [True, True], group.group_name
+    settings = [0], 20.0, False, "torch", 0, [0], [True, True], group.group_name
     torch.library.opcheck(
         torch.ops.amdim_fast.nce_group_forward.default, ([src], [trg], [places], *settings)
     )
@@ -284,6 +308,7 @@ def run(rank, world, folder):
         found["compiled"] = compiled(*place)
     if world > 1:
         found["planted"] = planted(*place)
+        found["traffic"] = traffic(*place)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

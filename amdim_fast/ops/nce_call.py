@@ -111,17 +111,22 @@ class Call:
         counts = [min(plan.block_images, targets - start) for start in starts]
         return [(sets * images * count * locations,) for count in counts]
 
+    def picked(self) -> list[Tensor | None]:
+        """[1, B, D] source that each group picks, or None."""
+        location = iter(self.picks)
+        return [
+            None if origin == NO_PICK else _pick(self.trgs[origin], next(location))[None]
+            for origin in self.pick_from
+        ]
+
     def stacked(self, dtype: torch.dtype) -> list[Tensor]:
         """Sources of each group, the picked ones below the given ones."""
-        location = iter(self.picks)
-        stacks = []
-        for src, origin in zip(self.srcs, self.pick_from, strict=True):
-            stack = src.to(dtype)
-            if origin != NO_PICK:
-                picked = _pick(self.trgs[origin], next(location))
-                stack = torch.cat([stack, picked[None].to(dtype)])
-            stacks.append(stack.contiguous())
-        return stacks
+        return [
+            (src if extra is None else torch.cat([src.to(dtype), extra.to(dtype)]))
+            .to(dtype)
+            .contiguous()
+            for src, extra in zip(self.srcs, self.picked(), strict=True)
+        ]
 
     def groups(self) -> list[nce_torch.Group]:
         """Inputs of each group."""

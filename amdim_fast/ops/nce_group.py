@@ -8,7 +8,8 @@ receives, for each group, (W - 1) B times
     forward:   S D of sources, S M of log-sums twice, S L of own scores
     backward:  S L of upstream gradients, S D of gradients of sources
 
-where M is 1, or L for same_location; and a few scalars. Targets, L D a row, are never sent.
+where M is 1, or L for same_location; and a few scalars. A source that several groups share is sent
+once, and so is its gradient. Targets, L D a row, are never sent.
 
 Gradients are those of the sum of all ranks' objectives, so the average that
 DistributedDataParallel takes is the gradient of their mean.
@@ -24,12 +25,13 @@ from torch import Tensor
 
 from amdim_fast.ops._library import LIBRARY
 from amdim_fast.ops.agreement import ErrorsOnAllRanks, agree, resolve
-from amdim_fast.ops.collectives import join_rows, split_rows, start_exchange, start_gather
+from amdim_fast.ops.collectives import Pending, join_rows, split_rows, start_exchange, start_gather
 from amdim_fast.ops.nce_call import NO_PICK, Call, log_prob_of, record
 
 LIBRARY.define(
     "nce_group_forward(Tensor[] srcs, Tensor[] trgs, Tensor[] picks, int[] pick_from, float? clip,"
-    " bool same_location, str backend, int memory_budget, bool[] needs, str group_name)"
+    " bool same_location, str backend, int memory_budget, int[] src_of, bool[] needs,"
+    " str group_name)"
     " -> (Tensor loss, Tensor log_prob, Tensor mean_sq, Tensor pos,"
     " Tensor all_pos, Tensor all_neg, Tensor[] all_srcs, Tensor[] kept)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -38,7 +40,8 @@ LIBRARY.define(
     "nce_group_backward(Tensor[] srcs, Tensor[] trgs, Tensor[] picks, Tensor all_pos,"
     " Tensor all_neg, Tensor[] all_srcs, Tensor[] kept, Tensor? grad_loss, Tensor? grad_log_prob,"
     " Tensor? grad_mean_sq, int[] pick_from, float? clip, bool same_location, str backend,"
-    " int memory_budget, str group_name, bool[] need_srcs, bool[] need_trgs) -> Tensor[]",
+    " int memory_budget, int[] src_of, str group_name, bool[] need_srcs, bool[] need_trgs)"
+    " -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -51,10 +54,32 @@ def nce_group_forward(
     mean_sq is over all pairs of all ranks and equal on every rank.
     """
     *settings, group_name = options
+    unique: list[Tensor] = []
+    src_of = []
+    for src in srcs:
+        place = next((i for i, known in enumerate(unique) if known is src), len(unique))
+        unique += [src] if place == len(unique) else []
+        src_of.append(place)
     enabled = torch.is_grad_enabled()
-    needs = [enabled and tensor.requires_grad for tensor in (*srcs, *trgs)]
-    found = torch.ops.amdim_fast.nce_group_forward(srcs, trgs, picks, *settings, needs, group_name)
+    needs = [enabled and tensor.requires_grad for tensor in (*unique, *trgs)]
+    found = torch.ops.amdim_fast.nce_group_forward(
+        unique, trgs, picks, *settings, src_of, needs, group_name
+    )
     return found[:4]
+
+
+def _local(srcs: Sequence[Tensor], src_of: Sequence[int], *rest: Any) -> Call:
+    """The call of this rank alone."""
+    return Call(*([srcs[place] for place in src_of], *rest))
+
+
+def _stacks(local: Call, src_of: Sequence[int], all_srcs: Sequence[Tensor]) -> list[Tensor]:
+    """Sources of each group of all ranks; behind the given ones of all_srcs are the picked ones."""
+    extra = iter(all_srcs[len(all_srcs) - len(local.picks) :])
+    return [
+        all_srcs[place] if origin == NO_PICK else torch.cat([all_srcs[place], next(extra)])
+        for place, origin in zip(src_of, local.pick_from, strict=True)
+    ]
 
 
 def _split(packed: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -69,21 +94,21 @@ def _sum_shapes(call: Call) -> list[tuple[int, int, int]]:
 
 
 def _forward(*arguments: Any) -> tuple[Any, ...]:
-    *inputs, needs, group_name = arguments
+    srcs, *inputs, src_of, needs, group_name = arguments
     with ErrorsOnAllRanks(group_name):
-        local = Call(*(*inputs, any(needs)))
-        stacks = local.stacked(local.srcs[0].dtype)
-    src = local.srcs[0]
-    settings = list(local.pick_from), local.clip, local.same_location, list(needs)
+        local = _local(srcs, src_of, *inputs, any(needs))
+        sent = [*srcs, *(extra for extra in local.picked() if extra is not None)]
+    src = srcs[0]
+    settings = local.pick_from, local.clip, local.same_location, src_of, needs
     signature = [(s, locations) for s, _, locations in local.shapes], src.shape[-1], src.dtype
     agree(group_name, src.shape[1], (src.device.type, signature, settings))
 
     group = resolve(group_name)
     rank, world, images = group.rank(), group.size(), src.shape[1]
     with torch.no_grad(), torch.autocast(src.device.type, enabled=False):
-        gathers = [start_gather(stack, group) for stack in stacks]
+        gathers = [start_gather(part, group) for part in sent]
         all_srcs = [join_rows(gather.wait()).contiguous() for gather in gathers]
-        call = local.of_all_ranks(all_srcs)
+        call = local.of_all_ranks(_stacks(local, src_of, all_srcs))
         groups = call.groups()
         poses, exchanges, squares, kept = [], [], [], []
         for part in groups:
@@ -118,13 +143,15 @@ def _join_groups(parts: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tenso
 
 
 def _forward_fake(*arguments: Any) -> tuple[Any, ...]:
-    *inputs, needs, group_name = arguments
-    local = Call(*(*inputs, any(needs)))
-    world, src = resolve(group_name).size(), local.srcs[0]
-    all_srcs = [src.new_empty((s, world * b, src.shape[-1])) for s, b, _ in local.shapes]
-    call = local.of_all_ranks(all_srcs)
-    sets, scores = sum(local.sets), sum(local.score_sizes)
-    sizes = sets, scores, sets, scores, sum(call.score_sizes), sum(call.sum_sizes)
+    srcs, *inputs, src_of, needs, group_name = arguments
+    local = _local(srcs, src_of, *inputs, any(needs))
+    world, (_, images, width) = resolve(group_name).size(), srcs[0].shape
+    sets = [src.shape[0] for src in srcs] + [1] * len(local.picks)
+    src = srcs[0]
+    all_srcs = [src.new_empty((count, world * images, width)) for count in sets]
+    call = local.of_all_ranks(_stacks(local, src_of, all_srcs))
+    losses, scores = sum(local.sets), sum(local.score_sizes)
+    sizes = losses, scores, losses, scores, sum(call.score_sizes), sum(call.sum_sizes)
     packed = [src.new_empty(size, dtype=local.dtype) for size in sizes]
     kept = [
         src.new_empty(shape, dtype=local.dtype)
@@ -147,14 +174,14 @@ def _backward(
     grad_mean_sq: Tensor | None,
     *rest: Any,
 ) -> list[Tensor]:
-    *settings, group_name, need_srcs, need_trgs = rest
-    local = Call(*(srcs, trgs, picks, *settings, True))
-    call, group = local.of_all_ranks(all_srcs), resolve(group_name)
-    rank, world, images = group.rank(), group.size(), srcs[0].shape[1]
-    blocks = iter(kept)
-    grad_srcs: list[Tensor | None] = []
+    *settings, src_of, group_name, need_srcs, need_trgs = rest
+    local = _local(srcs, src_of, trgs, picks, *settings, True)
+    call = local.of_all_ranks(_stacks(local, src_of, all_srcs))
+    group, images, blocks = resolve(group_name), srcs[0].shape[1], iter(kept)
+    totals: list[Tensor | None] = [None] * len(srcs)
+    of_srcs: list[Pending | None] = [None] * len(srcs)
+    of_picks: list[Pending | None] = [None] * len(trgs)
     grad_trgs: list[Tensor | None] = []
-    exchanges = []
     with torch.no_grad(), torch.autocast(srcs[0].device.type, enabled=False):
         upstream, of_mean_sq = _gather_upstream(
             local, group, grad_loss, grad_log_prob, grad_mean_sq
@@ -162,7 +189,8 @@ def _backward(
         upstreams = _split(upstream, call.shapes)
         poses, negs = _split(all_pos, call.shapes), _split(all_neg, _sum_shapes(call))
         for index, part in enumerate(call.groups()):
-            origin = local.pick_from[index]
+            origin, place = local.pick_from[index], src_of[index]
+            need_pick = origin != NO_PICK and need_trgs[origin]
             grad_src, grad_trg = call.implementation.backward(
                 part,
                 [next(blocks) for _ in call.kept_shapes(index)],
@@ -170,22 +198,30 @@ def _backward(
                 negs[index],
                 upstreams[index],
                 of_mean_sq[index],
-                need_src=need_srcs[index] or (origin != NO_PICK and need_trgs[origin]),
+                need_src=need_srcs[place] or need_pick,
                 need_trg=need_trgs[index],
-                image_offset=-rank * images,
-            )
-            exchanges.append(
-                None if grad_src is None else start_exchange(split_rows(grad_src, world), group)
+                image_offset=-group.rank() * images,
             )
             grad_trgs.append(grad_trg)
-        grad_srcs = [None if sent is None else sent.wait().sum(dim=0) for sent in exchanges]
-        local.add_picked(grad_srcs, grad_trgs)
+            if need_pick:
+                of_picks[index] = start_exchange(split_rows(grad_src[-1:], group.size()), group)
+            if need_srcs[place]:
+                given, total = grad_src[: srcs[place].shape[0]], totals[place]
+                totals[place] = given if total is None else total + given
+                if place not in src_of[index + 1 :]:
+                    parts = split_rows(totals[place], group.size())
+                    of_srcs[place] = start_exchange(parts, group)
+        local.add_picked([_sum(pending) for pending in of_picks], grad_trgs)
+        grad_srcs = [_sum(pending) for pending in of_srcs]
     wanted = [
-        grad[: src.shape[0]].to(src.dtype)
-        for grad, src, need in zip(grad_srcs, srcs, need_srcs, strict=True)
-        if need and grad is not None
+        grad.to(src.dtype) for grad, src in zip(grad_srcs, srcs, strict=True) if grad is not None
     ]
     return wanted + [grad for grad in grad_trgs if grad is not None]
+
+
+def _sum(pending: Pending | None) -> Tensor | None:
+    """Sum over the ranks of what they sent, in their order."""
+    return None if pending is None else pending.wait().sum(dim=0)
 
 
 def _gather_upstream(
