@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from amdim_fast.feature_maps import check_pair, draw_locations, flatten_local
-from amdim_fast.functional import budget_value, check_options, clip_value
+from amdim_fast.functional import budget_value, check_options, clip_value, group_name
 from amdim_fast.ops import nce as nce_op
+from amdim_fast.ops.agreement import ErrorsOnAllRanks
 
 RANDOM_MAP = "r"
 REG_WEIGHT = 5e-2
@@ -35,9 +37,12 @@ class FeatureMapContrastiveTask(nn.Module):
         bidirectional: also the comparison with both roles exchanged, and the mean of the two.
         memory_budget: bytes for blocks of scores, as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
+        group: as in ``nce_log_prob``: the images of all its ranks are negatives. Each loss is the
+            mean over this rank's images, the penalty that of the whole batch. Kept by name.
 
     Raises:
-        ValueError: comparisons cannot be read, or an option is out of range.
+        ValueError: comparisons cannot be read, an option is out of range, or "r" is used with a
+            group, whose ranks would draw different maps.
 
     Not kept of lightning-bolts: there AMDIM's own tclip never reaches the task, which clips at 10;
     the number of maps must be that of the comparisons, and map sizes, with their device, are fixed
@@ -56,9 +61,10 @@ class FeatureMapContrastiveTask(nn.Module):
         *,
         memory_budget: int | None = None,
         backend: str = "auto",
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        check_options(tclip, "tclip", backend, memory_budget, None)
+        check_options(tclip, "tclip", backend, memory_budget)
         pairs = [part.strip() for part in comparisons.split(",")]
         for pair in pairs:
             if not _COMPARISON.fullmatch(pair):
@@ -66,11 +72,17 @@ class FeatureMapContrastiveTask(nn.Module):
                     f"comparisons has {pair!r}; each must be two characters, 0 to 9 or 'r', such as"
                     " '01, 02, 11'"
                 )
+        if group is not None and RANDOM_MAP in comparisons:
+            raise ValueError(
+                f"comparisons is {comparisons!r} and a group is given, whose ranks would draw"
+                " different maps for 'r'; name the maps"
+            )
         self.comparisons = comparisons
         self.pairs = tuple((pair[0], pair[1]) for pair in pairs)
         self.tclip = tclip
         self.bidirectional = bidirectional
         self.memory_budget = memory_budget
+        self.group_name = group_name(group)
         self.backend = backend
 
     def extra_repr(self) -> str:
@@ -98,28 +110,31 @@ class FeatureMapContrastiveTask(nn.Module):
         Raises:
             ValueError: a map is missing, or shapes disagree. TypeError: dtypes differ.
         """
-        if len(anchor_maps) != len(positive_maps):
-            raise ValueError(
-                f"anchor_maps has {len(anchor_maps)} maps and positive_maps {len(positive_maps)};"
-                " they must have as many"
-            )
-        views = [
-            [flatten_local(f"{name}[{index}]", item) for index, item in enumerate(maps)]
-            for name, maps in (("anchor_maps", anchor_maps), ("positive_maps", positive_maps))
-        ]
-        sources: dict[tuple[int, int], list[Tensor]] = {}
-        places = []
-        for pair in self.pairs:
-            anchor, positive = (self._index(symbol, len(anchor_maps), generator) for symbol in pair)
-            for view in (0, 1) if self.bidirectional else (0,):
-                src_map, trg = views[view][anchor], views[1 - view][positive]
-                names = ("anchor_maps", "positive_maps")
-                src_name = f"{names[view]}[{anchor}]"
-                check_pair(src_name, src_map[:, 0], f"{names[1 - view]}[{positive}]", trg)
-                target = (1 - view, positive)
-                stack = sources.setdefault(target, [])
-                places.append((target, len(stack)))
-                stack.append(_pick(src_map, draw_locations(src_map, generator)))
+        with ErrorsOnAllRanks(self.group_name):
+            if len(anchor_maps) != len(positive_maps):
+                raise ValueError(
+                    f"anchor_maps has {len(anchor_maps)} maps and positive_maps"
+                    f" {len(positive_maps)}; they must have as many"
+                )
+            views = [
+                [flatten_local(f"{name}[{index}]", item) for index, item in enumerate(maps)]
+                for name, maps in (("anchor_maps", anchor_maps), ("positive_maps", positive_maps))
+            ]
+            sources: dict[tuple[int, int], list[Tensor]] = {}
+            places = []
+            for pair in self.pairs:
+                anchor, positive = (
+                    self._index(symbol, len(anchor_maps), generator) for symbol in pair
+                )
+                for view in (0, 1) if self.bidirectional else (0,):
+                    src_map, trg = views[view][anchor], views[1 - view][positive]
+                    names = ("anchor_maps", "positive_maps")
+                    src_name = f"{names[view]}[{anchor}]"
+                    check_pair(src_name, src_map[:, 0], f"{names[1 - view]}[{positive}]", trg)
+                    target = (1 - view, positive)
+                    stack = sources.setdefault(target, [])
+                    places.append((target, len(stack)))
+                    stack.append(_pick(src_map, draw_locations(src_map, generator)))
 
         loss, _, mean_sq, _ = nce_op.nce_forward(
             [torch.stack(stack) for stack in sources.values()],
@@ -127,6 +142,7 @@ class FeatureMapContrastiveTask(nn.Module):
             clip=clip_value(self.tclip),
             backend=self.backend,
             memory_budget=budget_value(self.memory_budget),
+            group_name=self.group_name,
         )
         starts = {}
         total = 0

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from amdim_fast.ops import nce as nce_op
+from amdim_fast.ops.agreement import ErrorsOnAllRanks
 from amdim_fast.ops.plan import DEFAULT_MEMORY_BUDGET
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -32,7 +34,7 @@ def nce_log_prob(
     negatives: str = "other_images",
     backend: str = "auto",
     memory_budget: int | None = None,
-    group: object | None = None,
+    group: ProcessGroup | None = None,
 ) -> NCEOutput:
     """Log-probability of each image's own locations against those of all other images.
 
@@ -58,21 +60,29 @@ def nce_log_prob(
             and the backward costs two products; otherwise they are computed again and it costs
             three. ``amdim_fast.last_plan()`` tells which. For B in the tens of thousands on a GPU
             give more: each block adds to all of src's gradient, so few long blocks are faster.
-        group: None; negatives from other processes are not available yet.
+        group: torch.distributed process group; the images of all its ranks are the batch, so all
+            are negatives. Each rank gives its own images, as many as every other, and gets
+            log_prob and score of them, and mean_sq over all pairs. Gradients are those of the sum
+            of the ranks' objectives: what DistributedDataParallel averages is the gradient of one
+            process with the whole batch, as long as the objective is a mean over images. Sources
+            travel, targets do not (``ops.nce_group``). None is this process alone.
 
     Returns:
         NCEOutput(log_prob [..., B, L], score [..., B, L], mean_sq [...]); float32, and float64 for
         float64 inputs. With B = 1 there are no negatives: log_prob is 0 and so is its gradient.
 
     Raises:
-        ValueError: shapes or devices disagree, a size is 0, an argument is out of range, or
-            ``backend="triton"`` cannot run here.
+        ValueError: shapes or devices disagree, a size is 0, an argument is out of range,
+            ``backend="triton"`` cannot run here, or the ranks of a group call with different
+            numbers of images, shapes, dtypes or options.
         TypeError: dtypes differ or are not floating point, or are float64 for "triton".
-        NotImplementedError: a ``group`` is given.
         RuntimeError: a second derivative is asked for.
 
     Accumulates in float32 and is bitwise reproducible. Saves the inputs, score, one log-sum a row,
-    and the kept scores.
+    and the kept scores. With a group, saves the sources, scores and log-sums of all ranks; sums
+    over ranks are in their order. An error on one rank is raised on all, with the sentence of the
+    lowest failing rank, except while torch.compile traces; for this the host waits for three
+    integers from each rank, on CPUs where the group has them.
 
     Source: arXiv:1906.00910, section 3; unlike the public code it does not overflow for clips
     above 44.
@@ -92,7 +102,7 @@ def nce_loss(
     negatives: str = "other_images",
     backend: str = "auto",
     memory_budget: int | None = None,
-    group: object | None = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Negative mean of ``nce_log_prob`` over images and locations; the same arguments and errors.
 
@@ -110,12 +120,16 @@ def _single_group(
     negatives: str,
     backend: str,
     memory_budget: int | None,
-    group: object | None,
+    group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_features(src, trg)
-    check_options(clip, "clip", backend, memory_budget, group)
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives is {negatives!r}; it must be one of {', '.join(NEGATIVES)}")
+    name = group_name(group)
+    with ErrorsOnAllRanks(name):
+        check_features(src, trg)
+        check_options(clip, "clip", backend, memory_budget)
+        if negatives not in NEGATIVES:
+            raise ValueError(
+                f"negatives is {negatives!r}; it must be one of {', '.join(NEGATIVES)}"
+            )
     return nce_op.nce_forward(
         [src if src.dim() == 3 else src[None]],
         [trg],
@@ -123,6 +137,7 @@ def _single_group(
         same_location=negatives == "same_location",
         backend=backend,
         memory_budget=budget_value(memory_budget),
+        group_name=name,
     )
 
 
@@ -134,6 +149,18 @@ def budget_value(memory_budget: int | None) -> int:
 def clip_value(clip: float | None) -> float | None:
     """The clip as the op takes it; an infinite one is none."""
     return None if clip is None or math.isinf(clip) else float(clip)
+
+
+def group_name(group: ProcessGroup | None) -> str | None:
+    """The group as the op takes it; loss modules keep this, which can be copied and saved."""
+    if group is None:
+        return None
+    if not isinstance(group, ProcessGroup):
+        raise TypeError(
+            f"group is a {type(group).__name__}; it must be a torch.distributed.ProcessGroup that"
+            " this process belongs to, or None"
+        )
+    return group.group_name
 
 
 def check_features(src: Tensor, trg: Tensor) -> None:
@@ -170,7 +197,7 @@ def check_features(src: Tensor, trg: Tensor) -> None:
 
 
 def check_options(
-    clip: float | None, clip_name: str, backend: str, memory_budget: int | None, group: object
+    clip: float | None, clip_name: str, backend: str, memory_budget: int | None
 ) -> None:
     """Raise the error that fits the options shared by the functions and the loss modules."""
     if clip is not None and not clip > 0:
@@ -185,11 +212,6 @@ def check_options(
         )
     if memory_budget is not None and memory_budget < 0:
         raise ValueError(f"memory_budget is {memory_budget}; it must be 0 bytes or more")
-    if group is not None:
-        raise NotImplementedError(
-            "group is given, but negatives from other processes are not part of this version;"
-            " pass None"
-        )
 
 
 def _shape(tensor: Tensor) -> list[int]:

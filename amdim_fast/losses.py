@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from amdim_fast.feature_maps import (
     check_locations,
@@ -19,8 +20,9 @@ from amdim_fast.feature_maps import (
     flatten_global,
     flatten_local,
 )
-from amdim_fast.functional import budget_value, check_options, clip_value
+from amdim_fast.functional import budget_value, check_options, clip_value, group_name
 from amdim_fast.ops import nce as nce_op
+from amdim_fast.ops.agreement import ErrorsOnAllRanks
 
 
 class LossMultiNCE(nn.Module):
@@ -33,7 +35,8 @@ class LossMultiNCE(nn.Module):
     Args:
         tclip: bound on |score| in nats, or None.
         reg_weight: weight of each mean squared raw score, before the factor 0.5.
-        group: None; negatives from other processes are not available yet.
+        group: as in ``nce_log_prob``: the images of all its ranks are negatives. Each loss is the
+            mean over this rank's images, the penalty that of the whole batch. Kept by name.
         memory_budget: bytes for blocks of scores, as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
 
@@ -44,18 +47,19 @@ class LossMultiNCE(nn.Module):
         self,
         tclip: float | None = 10.0,
         reg_weight: float = 5e-2,
-        group: object | None = None,
+        group: ProcessGroup | None = None,
         *,
         memory_budget: int | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_options(tclip, "tclip", backend, memory_budget, group)
+        check_options(tclip, "tclip", backend, memory_budget)
         if not math.isfinite(reg_weight) or reg_weight < 0:
             raise ValueError(f"reg_weight is {reg_weight}; it must be a finite number, 0 or more")
         self.tclip = tclip
         self.reg_weight = reg_weight
         self.memory_budget = memory_budget
+        self.group_name = group_name(group)
         self.backend = backend
 
     def extra_repr(self) -> str:
@@ -98,26 +102,35 @@ class LossMultiNCE(nn.Module):
 
         Channels_last maps are read where they are; others are copied once.
         """
-        src_1, src_2 = flatten_global("r1_x1", r1_x1), flatten_global("r1_x2", r1_x2)
-        r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
-        r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
-        maps = {"r5_x1": r5_1, "r7_x1": r7_1, "r1_x2": src_2[:, None], "r5_x2": r5_2, "r7_x2": r7_2}
-        for name, feature_map in maps.items():
-            check_pair("r1_x1", src_1, name, feature_map)
-        if locations is None:
-            locations = draw_locations(r5_1, generator), draw_locations(r5_2, generator)
-        for index, feature_map in enumerate((r5_1, r5_2)):
-            check_locations(f"locations[{index}]", locations[index], feature_map)
+        with ErrorsOnAllRanks(self.group_name):
+            src_1, src_2 = flatten_global("r1_x1", r1_x1), flatten_global("r1_x2", r1_x2)
+            r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
+            r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
+            maps = {
+                "r5_x1": r5_1,
+                "r7_x1": r7_1,
+                "r1_x2": src_2[:, None],
+                "r5_x2": r5_2,
+                "r7_x2": r7_2,
+            }
+            for name, feature_map in maps.items():
+                check_pair("r1_x1", src_1, name, feature_map)
+            if locations is None:
+                locations = draw_locations(r5_1, generator), draw_locations(r5_2, generator)
+            for index, feature_map in enumerate((r5_1, r5_2)):
+                check_locations(f"locations[{index}]", locations[index], feature_map)
 
         # Of each direction: 1->5 and 5->5, which share targets, then 1->7.
+        first, second = src_1[None], src_2[None]
         loss, _, mean_sq, _ = nce_op.nce_forward(
-            [src_1[None], src_1[None], src_2[None], src_2[None]],
+            [first, first, second, second],
             [r5_2, r7_2, r5_1, r7_1],
             picks=locations,
             pick_from=[2, nce_op.NO_PICK, 0, nce_op.NO_PICK],
             clip=clip_value(self.tclip),
             backend=self.backend,
             memory_budget=budget_value(self.memory_budget),
+            group_name=self.group_name,
         )
         loss_1t5, loss_5t5, loss_1t7 = (0.5 * (loss[:3] + loss[3:])).unbind()
         penalty_1t5, penalty_5t5, penalty_1t7 = (mean_sq[:3] + mean_sq[3:]).unbind()

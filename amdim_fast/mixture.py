@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from amdim_fast.feature_maps import (
     check_locations,
@@ -19,8 +20,9 @@ from amdim_fast.feature_maps import (
     flatten_global,
     flatten_local,
 )
-from amdim_fast.functional import budget_value, check_options, clip_value
+from amdim_fast.functional import budget_value, check_options, clip_value, group_name
 from amdim_fast.ops import nce as nce_op
+from amdim_fast.ops.agreement import ErrorsOnAllRanks
 
 # Standard deviation of what a component adds to f_1 at the start; the entries of f_1 have about 1.
 INITIAL_SPREAD = 0.1
@@ -116,7 +118,8 @@ class MixtureNCELoss(nn.Module):
         alpha: weight of the posterior's entropy; None is 1/tau, for which q is optimal.
         tclip: bound on |score| in nats, or None.
         reg_weight: weight of each mean squared raw score, before the factor 0.5.
-        group: None; negatives from other processes are not available yet.
+        group: as in ``nce_log_prob``: the images of all its ranks are negatives. Each loss is the
+            mean over this rank's images, the penalty that of the whole batch. Kept by name.
         memory_budget: bytes for blocks of scores, as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
 
@@ -130,13 +133,13 @@ class MixtureNCELoss(nn.Module):
         alpha: float | None = None,
         tclip: float | None = 10.0,
         reg_weight: float = 5e-2,
-        group: object | None = None,
+        group: ProcessGroup | None = None,
         *,
         memory_budget: int | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_options(tclip, "tclip", backend, memory_budget, group)
+        check_options(tclip, "tclip", backend, memory_budget)
         for name, value in (("tau", tau), ("alpha", alpha), ("reg_weight", reg_weight)):
             if value is not None and (not math.isfinite(value) or value < 0):
                 raise ValueError(f"{name} is {value}; it must be a finite number, 0 or more")
@@ -147,6 +150,7 @@ class MixtureNCELoss(nn.Module):
         self.tclip = tclip
         self.reg_weight = reg_weight
         self.memory_budget = memory_budget
+        self.group_name = group_name(group)
         self.backend = backend
 
     def extra_repr(self) -> str:
@@ -187,24 +191,30 @@ class MixtureNCELoss(nn.Module):
         Raises:
             ValueError: shapes, devices or locations do not fit. TypeError: dtypes differ.
         """
-        for name, features in (("components_x1", components_x1), ("components_x2", components_x2)):
-            if features.dim() != 3:
-                raise ValueError(f"{name} has shape {list(features.shape)}; it must be [K, B, D]")
-        r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
-        r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
-        maps = {"r5_x1": r5_1, "r7_x1": r7_1, "r5_x2": r5_2, "r7_x2": r7_2}
-        for name, feature_map in maps.items():
-            check_pair("components_x1", components_x1, name, feature_map)
-        if components_x2.shape != components_x1.shape:
-            raise ValueError(
-                f"components_x2 has shape {list(components_x2.shape)} and components_x1"
-                f" {list(components_x1.shape)}; they must be equal"
-            )
-        check_pair("components_x2", components_x2, "r5_x1", r5_1)
-        if locations is None:
-            locations = draw_locations(r5_1, generator), draw_locations(r5_2, generator)
-        for index, feature_map in enumerate((r5_1, r5_2)):
-            check_locations(f"locations[{index}]", locations[index], feature_map)
+        with ErrorsOnAllRanks(self.group_name):
+            for name, features in (
+                ("components_x1", components_x1),
+                ("components_x2", components_x2),
+            ):
+                if features.dim() != 3:
+                    raise ValueError(
+                        f"{name} has shape {list(features.shape)}; it must be [K, B, D]"
+                    )
+            r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
+            r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
+            maps = {"r5_x1": r5_1, "r7_x1": r7_1, "r5_x2": r5_2, "r7_x2": r7_2}
+            for name, feature_map in maps.items():
+                check_pair("components_x1", components_x1, name, feature_map)
+            if components_x2.shape != components_x1.shape:
+                raise ValueError(
+                    f"components_x2 has shape {list(components_x2.shape)} and components_x1"
+                    f" {list(components_x1.shape)}; they must be equal"
+                )
+            check_pair("components_x2", components_x2, "r5_x1", r5_1)
+            if locations is None:
+                locations = draw_locations(r5_1, generator), draw_locations(r5_2, generator)
+            for index, feature_map in enumerate((r5_1, r5_2)):
+                check_locations(f"locations[{index}]", locations[index], feature_map)
 
         targets = [r5_2, r7_2, r5_1, r7_1]
         # Of each direction: 1->5 and 5->5, which share targets, then 1->7.
@@ -216,6 +226,7 @@ class MixtureNCELoss(nn.Module):
             clip=clip_value(self.tclip),
             backend=self.backend,
             memory_budget=budget_value(self.memory_budget),
+            group_name=self.group_name,
         )
         count, images, _ = components_x1.shape
         sets = [count + 1, count] * 2

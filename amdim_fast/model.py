@@ -18,6 +18,7 @@ from amdim_fast.encoder import Encoder
 from amdim_fast.encoding import Preprocessing, encode
 from amdim_fast.losses import LossMultiNCE
 from amdim_fast.mixture import MixtureHead, MixtureLosses, MixtureNCELoss
+from amdim_fast.ops.agreement import ErrorsOnAllRanks
 from amdim_fast.probes import Probes
 
 
@@ -53,7 +54,8 @@ class AMDIM(nn.Module):
         tclip: bound on |score| in nats, or None. 20 is the public training script's.
         reg_weight: weight of the mean squared raw scores: 5e-2 in the public code, 4e-2 in the
             paper.
-        group: process group, passed to ``LossMultiNCE``; not stored in checkpoints.
+        group: process group, passed to the loss, for which the images of all its ranks are
+            negatives; not stored in checkpoints.
         components: K, components of each global feature; None is the plain objective.
         mixture_hidden: width of the hidden layer that makes them; n_rkhs when None.
         tau: inverse temperature of the posterior over components.
@@ -176,11 +178,12 @@ class AMDIM(nn.Module):
         Raises:
             ValueError: a shape is wrong or the views disagree. TypeError: a dtype is wrong.
         """
-        if x1.shape != x2.shape:
-            raise ValueError(
-                f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they should be equal"
-            )
-        first, second = self.encoder(x1), self.encoder(x2)
+        with ErrorsOnAllRanks(self.g2l_loss.group_name):
+            if x1.shape != x2.shape:
+                raise ValueError(
+                    f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they should be equal"
+                )
+            first, second = self.encoder(x1), self.encoder(x2)
         drawn = {"locations": locations, "generator": generator}
         if self.mixture is None:
             loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(*first, *second, **drawn)

@@ -46,7 +46,7 @@ def features(**changes):
         ),
         ({"memory_budget": -1}, ValueError, "memory_budget is -1; it must be 0 bytes or more"),
         ({"memory_budget": 1.5}, TypeError, "memory_budget is a float; it must be a whole number"),
-        ({"group": object()}, NotImplementedError, "negatives from other processes"),
+        ({"group": object()}, TypeError, "group is a object; it must be a torch.distributed"),
     ],
 )
 def test_functions(changes, error, message):
@@ -103,7 +103,7 @@ def test_generator_for_another_device():
         ({"tclip": 0.0}, ValueError, "tclip is 0.0; it must be greater than 0"),
         ({"reg_weight": -1.0}, ValueError, "reg_weight is -1.0; it must be a finite number"),
         ({"backend": "cuda"}, ValueError, "backend is 'cuda'; it must be one of auto, torch"),
-        ({"group": object()}, NotImplementedError, "negatives from other processes"),
+        ({"group": object()}, TypeError, "group is a object; it must be a torch.distributed"),
     ],
 )
 def test_loss_arguments(arguments, error, message):

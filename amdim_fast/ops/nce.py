@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from amdim_fast.ops._library import LIBRARY
-from amdim_fast.ops.nce_call import NO_PICK, Call
-from amdim_fast.ops.plan import Plan, record_plan
-from amdim_fast.ops.product import product_library
+from amdim_fast.ops.nce_call import NO_PICK, Call, log_prob_of, record
+from amdim_fast.ops.nce_group import nce_group_forward
 
 LIBRARY.define(
     "nce_forward(Tensor[] srcs, Tensor[] trgs, Tensor[] picks, int[] pick_from, float? clip,"
@@ -44,6 +43,7 @@ def nce_forward(
     same_location: bool = False,
     backend: str,
     memory_budget: int,
+    group_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Call the op on checked inputs.
 
@@ -57,12 +57,16 @@ def nce_forward(
         same_location: whether negatives are taken at the same location only.
         backend: "auto", "torch" or "triton"; what it stands for is decided where the tensors are.
         memory_budget: bytes for blocks of scores.
+        group_name: process group whose other ranks' images are negatives too, or None.
 
     Returns:
         Flat tensors, group after group, S with the picked set: loss [S] = -mean(log_prob),
         log_prob [S, B, L] and mean_sq [S], differentiable, and pos [S, B, L].
     """
     pick_from = [NO_PICK] * len(srcs) if pick_from is None else list(pick_from)
+    if group_name is not None:
+        options = pick_from, clip, same_location, backend, memory_budget, group_name
+        return nce_group_forward(srcs, trgs, picks, *options)
     with_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*srcs, *trgs))
     loss, log_prob, mean_sq, pos, _, _ = torch.ops.amdim_fast.nce_forward(
         srcs, trgs, picks, pick_from, clip, same_location, backend, memory_budget, with_grad
@@ -77,19 +81,13 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, l
         poses, negs, squares, kept = zip(
             *(call.implementation.forward(group) for group in groups), strict=True
         )
-        log_probs = [
-            -torch.logaddexp(neg - pos, torch.zeros_like(pos))
-            for pos, neg in zip(poses, negs, strict=True)
-        ]
+        log_probs = [log_prob_of(pos, neg) for pos, neg in zip(poses, negs, strict=True)]
         losses = [-log_prob.mean(dim=(1, 2)) for log_prob in log_probs]
         loss, log_prob, mean_sq, pos, neg = (
             torch.cat([part.flatten() for part in parts])
             for parts in (losses, log_probs, squares, poses, negs)
         )
-    library = product_library(groups[0].src, call.backend)
-    record_plan(
-        Plan(call.backend, library, call.plans, call.memory_budget, call.describe_kernels(groups))
-    )
+    record(call, groups)
     return loss, log_prob, mean_sq, pos, neg, [block for blocks in kept for block in blocks]
 
 
@@ -142,7 +140,7 @@ def _backward(
                 [next(blocks) for _ in call.kept_shapes(index)],
                 poses[index].view(shape),
                 negs[index].view(*shape[:2], -1),
-                _grad_log_prob(shape, of_loss[index], of_log_prob[index]),
+                call.total_grad_log_prob(index, of_loss[index], of_log_prob[index]),
                 of_mean_sq[index],
                 need_src=need_srcs[index] or (origin != NO_PICK and need_trgs[origin]),
                 need_trg=need_trgs[index],
@@ -156,17 +154,6 @@ def _backward(
         if need and grad is not None
     ]
     return wanted + [grad for grad in grad_trgs if grad is not None]
-
-
-def _grad_log_prob(
-    shape: tuple[int, int, int], from_loss: Tensor | None, upstream: Tensor | None
-) -> Tensor | None:
-    """Gradient of log_prob [S, B, L]: its own, and its share in ``loss = -mean(log_prob)``."""
-    total = None if upstream is None else upstream.reshape(shape)
-    if from_loss is not None:
-        share = (from_loss / -(shape[1] * shape[2])).view(-1, 1, 1).expand(shape)
-        total = share if total is None else total + share
-    return total
 
 
 def _backward_fake(srcs: list[Tensor], trgs: list[Tensor], *rest: Any) -> list[Tensor]:
