@@ -121,9 +121,9 @@ def _met(condition: bool) -> str:
     return "met" if condition else "not met"
 
 
-def small_table(rows: Rows, name: str) -> str:
+def small_table(rows: Rows, name: str, case: str | None = None) -> str:
     """Any bench as providers against metrics, in the order of their rows; blank without a row."""
-    found = rows.named(name)
+    found = [row for row in rows.named(name) if case in (None, row["case"])]
     if not found:
         return f"{MISSING[0].upper()}{MISSING[1:]}."
     metrics = list(dict.fromkeys(row["metric"] for row in found))
@@ -160,6 +160,9 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "augment_gpu": augment_gpu,
     "augment_goals": augment_goals,
     "data": data_table,
+    "step_digits": lambda rows: small_table(rows, "train_step", "cpu-digits"),
+    "step_cifar10": lambda rows: small_table(rows, "train_step", "cuda-cifar10"),
+    "step_imagenet128": lambda rows: small_table(rows, "train_step", "cuda-imagenet128"),
     "demo": lambda rows: small_table(rows, "demo"),
     "mixture": mixture_table,
     "mixture_goals": mixture_goals,
