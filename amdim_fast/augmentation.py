@@ -98,11 +98,12 @@ def augment(
     Raises:
         TypeError: images are not uint8, or dtype or a field of params has the wrong type.
         ValueError: shapes disagree, or a parameter is impossible for its image.
-        RuntimeError: the compiled library is not built, or not for this device.
+        RuntimeError: the compiled library is not built, or not for this device; or a CUDA graph is
+            captured that would copy from the CPU.
 
     Deterministic: all randomness is in ``params``; the same bits on every device. Compiled, it
     holds one tile a CPU thread or CUDA block beside the output. Works under ``torch.compile`` and,
-    with ``params`` on the GPU, in CUDA graphs. Not differentiable.
+    with ``params`` on the GPU and images in one tensor, in CUDA graphs. Not differentiable.
     """
     pixels = _as_pixels(images)
     _check_output(size, mean, std, dtype, backend)

@@ -206,3 +206,15 @@ def test_small_case_for_the_sanitizer():
         augment(images, params, size=size, **HALF)
     augment(list(images), params, size=9, channels_last=True, dtype=torch.float16, **HALF)
     torch.cuda.synchronize()
+
+
+def test_capture_refuses_what_a_replay_could_not_copy():
+    images = torch.zeros(2, 40, 40, 3, dtype=torch.uint8, device="cuda")
+    params = sample_view_params(POLICIES["digits"], [(40, 40)] * 2)
+    options = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    augment(images, params, **options)
+    with (
+        pytest.raises(RuntimeError, match="a CUDA graph cannot replay"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        augment(images, params, **options)

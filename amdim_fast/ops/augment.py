@@ -143,5 +143,10 @@ def _moved(small: Tensor, device: torch.device) -> Tensor:
     if small.device == device:
         return small
     if device.type == "cuda" and small.device.type == "cpu":
+        if not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph cannot replay what is copied from the CPU; give params on the GPU and"
+                " images of one size as one tensor"
+            )
         return small.pin_memory().to(device, non_blocking=True)
     return small.to(device)
