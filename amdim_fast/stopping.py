@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+
+ECHO_SECONDS = 1.0
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -17,8 +21,9 @@ class Stopped(Exception):  # noqa: N818 - not an error
 class StopSignals:
     """Catches SIGTERM and SIGINT while it is entered; outside the main thread it does nothing.
 
-    Inside ``finishing`` the first signal only sets ``requested``; outside it raises Stopped. A
-    second one has the effect it had before.
+    Inside ``finishing`` the first signal only sets ``requested``; outside it raises Stopped. One
+    that comes within a second of it is its echo (``timeout`` and ``torchrun`` signal a process and
+    its group); a later one has the effect it had before.
 
     Attributes:
         requested: whether a signal has come.
@@ -28,6 +33,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested = False
+        self._first = 0.0
         self._finishing = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -53,9 +59,14 @@ class StopSignals:
         if self.requested:
             raise Stopped
 
-    def _caught(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        self._release()
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.requested:
+            if now > self._first + ECHO_SECONDS:
+                self._release()
+                signal.raise_signal(number)
+            return
+        self.requested, self._first = True, now
         if not self._finishing:
             raise Stopped
 

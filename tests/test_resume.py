@@ -218,11 +218,12 @@ def test_killed_twenty_times(tmp_path, expected):
     kill_and_resume(tmp_path, expected, kills=20, seed=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_a_process_in_order(tmp_path, expected, number):
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM] * 2])
+def test_signals_end_a_process_in_order(tmp_path, expected, numbers):
     process = start(tmp_path, "--name=run", "--runs-dir=.")
     wait_for_step(process, tmp_path / "run" / "log.jsonl", 9)
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     step = final(tmp_path / "run")["step"]
