@@ -53,7 +53,9 @@ def nce_log_prob(
         negatives: "other_images", every location of them, or "same_location", only the location l
             of log_prob[b,l] (the softmax of ST-DIM, DRIML and CPC).
         backend: "torch", any device; "triton", fused kernels, on GPUs of compute capability 8.0 and
-            later, not for float64; "auto", the first until the second has been run on a GPU.
+            later, not for float64; "auto", the second on CUDA, but for float64, and the first
+            elsewhere. Where "auto" finds a GPU too old, or no triton, it warns once and takes the
+            first. ``amdim_fast.last_plan()`` tells which ran.
         memory_budget: bytes for all that has a row a source and a column a target: blocks of
             scores and of their gradients, and scores kept from forward to backward. None is
             256 MiB; 0 keeps nothing and works one target image at a time. Scores that fit are kept

@@ -11,7 +11,7 @@ from nce_cases import DEVICE, WAYS, blocks, evaluate, features, upstream_like
 
 from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
 from amdim_fast.ops import nce_triton
-from amdim_fast.ops.backend import resolve_backend
+from amdim_fast.ops.backend import _warn_once, resolve_backend
 from amdim_fast.ops.nce import NO_PICK
 
 
@@ -147,11 +147,23 @@ def test_rocm(monkeypatch):
 def test_old_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     device = torch.device("cuda:0")
-    assert resolve_backend("auto", torch.float32, device) == "torch"
-    with pytest.raises(
-        ValueError, match=r"cuda:0 has compute capability 7\.5 and the kernels need 8\.0 or"
-    ):
+    sentence = r"cuda:0 has compute capability 7\.5 and the kernels need 8\.0 or"
+    _warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=f"'auto' is 'torch' here: {sentence}") as found:
+        for _ in range(3):
+            assert resolve_backend("auto", torch.float32, device) == "torch"
+    assert len(found) == 1
+    with pytest.raises(ValueError, match=sentence):
         resolve_backend("triton", torch.float32, device)
+    assert resolve_backend("torch", torch.float32, device) == "torch"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_auto_is_triton_on_a_gpu(monkeypatch, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert resolve_backend("triton", torch.bfloat16, device) == "triton"
-    assert resolve_backend("auto", torch.bfloat16, device) == "torch"
+    device = torch.device("cuda:0")
+    assert resolve_backend("triton", dtype, device) == "triton"
+    assert resolve_backend("auto", dtype, device) == "triton"
+    assert resolve_backend("torch", dtype, device) == "torch"
+    assert resolve_backend("auto", torch.float64, device) == "torch"
+    assert resolve_backend("auto", dtype, torch.device("cpu")) == "torch"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import warnings
 
 import torch
 
@@ -12,21 +14,32 @@ OLDEST_CAPABILITY = (8, 0)
 def resolve_backend(backend: str, dtype: torch.dtype, device: torch.device) -> str:
     """'torch' or 'triton' for a backend as users name it.
 
-    "auto" is "torch" everywhere until the kernels have run on a GPU; "triton" is to be asked for.
+    "auto" is "triton" on CUDA and "torch" elsewhere and for float64. Where the kernels cannot run
+    on a CUDA device, "auto" is "torch" and says so in one warning.
 
     Raises:
         ValueError: "triton" is asked for where it cannot run. TypeError: for float64.
     """
-    if backend in ("auto", "torch"):
+    if backend == "torch" or (
+        backend == "auto" and (device.type != "cuda" or dtype == torch.float64)
+    ):
         return "torch"
     if dtype == torch.float64:
         raise TypeError(
             "src is torch.float64, which backend 'triton' does not compute; use backend='torch'"
         )
     obstacle = _obstacle(device)
-    if obstacle is not None:
+    if obstacle is None:
+        return "triton"
+    if backend == "triton":
         raise ValueError(f"backend is 'triton', but {obstacle}; use backend='torch' or 'auto'")
-    return backend
+    _warn_once(f"backend 'auto' is 'torch' here: {obstacle}; name backend='torch' to say so")
+    return "torch"
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)
 
 
 def _obstacle(device: torch.device) -> str | None:
