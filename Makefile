@@ -6,9 +6,9 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint bench gpu report clean
 
-# Pre-train on 4,000 embedded digits and probe on 1,000; minutes on two cores, nothing to download.
+# Pre-train on 4,000 embedded digits, judge on 1,000, and show every command; minutes on two cores.
 demo: $(INSTALLED)
-	$(BIN)/amdim-fast pretrain --recipe digits
+	$(BIN)/python -m benchmarks.demo
 
 test: lint
 	$(BIN)/python -m pytest

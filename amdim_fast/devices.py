@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Devices: by name, and what they compute."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch finds no CUDA device here; use cpu")
     return device
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32: CUDA, AVX-512 BF16, AMX."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)

@@ -41,6 +41,17 @@ class OptionalBatchNorm(nn.Module):
         return self.bn(x) if self.use_bn else x
 
 
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv(x)``, without padding; a kernel that covers the map is one matrix product.
+
+    oneDNN's gradient of such a convolution's weight takes many times as long.
+    """
+    if tuple(x.shape[2:]) != conv.kernel_size:
+        return conv(x)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, conv.bias)[:, :, None, None]
+
+
 class ConvReLU(nn.Module):
     """Convolution with bias, then ReLU; the input is padded by reflection."""
 
@@ -73,12 +84,12 @@ class ResidualConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, n_in, H, W] -> [B, n_out, H', W']."""
-        residual = self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        return residual + self._shortcut(x)
+        hidden = F.relu(self.bn1(convolve(self.conv1, x)), inplace=True)
+        return convolve(self.conv2, hidden) + self._shortcut(x)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.conv3 is not None:
-            return self.conv3(x)
+            return convolve(self.conv3, x)
         if self.kernel > 1:
             x = F.avg_pool2d(x, self.kernel, self.stride)
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x

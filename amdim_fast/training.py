@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.augmentation import TwoViews
+from amdim_fast.devices import computes_bfloat16
 from amdim_fast.loading import Batch
 from amdim_fast.model import AMDIM
 from amdim_fast.probes import probe_loss
@@ -39,7 +40,7 @@ def build_model(recipe: Recipe, n_classes: int | None) -> AMDIM:
 def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
     """Whether encoder and loss run under autocast to bfloat16."""
     if recipe.precision == "auto":
-        return device.type == "cuda"
+        return computes_bfloat16(device)
     return recipe.precision == "bfloat16"
 
 

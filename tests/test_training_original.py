@@ -22,6 +22,7 @@ def recipe_of(model, size):
     return Recipe(
         name="original",
         policy=SIZE[size],
+        precision="float32",
         batch_size=BATCH,
         steps=STEPS,
         warmup_steps=8,
