@@ -53,7 +53,9 @@ class Recipe:
     probe_milestones: tuple[int, ...] = _option(
         (80, 110), "epochs of those at which their rate is multiplied by the decay"
     )
-    precision: str = _option("auto", "float32, bfloat16, or auto: bfloat16 where hardware multiplies it")
+    precision: str = _option(
+        "auto", "float32, bfloat16, or auto: bfloat16 where hardware multiplies it"
+    )
     compile: bool = _option(False, "torch.compile the encoder")
     deterministic: bool = _option(False, "demand the same bits of every run on a GPU; slower")
     baselines: bool = _option(

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-
 ECHO_SECONDS = 1.0
 
 

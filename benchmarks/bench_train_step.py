@@ -28,14 +28,14 @@ from torch import Tensor
 from amdim_fast.loading import Batch
 from amdim_fast.recipes import RECIPES, Recipe
 from amdim_fast.reference.nce import multiscale_nce
-from amdim_fast.training import Training, build_model
+from amdim_fast.training import Training, build_model, uses_bfloat16
 from amdim_fast.views import POLICIES
 from benchmarks import harness
 from benchmarks.augment_providers import pillow
 
 NAME = "train_step"
 ROUNDS, STEPS, RECORD = 3, 50, 5
-OURS, FIRST = "amdim_fast", "first version"
+OURS, FLOAT32, FIRST = "amdim_fast", "amdim_fast, float32", "first version"
 EAGER, COMPILED, PLAIN = "amdim_fast", "amdim_fast, compiled", "reference loss, Pillow views"
 CUDA_CASES = {"cifar10": 32, "imagenet128": 160}  # recipe: side of its synthetic images
 SECONDS = 25
@@ -45,15 +45,16 @@ sys.path.insert(0, sys.argv[1])
 from dataclasses import replace
 from amdim_fast.pretraining import pretrain
 from amdim_fast.recipes import RECIPES
-recipe = replace(RECIPES["digits"], steps=int(sys.argv[2]), warmup_steps=5)
+chosen = {"precision": sys.argv[5]} if sys.argv[5:] else {}
+recipe = replace(RECIPES["digits"], steps=int(sys.argv[2]), warmup_steps=5, **chosen)
 pretrain(recipe, name="run", runs_dir=sys.argv[3], log_every=int(sys.argv[4]), progress=False)
 """
 
 
-def logged_steps(tree: Path) -> tuple[list[float], list[float]]:
+def logged_steps(tree: Path, *precision: str) -> tuple[list[float], list[float]]:
     """Milliseconds a step and share of data and views, of a run of the command of a tree."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [str(tree), str(STEPS), folder, str(RECORD)]
+        arguments = [str(tree), str(STEPS), folder, str(RECORD), *precision]
         subprocess.run([sys.executable, "-c", RUN, *arguments], check=True, cwd=folder)
         lines = (Path(folder) / "run" / "log.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines][2:]  # the first steps load libraries
@@ -66,20 +67,25 @@ def logged_steps(tree: Path) -> tuple[list[float], list[float]]:
 
 def measure_cpu(baseline: Path | None, out: Path) -> None:
     """The digits recipe; trees take turns."""
-    trees = {OURS: harness.ROOT} | ({FIRST: baseline.resolve()} if baseline else {})
-    times: dict[str, list[float]] = {provider: [] for provider in trees}
+    recipe = RECIPES["digits"]
+    precision = "bfloat16" if uses_bfloat16(recipe, torch.device("cpu")) else "float32"
+    runs: dict[str, list[Any]] = {OURS: [harness.ROOT, precision]}
+    runs[FLOAT32] = [harness.ROOT, "float32"]
+    if baseline:
+        runs[FIRST] = [baseline.resolve()]
+    times: dict[str, list[float]] = {provider: [] for provider in runs}
     shares: list[float] = []
-    notes = {p: harness.commit(tree)[:10] for p, tree in trees.items()}
     for _ in range(ROUNDS):
-        for provider, tree in trees.items():
-            found, share = logged_steps(tree)
+        for provider, run in runs.items():
+            found, share = logged_steps(*run)
             times[provider] += found
             shares += share if provider == OURS else []
-    recipe = RECIPES["digits"]
-    for provider, samples in times.items():
-        _append(recipe, "digits", provider, "time", "ms", samples, out, "cpu", notes[provider])
     percent = [100 * share for share in shares]
-    _append(recipe, "digits", OURS, "data_and_views", "%", percent, out, "cpu", notes[OURS])
+    measured = [(provider, "time", "ms", samples) for provider, samples in times.items()]
+    for provider, metric, unit, samples in [*measured, (OURS, "data_and_views", "%", percent)]:
+        dtype = precision if provider == OURS else "float32"
+        note = harness.commit(runs[provider][0])[:10]
+        _append(recipe, "digits", provider, metric, unit, samples, out, "cpu", note, dtype)
 
 
 def cuda_step(recipe: Recipe, images: Tensor, provider: str) -> Callable[[], object]:
@@ -163,9 +169,9 @@ def _append(
     out: Path,
     device: str,
     note: str,
+    dtype: str = "bfloat16",
 ) -> None:
     shapes = {"B": recipe.batch_size, "D": recipe.n_rkhs, "ndf": recipe.ndf, "depth": recipe.depth}
-    dtype = "bfloat16" if device == "cuda" else "float32"
     condition = harness.Condition(NAME, f"{device}-{case}", provider, "step", shapes, dtype)
     row = harness.make_row(
         condition, metric, unit, samples, device=harness.device_name(device), note=note

@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from amdim_fast.data import load_digits
+from amdim_fast.image_sets import TensorImages
 
 FILES_PER_CLASS = 3
 MIXTURE_STEPS = 60
@@ -26,8 +27,8 @@ MIXTURE_STEPS = 60
 def write_digits(folder: Path) -> list[str]:
     """Test images as PNG files in a folder a class; their paths."""
     test = load_digits().test
-    assert test is not None
-    paths = []
+    assert isinstance(test, TensorImages)
+    paths: list[str] = []
     for label in range(10):
         (folder / str(label)).mkdir(parents=True)
         chosen = (test.labels == label).nonzero().flatten()[:FILES_PER_CLASS]

@@ -35,6 +35,7 @@ from benchmarks.rows import (
     read_rows,
     table,
 )
+from benchmarks.step_table import step_goals
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "benchmarks/NOTES.md", "docs/mixtures.md")
@@ -161,6 +162,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "augment_goals": augment_goals,
     "data": data_table,
     "step_digits": lambda rows: small_table(rows, "train_step", "cpu-digits"),
+    "step_goals": step_goals,
     "step_cifar10": lambda rows: small_table(rows, "train_step", "cuda-cifar10"),
     "step_imagenet128": lambda rows: small_table(rows, "train_step", "cuda-imagenet128"),
     "demo": lambda rows: small_table(rows, "demo"),

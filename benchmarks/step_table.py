@@ -1,0 +1,38 @@
+"""Goals of a whole training step against measured values."""
+
+from __future__ import annotations
+
+from benchmarks.rows import MISSING, Rows, table
+
+GOAL = 1.5
+MOST_DATA = 15.0
+
+
+def step_goals(rows: Rows) -> str:
+    """The digits recipe on a CPU: times the first version's speed, and the share of data."""
+    found = {
+        (row["provider"], row["metric"]): float(row["q50"])
+        for row in rows.named("train_step")
+        if row["case"] == "cpu-digits"
+    }
+    first = found.get(("first version", "time"))
+    body = []
+    for label, provider in (
+        ("precision auto", "amdim_fast"),
+        ("float32", "amdim_fast, float32"),
+    ):
+        own = found.get((provider, "time"))
+        factor = None if first is None or own is None else first / own
+        met = factor is not None and factor >= GOAL
+        goal = f"{GOAL:g}x the first version's speed or more"
+        body.append([f"digits, {label}", goal, *_judged(factor, "x", met)])
+    share = found.get(("amdim_fast", "data_and_views"))
+    met = share is not None and share < MOST_DATA
+    body.append(["digits, data and views", f"under {MOST_DATA:g} %", *_judged(share, " %", met)])
+    return table(["", "goal", "measured", ""], body)
+
+
+def _judged(value: float | None, unit: str, met: bool) -> list[str]:
+    if value is None:
+        return [MISSING, ""]
+    return [f"{value:.3g}{unit}", "met" if met else "not met"]
