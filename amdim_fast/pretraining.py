@@ -22,8 +22,9 @@ from amdim_fast.ops.plan import last_plan
 from amdim_fast.randomness import algorithms, restore_random_states, seed_everything
 from amdim_fast.recipes import RECIPES, Recipe
 from amdim_fast.run_checkpoints import RunCheckpoints, complete_names, read_run
-from amdim_fast.runlog import RunLog, check_tensorboard, read_config
+from amdim_fast.runlog import RunLog, read_config
 from amdim_fast.stopping import Stopped, StopSignals
+from amdim_fast.tensorboard_server import check_tensorboard
 from amdim_fast.training import Training, build_model
 from amdim_fast.training_loop import run_steps
 from amdim_fast.views import POLICIES
@@ -44,6 +45,7 @@ def pretrain(
     log_every: int | None = None,
     workers: int | None = None,
     tensorboard: bool = False,
+    tensorboard_port: int | None = None,
     resume: PathLike | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def pretrain(
         log_every: in place of the recipe's.
         workers: processes that decode image files; None uses every CPU.
         tensorboard: write events for TensorBoard into the folder too.
+        tensorboard_port: serve them at this port of localhost while the run goes.
         resume: folder of a run to go on with. ``data_dir``, ``seed`` and ``device`` are that run's
             by default; of the recipe, ``log_every``, ``checkpoint_every`` and ``keep_every`` may
             differ.
@@ -99,8 +102,8 @@ def pretrain(
         setup = replace(setup, recipe=replace(setup.recipe, log_every=log_every))
     recipe = setup.recipe
     _check(setup)
-    if tensorboard:
-        check_tensorboard()
+    if tensorboard or tensorboard_port is not None:
+        check_tensorboard(tensorboard_port)
     data = load_data(recipe.data, setup.data_dir, download=download, skip_bad=setup.skip_bad)
     _check_data(setup, data)
     started = datetime.now(timezone.utc)
@@ -116,7 +119,13 @@ def pretrain(
         }
         with StopSignals() as signals, contextlib.suppress(Stopped):
             with signals.finishing():
-                log = RunLog(folder, config, resume_step=checkpoints.step, tensorboard=tensorboard)
+                log = RunLog(
+                    folder,
+                    config,
+                    resume_step=checkpoints.step,
+                    tensorboard=tensorboard,
+                    tensorboard_port=tensorboard_port,
+                )
                 if checkpoints.step is None:
                     checkpoints.save(training, meter)
             with log:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from amdim_fast.files import written_whole
-from amdim_fast.optional import require
+from amdim_fast.tensorboard_server import TensorBoardServer
 
 CONFIG, LOG, SUMMARY, CURVES, EVENTS = (
     "config.json",
@@ -34,11 +34,6 @@ _PANELS = {
 }
 
 
-def check_tensorboard() -> None:
-    """Raise ModuleNotFoundError, with what to install, where TensorBoard is missing."""
-    require("tensorboard", "--tensorboard", "tensorboard")
-
-
 class RunLog:
     """Keeps in ``folder`` what a run says of itself.
 
@@ -50,6 +45,7 @@ class RunLog:
         config: plain values; kept as it is where a run is resumed.
         resume_step: go on with an existing folder after this step; later records are dropped.
         tensorboard: also write events for TensorBoard.
+        tensorboard_port: serve them there until the log is closed.
 
     Raises:
         FileExistsError: the folder exists; it is left alone. OSError: it cannot be created.
@@ -62,6 +58,7 @@ class RunLog:
         *,
         resume_step: int | None = None,
         tensorboard: bool = False,
+        tensorboard_port: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.records: list[dict[str, Any]] = []
@@ -74,11 +71,14 @@ class RunLog:
                 file.write("".join(json.dumps(r) + "\n" for r in self.records).encode())
         self._log = open(self.folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
         self._events: Any = None
-        if tensorboard:
+        self._server: TensorBoardServer | None = None
+        if tensorboard or tensorboard_port is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             purge = None if resume_step is None else resume_step + 1
             self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=purge)
+        if tensorboard_port is not None:
+            self._server = TensorBoardServer(self.folder / EVENTS, tensorboard_port)
 
     def __enter__(self) -> RunLog:
         return self
@@ -92,6 +92,8 @@ class RunLog:
         self._log.close()
         if self._events is not None:
             self._events.close()
+        if self._server is not None:
+            self._server.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record to ``log.jsonl``; the system has it when this returns.

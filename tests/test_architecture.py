@@ -64,6 +64,7 @@ LAYERS = (
         "amdim_fast.segment_files",
         "amdim_fast.figures",
         "amdim_fast.runlog",
+        "amdim_fast.tensorboard_server",
         "amdim_fast.scoring",
         "amdim_fast.sheets",
     ),

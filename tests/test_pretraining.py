@@ -3,7 +3,11 @@
 import json
 import math
 import re
+import socket
 import sys
+import time
+import urllib.error
+import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -16,10 +20,18 @@ from amdim_fast.data import LOADERS, ImageData, load_digits
 from amdim_fast.evaluation import linear_probe
 from amdim_fast.image_sets import TensorImages
 from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.training import build_model
+from amdim_fast.runlog import RunLog
+from amdim_fast.training import build_model, uses_bfloat16
 
 SMALL = replace(
-    RECIPES["digits"], ndf=4, n_rkhs=16, depth=1, batch_size=16, steps=4, warmup_steps=2
+    RECIPES["digits"],
+    ndf=4,
+    n_rkhs=16,
+    depth=1,
+    batch_size=16,
+    steps=4,
+    warmup_steps=2,
+    precision="float32",
 )
 SMALL_FLAGS = ("--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--steps=3")
 
@@ -241,6 +253,56 @@ def test_missing_tensorboard_is_one_sentence(tmp_path, capsys, monkeypatch):
     expected = "--tensorboard needs tensorboard, which is not installed; pip install"
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("asked", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_automatic_precision(monkeypatch, asked):
+    automatic, cpu, cuda = RECIPES["digits"], torch.device("cpu"), torch.device("cuda")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert not uses_bfloat16(automatic, cpu)
+    assert uses_bfloat16(automatic, cuda)
+    assert uses_bfloat16(replace(automatic, precision="bfloat16"), cpu)
+    monkeypatch.setattr(torch.cpu, asked, lambda: True)
+    assert uses_bfloat16(automatic, cpu)
+    assert not uses_bfloat16(replace(automatic, precision="float32"), cpu)
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def test_a_taken_port_is_one_sentence(tmp_path, capsys):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        flags = [*SMALL_FLAGS, f"--tensorboard-port={port}", "--name=x", f"--runs-dir={tmp_path}"]
+        assert main(["pretrain", *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"tensorboard_port is {port}, where TensorBoard cannot listen (Address already" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_is_served_until_the_log_is_closed(tmp_path, free_port):
+    address = f"http://localhost:{free_port}/data/plugins_listing"
+    with RunLog(tmp_path / "x", {}, tensorboard_port=free_port) as log:
+        log.write({"step": 1, "loss_1t5": 2.0})
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(address) as answer:
+                    assert answer.status == 200
+                break
+            except urllib.error.URLError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(address)
 
 
 def test_components_are_trained_logged_and_saved(tmp_path):

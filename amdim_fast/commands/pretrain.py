@@ -42,6 +42,12 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--tensorboard", action="store_true", help="write events for TensorBoard too"
     )
+    command.add_argument(
+        "--tensorboard-port",
+        type=int,
+        metavar="PORT",
+        help="and serve them at this port of localhost while the run goes",
+    )
     sizes = ", ".join(f"{k} {'/'.join(map(str, v))}" for k, v in MODEL_SIZES.items())
     command.add_argument(
         "--model-size", choices=MODEL_SIZES, help=f"ndf/n_rkhs/depth at once: {sizes}"
@@ -105,6 +111,7 @@ def _run(parsed: argparse.Namespace) -> int:
         device=parsed.device,
         workers=parsed.workers,
         tensorboard=parsed.tensorboard,
+        tensorboard_port=parsed.tensorboard_port,
         resume=parsed.resume,
     )
     if summary["interrupted"]:

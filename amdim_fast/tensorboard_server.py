@@ -1,0 +1,53 @@
+"""TensorBoard in a process of its own, for as long as a run goes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+from amdim_fast.optional import require
+
+HOST = "localhost"
+
+
+def check_tensorboard(port: int | None) -> None:
+    """Before a run begins: whether TensorBoard is there and its port is free.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is missing; says what to install.
+        ValueError: the port is none. OSError: something listens at it.
+    """
+    require("tensorboard", "--tensorboard", "tensorboard")
+    if port is None:
+        return
+    if not 0 < port < 2**16:
+        raise ValueError(f"tensorboard_port is {port}; it must be between 1 and 65535")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            raise OSError(
+                f"tensorboard_port is {port}, where TensorBoard cannot listen ({error.strerror});"
+                " name another, or leave it out and look at the run's folder with tensorboard"
+            ) from error
+
+
+class TensorBoardServer:
+    """Serves the events of a folder at ``http://localhost:PORT`` until ``close``."""
+
+    def __init__(self, folder: str | os.PathLike[str], port: int) -> None:
+        command = [sys.executable, "-m", "tensorboard.main", f"--logdir={os.fspath(folder)}"]
+        self._process = subprocess.Popen(
+            [*command, f"--host={HOST}", f"--port={port}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def close(self) -> None:
+        """End the server."""
+        self._process.terminate()
+        self._process.wait()
