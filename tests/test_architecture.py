@@ -40,6 +40,7 @@ LAYERS = (
         "amdim_fast.image_sets",
         "amdim_fast.loading",
         "amdim_fast.logistic",
+        "amdim_fast.measuring",
         "amdim_fast.metrics",
         "amdim_fast.neighbours",
         "amdim_fast.optional",
@@ -50,6 +51,8 @@ LAYERS = (
         "amdim_fast.probe_training",
     ),
     (
+        "amdim_fast.comparison",
+        "amdim_fast.comparison_files",
         "amdim_fast.info",
         "amdim_fast.recipes",
         "amdim_fast.randomness",
