@@ -18,7 +18,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Measures on this machine, under ten minutes on two idle cores; appends to benchmarks/results/.
+# Measures on this machine, under ten minutes on two idle cores; appends to benchmarks/results/. Apart:
+# make bench-large_batch, ten minutes by itself, and bench_demo, which reads the log of make demo.
 BENCHES := nce augment mixture train_step data import
 bench: $(INSTALLED) $(BENCHES:%=bench-%)
 bench-%: $(INSTALLED)

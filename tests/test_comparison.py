@@ -109,6 +109,19 @@ def test_calculated_bytes_of_the_reference_are_those_of_a_larger_batch():
     assert expected_bytes(rows[:1], 8, 192) > truth
 
 
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path, capsys):
+    out = tmp_path / "bench"
+    command = ["bench", "--device", "cuda:0", "--dim", "64", "--seconds", "5", "--out", str(out)]
+    assert main(command) == 0
+    assert torch.cuda.get_device_name() in capsys.readouterr().out
+    found = json.loads((out / "bench.json").read_text())
+    rows = [row for row in found["measurements"] if row["provider"] == REFERENCE]
+    assert len(rows) > 2
+    assert all(row["extra_memory_bytes"] > 0 for row in found["measurements"])
+    assert found["largest_batch"][OURS] > found["largest_batch"][REFERENCE]
+
+
 def reference_extra(images, dim):
     maps, picked = comparison._inputs(images, dim, CPU)
     peak = allocated_peak(lambda: comparison._step(comparison._reference, maps, picked), "cpu")

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from amdim_fast.comparison import compare
 from amdim_fast.comparison_files import (
     JSON_NAME,
@@ -46,6 +48,8 @@ def _run(parsed: argparse.Namespace) -> int:
     device = find_device(parsed.device)
     check_new_folder(parsed.out)
     check_drawing()
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     print(f"{device_name(device.type)}: forward + backward, and extra peak memory", flush=True)
     result = compare(
         device,
