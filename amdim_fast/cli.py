@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 import amdim_fast
-from amdim_fast.commands import evaluate, export, info, pack, pretrain, segment, views
+from amdim_fast.commands import bench, evaluate, export, info, pack, pretrain, segment, views
 
-COMMANDS = (pretrain, evaluate, segment, export, info, pack, views)
+COMMANDS = (pretrain, evaluate, segment, export, info, bench, pack, views)
 # What a user can cause; anything else is a defect and keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError)
 

@@ -11,14 +11,12 @@ import gc
 import importlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import amdim_fast
+from amdim_fast.measuring import Stopwatch as Stopwatch
+from amdim_fast.measuring import device_name as device_name
+from amdim_fast.measuring import quantiles as quantiles
+from amdim_fast.measuring import stopwatch as stopwatch
+from amdim_fast.measuring import time_interleaved as time_interleaved
+from amdim_fast.measuring import versions as versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-L2_FLUSH_BYTES = 256 * 2**20
-LEAST_ROUNDS = 3
 # glibc's own threshold moves with the sizes freed, and the resident set of one and the same call
 # with it; a fixed one returns every freed tensor to the system.
 CHILD_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 # What measuring writes; it does not make a commit dirty.
 OUTPUTS = ("benchmarks/results", "benchmarks/plots")
-
-Stopwatch = Callable[[Callable[[], object]], float]
 
 
 @dataclass(frozen=True)
@@ -68,63 +67,6 @@ class Condition:
     mode: str
     shapes: Mapping[str, Any]
     dtype: str
-
-
-def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
-    """q20, q50 and q80, interpolated linearly."""
-    low, middle, high = np.quantile(np.asarray(samples, dtype=np.float64), (0.2, 0.5, 0.8))
-    return float(low), float(middle), float(high)
-
-
-def stopwatch(device_type: str) -> Stopwatch:
-    """Milliseconds of one call: the wall clock on a CPU, events and a cold L2 cache on a GPU."""
-    if device_type == "cpu":
-        return _cpu_milliseconds
-    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device_type)
-
-    def measure(call: Callable[[], object]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
-
-    return measure
-
-
-def _cpu_milliseconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    result = call()
-    elapsed = time.perf_counter() - start
-    del result
-    return 1e3 * elapsed
-
-
-def time_interleaved(
-    calls: Mapping[str, Callable[[], object]],
-    *,
-    repeats: int,
-    warm_ups: int,
-    measure: Stopwatch,
-    seconds: float = float("inf"),
-) -> dict[str, list[float]]:
-    """``repeats`` samples a provider, one of each in turn, so that drift reaches all alike.
-
-    After ``seconds`` no further round begins, but three are always made where so many are asked.
-    """
-    for _ in range(warm_ups):
-        for call in calls.values():
-            call()
-    samples: dict[str, list[float]] = {provider: [] for provider in calls}
-    started = time.monotonic()
-    for finished in range(repeats):
-        if finished >= LEAST_ROUNDS and time.monotonic() - started > seconds:
-            break
-        for provider, call in calls.items():
-            samples[provider].append(measure(call))
-    return samples
 
 
 class OtherWork:
@@ -204,34 +146,6 @@ def extra_peak_in_subprocess(target: str, arguments: Mapping[str, Any]) -> tuple
         raise RuntimeError(f"measuring {target} {dict(arguments)} failed:\n{finished.stderr}")
     size, note = json.loads(finished.stdout.splitlines()[-1])
     return int(size), str(note)
-
-
-def device_name(device_type: str) -> str:
-    """GPU name, or CPU model and number of threads."""
-    if device_type == "cuda":
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    else:
-        model = platform.machine()
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what a measurement depends on; None for what is absent."""
-    try:
-        triton = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        triton = None
-    return {
-        "torch": torch.__version__,
-        "triton": triton,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "amdim_fast": amdim_fast.__version__,
-    }
 
 
 def commit(root: Path = ROOT) -> str:

@@ -20,6 +20,7 @@ from benchmarks.data_table import data_table
 from benchmarks.grid_table import grid_table
 from benchmarks.mixture_table import mixture_goals, mixture_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
+from benchmarks.repository_table import repository_table
 from benchmarks.rows import (
     COLUMNS,
     FLOORS,
@@ -165,6 +166,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "step_goals": step_goals,
     "step_cifar10": lambda rows: small_table(rows, "train_step", "cuda-cifar10"),
     "step_imagenet128": lambda rows: small_table(rows, "train_step", "cuda-imagenet128"),
+    "repository": repository_table,
     "demo": lambda rows: small_table(rows, "demo"),
     "mixture": mixture_table,
     "mixture_goals": mixture_goals,

@@ -40,6 +40,7 @@ LAYERS = (
         "amdim_fast.image_sets",
         "amdim_fast.loading",
         "amdim_fast.logistic",
+        "amdim_fast.measuring",
         "amdim_fast.metrics",
         "amdim_fast.neighbours",
         "amdim_fast.optional",
@@ -50,6 +51,8 @@ LAYERS = (
         "amdim_fast.probe_training",
     ),
     (
+        "amdim_fast.comparison",
+        "amdim_fast.comparison_files",
         "amdim_fast.info",
         "amdim_fast.recipes",
         "amdim_fast.randomness",
@@ -192,17 +195,32 @@ def run_python(code, **options):
     )
 
 
+LOADED = """
+import sys, torch
+heavy = {'triton', 'torchvision', 'matplotlib', 'mlxtend', 'PIL', 'sklearn', 'tensorboard'}
+bad = heavy & {name.split('.')[0] for name in sys.modules}
+bad |= {name for name, module in sys.modules.items() if name.startswith('amdim_fast')
+        and str(getattr(module, '__file__', '')).endswith('.so')}
+bad |= {path for path in torch.ops.loaded_libraries if 'amdim_fast' in path}
+print(sorted(bad))
+"""
+
+
 def test_import_loads_no_triton_and_no_compiled_library():
-    code = (
-        "import sys, amdim_fast\n"
-        "bad = [m for m in sys.modules if m.split('.')[0] in"
-        " {'triton', 'torchvision', 'matplotlib', 'mlxtend', 'PIL'}]\n"
-        "bad += [m for m, v in sys.modules.items() if m.startswith('amdim_fast')"
-        " and str(getattr(v, '__file__', '')).endswith('.so')]\n"
-        "print(bad)"
-    )
-    done = run_python(code)
+    done = run_python("import amdim_fast\n" + LOADED)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import amdim_fast.kernels.nce_forward", "triton"),
+        ("import amdim_fast._pixel", "amdim_fast._pixel"),
+        ("from amdim_fast.ops.compiled import load_cpu; load_cpu()", "_cpu.so"),
+    ],
+)
+def test_what_an_import_may_not_load_would_be_seen(code, found):
+    assert found in run_python(code + LOADED).stdout
 
 
 def test_every_public_name_resolves():

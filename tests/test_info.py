@@ -68,13 +68,14 @@ def test_no_checkpoint(tmp_path, capsys, name):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export", "info", "views"])
+@pytest.mark.parametrize("command", ["bench", "evaluate", "export", "info", "views"])
 def test_help_has_defaults(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert f"usage: amdim-fast {command}" in text
     expected = {
+        "bench": ("width D of the features (default: 1024)", "cpu or cuda (default: cpu)"),
         "evaluate": ("neighbours that vote (default: 20)", "GiB (default: 16.0)"),
         "export": ("folder to create",),
         "info": ("checkpoint file or folder of an export",),

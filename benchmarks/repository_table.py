@@ -1,0 +1,34 @@
+"""What holds of the package as a whole, against its goals: import time and lines tested."""
+
+from __future__ import annotations
+
+from benchmarks.rows import MISSING, Rows, cell, conditions, table
+
+IMPORT_GOAL = 1.5  # times the import of torch
+COVERAGE_GOAL = 90  # percent
+
+
+def repository_table(rows: Rows) -> str:
+    """One line a figure."""
+    imports = {row["provider"]: row for row in rows.named("import")}
+    lines = {row["provider"]: row for row in rows.named("coverage")}
+    body = []
+    goal = f"under {IMPORT_GOAL:g}x torch's"
+    ours, torch = (imports.get(provider) for provider in ("amdim_fast", "torch"))
+    if ours and torch:
+        factor = ours["q50"] / torch["q50"]
+        measured = f"{cell(ours)}, {factor:.2f}x torch's {cell(torch)}"
+        body.append(["import", goal, measured, _met(factor < IMPORT_GOAL)])
+    else:
+        body.append(["import", goal, MISSING, ""])
+    for folder in ("amdim_fast", "kernels"):
+        row = lines.get(folder)
+        met = "" if row is None else _met(row["q50"] > COVERAGE_GOAL)
+        label = f"lines of `{folder}/` that the tests reach"
+        body.append([label, f"above {COVERAGE_GOAL} %", cell(row), met])
+    used = [row for row in (ours, torch, *lines.values()) if row]
+    return table(["", "goal", "measured", ""], body) + "\n\n" + conditions(used)
+
+
+def _met(condition: bool) -> str:
+    return "met" if condition else "not met"

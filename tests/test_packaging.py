@@ -1,0 +1,122 @@
+"""One version, a citation, an sdist that holds everything, workflows that run what there is."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import amdim_fast
+
+ROOT = Path(__file__).resolve().parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+ACTIONS = {"actions/checkout", "actions/setup-python"}
+# What a user of the sdist has no use for.
+NOT_SHIPPED = (".ci/", ".github/", ".gitignore")
+# The sdist holds what is on disk; these come from building and running.
+MADE = (
+    *(".git", ".venv", "build", "dist", "runs", "*.egg-info", "__pycache__", "*.so", "kernels"),
+    *(".pytest_cache", ".mypy_cache", ".ruff_cache", ".coverage*"),
+)
+BUILD_SDIST = "from setuptools import build_meta; print(build_meta.build_sdist('made'))"
+
+
+def files_of(root):
+    """Relative names of all files, links to folders left aside."""
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the sources alone; amdim_fast/kernels is a link where it exists."""
+    copy = tmp_path_factory.mktemp("sources") / "amdim"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*MADE))
+    shutil.copytree(ROOT / "kernels", copy / "kernels", ignore=shutil.ignore_patterns(*MADE))
+    return copy
+
+
+def test_version_has_one_place(tree):
+    version = re.escape(amdim_fast.__version__)
+    assigned = re.compile(rf"^\s*(__version__|version)\s*[=:]\s*\W?{version}\W?\s*$", re.MULTILINE)
+    names = {name for name in files_of(tree) if name.endswith((".py", ".toml", ".cfg", ".cff"))}
+    found = {name for name in names if assigned.search((tree / name).read_text(encoding="utf-8"))}
+    assert found == {"amdim_fast/__init__.py", "CITATION.cff"}
+    assert 'version = { attr = "amdim_fast.__version__" }' in (tree / "pyproject.toml").read_text()
+
+
+def test_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == amdim_fast.__version__
+    assert citation["title"] == "amdim_fast"
+    paper = citation["preferred-citation"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    names = [author["family-names"] for author in paper["authors"]]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{names[0]}, {names[1]} and {names[2]}, *{paper['title']}*" in readme
+    assert paper["url"] in readme
+
+
+def test_sdist_holds_every_source(tree):
+    before = files_of(tree)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD_SDIST], cwd=tree, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next((tree / "made").iterdir())) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        top = {name.partition("/")[0] for name in archive.getnames()}
+    assert top == {f"amdim_fast-{amdim_fast.__version__}"}
+    assert {name for name in before if not name.startswith(NOT_SHIPPED)} - names == set()
+    assert {"csrc/cuda/augment.cu", "kernels/nce_forward.py", "amdim_fast/py.typed"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def commands(workflow):
+    return [s["run"] for job in workflow["jobs"].values() for s in job["steps"] if "run" in s]
+
+
+def problems(text):
+    """Actions of others, and commands that are no target of the Makefile."""
+    workflow = yaml.safe_load(text)
+    used = [s["uses"] for job in workflow["jobs"].values() for s in job["steps"] if "uses" in s]
+    found = [name for name in used if name.partition("@")[0] not in ACTIONS]
+    for command in commands(workflow):
+        target = re.fullmatch(r"make ([\w-]+) PYTHON=python", command)
+        if target is None or not re.search(rf"^{target[1]}:", MAKEFILE, re.MULTILINE):
+            found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflow_runs_what_there_is(path):
+    text = path.read_text(encoding="utf-8")
+    assert problems(text) == []
+    assert commands(yaml.safe_load(text))
+    planted = re.sub(r"make [\w-]+", "make nothing", text)
+    assert problems(planted)
+    assert problems(text.replace("actions/checkout", "someone/checkout")) == ["someone/checkout@v4"]
+
+
+def test_workflows_lint_test_and_package():
+    run = {c.split()[1] for path in WORKFLOWS for c in commands(yaml.safe_load(path.read_text()))}
+    assert {"lint", "test", "dist", "smoke-clean"} <= run
+
+
+def test_workflows_test_the_oldest_python_that_is_supported():
+    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["cpu"]
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert matrix["strategy"]["matrix"]["python-version"][0] == oldest
+
+
+def test_make_bench_runs_every_bench_of_the_cpu():
+    listed = set(re.search(r"^BENCHES := (.*)$", MAKEFILE, re.MULTILINE)[1].split())
+    found = {path.stem.removeprefix("bench_") for path in ROOT.glob("benchmarks/bench_*.py")}
+    apart = set(re.findall(r"bench[-_](\w+)", MAKEFILE[: MAKEFILE.index("BENCHES")])) & found
+    assert listed | apart == found
+    assert not listed & apart
