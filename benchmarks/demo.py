@@ -22,6 +22,7 @@ from amdim_fast.image_sets import TensorImages
 
 FILES_PER_CLASS = 3
 MIXTURE_STEPS = 60
+BENCH_SECONDS = 10
 
 
 def write_digits(folder: Path) -> list[str]:
@@ -44,6 +45,8 @@ def commands(folder: Path, probe_epochs: int, options: list[str]) -> Iterator[li
     files = write_digits(folder / "digits")
     pretrain = ["pretrain", "--recipe=digits", f"--runs-dir={folder}"]
     yield ["info"]
+    bench = ["bench", f"--seconds={BENCH_SECONDS}", "--dim=64"]
+    yield [*bench, f"--out={folder / 'bench'}"]
     yield ["views", *files[:5], "--policy=digits", f"--out={folder / 'views.png'}"]
     yield ["pack", str(folder / "digits"), str(folder / "packed")]
     yield [*pretrain, "--name=run", *options]
