@@ -6,12 +6,16 @@ those of its checkpoints.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from amdim_fast.replay import BuffersKept
 
 SIZES = (32, 64, 128)
 
@@ -147,6 +151,17 @@ def _stem(size: int, ndf: int, in_channels: int, use_bn: bool) -> list[nn.Module
     return [ConvReLU(in_channels, ndf, 5, 2, 2), ConvReLU(ndf, ndf, 3, 1, 0)]
 
 
+def _checkpointed(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``, computed again in backward, without a second update of running statistics."""
+    if torch.compiler.is_compiling():  # updates of buffers are no part of what it computes again
+        return checkpoint(layer, x, use_reentrant=False)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), BuffersKept(layer)
+
+    return checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+
+
 class Encoder(nn.Module):
     """Encodes images of one size into a global feature and two maps of local features.
 
@@ -167,6 +182,10 @@ class Encoder(nn.Module):
 
     Raises:
         ValueError: an argument is out of range.
+
+    Attributes:
+        checkpoint_blocks: False; if set, backward computes each residual block again instead of
+            keeping its intermediate results. Gradients and running statistics stay the same.
 
     Parameters are channels_last, and so are the maps: ``r5.permute(0, 2, 3, 1).reshape(B, 25, D)``
     is a view. Parameters without heads at 128 px: 194.4 M (192/1536/8), 401.1 M (256/2048/10),
@@ -191,6 +210,7 @@ class Encoder(nn.Module):
                 raise ValueError(f"{name} is {value!r}; it should be an integer of at least 1")
         self.size, self.ndf, self.n_rkhs, self.depth = size, ndf, n_rkhs, depth
         self.use_bn, self.in_channels = bool(use_bn), in_channels
+        self.checkpoint_blocks = False
 
         widths = [ndf, 2 * ndf, 4 * ndf] if size == 32 else [ndf, 2 * ndf, 4 * ndf, 8 * ndf]
         widest = widths[-1]
@@ -229,7 +249,10 @@ class Encoder(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         map_5 = map_7 = x
         for index, layer in enumerate(self.layer_list):
-            x = layer(x)
+            if self.checkpoint_blocks and isinstance(layer, ResidualBlock | ResidualConv):
+                x = _checkpointed(layer, x)
+            else:
+                x = layer(x)
             if index == self._layer_7:
                 map_7 = x
             elif index == self._layer_5:

@@ -57,6 +57,13 @@ class Recipe:
         "auto", "float32, bfloat16, or auto: bfloat16 where hardware multiplies it"
     )
     compile: bool = _option(False, "torch.compile the encoder")
+    micro_batch: int = _option(
+        0, "images the encoder has a graph of at a time, with BatchNorm's statistics; 0 is all"
+    )
+    checkpoint_blocks: bool = _option(False, "compute residual blocks again in the backward")
+    freeze_bn: bool = _option(
+        False, "the encoder's BatchNorms normalise by running statistics and leave these alone"
+    )
     deterministic: bool = _option(False, "demand the same bits of every run on a GPU; slower")
     baselines: bool = _option(
         False, "linear probes of raw pixels and of the encoder before and after; small sets only"
@@ -70,13 +77,25 @@ class Recipe:
     def __post_init__(self) -> None:
         least = dict.fromkeys(("ndf", "n_rkhs", "depth", "log_every", "checkpoint_every"), 1)
         least |= dict.fromkeys(
-            ("epochs", "steps", "mixture", "warmup_steps", "probe_epochs", "keep_every"), 0
+            (
+                *("epochs", "steps", "mixture", "warmup_steps", "micro_batch", "probe_epochs"),
+                "keep_every",
+            ),
+            0,
         )
         least["batch_size"] = 2
         for name, low in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, {low} or more")
+        if self.micro_batch and not self.freeze_bn:
+            parts = -(-self.batch_size // self.micro_batch)
+            if self.batch_size < 2 * parts:
+                raise ValueError(
+                    f"micro_batch is {self.micro_batch}; of a batch of {self.batch_size} that makes"
+                    " one of a single image, which BatchNorm cannot normalise: take"
+                    f" {2 + self.batch_size % 2} or more, or freeze_bn"
+                )
         if not (self.steps or self.epochs):
             raise ValueError("steps is 0 and epochs is 0; one of them must be 1 or more")
         for name in ("tclip", "tau", "learning_rate", "epsilon", "decay_factor"):

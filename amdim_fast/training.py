@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from amdim_fast.augmentation import TwoViews
 from amdim_fast.devices import computes_bfloat16
+from amdim_fast.gradient_cache import CachedEncoding
 from amdim_fast.loading import Batch
 from amdim_fast.model import AMDIM
+from amdim_fast.ops.agreement import ErrorsOnAllRanks
 from amdim_fast.probes import probe_loss
 from amdim_fast.recipes import Recipe
 from amdim_fast.views import POLICIES
@@ -63,6 +66,7 @@ class Training:
 
     def __init__(self, model: AMDIM, recipe: Recipe, images: int, seed: int) -> None:
         self.model, self.recipe = model, recipe
+        self._encoder = model.encoder
         self.step = 0
         self.steps_per_epoch = recipe.steps_per_epoch(images)
         self.total_steps = recipe.total_steps(images)
@@ -88,9 +92,14 @@ class Training:
             + (() if model.mixture is None else MIXTURE_TERMS)
             + ((*PROBE_TERMS, *COUNTS) if probes else ())
         )
+        model.encoder.checkpoint_blocks = recipe.checkpoint_blocks
         if recipe.compile:
             model.encoder.compile()
         model.train()
+        if recipe.freeze_bn:
+            for module in model.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def views(self, batch: Batch) -> Tensor:
         """Two views of a batch, [2, B, 3, size, size]."""
@@ -112,8 +121,15 @@ class Training:
             The values of ``names``, float32, on the device; they are not waited for.
         """
         x1, x2 = views
+        drawn = {"locations": locations, "generator": self._location_generator}
+        encoding = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
-            output = self.model(x1, x2, locations=locations, generator=self._location_generator)
+            if self.recipe.micro_batch:
+                with ErrorsOnAllRanks(self.model.g2l_loss.group_name):
+                    encoding = CachedEncoding(self._encoder, (x1, x2), self.recipe.micro_batch)
+                output = self.model.objective(*encoding.features, **drawn)
+            else:
+                output = self.model(x1, x2, **drawn)
         values = [getattr(output, term) for term in LOSS_TERMS]
         loss = output.loss
         if output.entropy is not None and output.usage is not None:
@@ -127,6 +143,8 @@ class Training:
             values += [*losses, *correct, (labels >= 0).sum()]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if encoding is not None:
+            encoding.backward()
         if self.recipe.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
         factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)

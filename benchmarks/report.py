@@ -18,6 +18,7 @@ from benchmarks.aot_table import aot_table
 from benchmarks.augment_table import augment_goals, augment_gpu, augment_table
 from benchmarks.data_table import data_table
 from benchmarks.grid_table import grid_table
+from benchmarks.large_table import large_goals
 from benchmarks.mixture_table import mixture_goals, mixture_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
 from benchmarks.repository_table import repository_table
@@ -42,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "benchmarks/NOTES.md", "docs/mixtures.md")
 REQUIRED = {
     "README.md": ("nce_headline",),
-    "benchmarks/NOTES.md": ("nce_goals",),
+    "benchmarks/NOTES.md": ("nce_goals", "large_goals"),
     "docs/mixtures.md": ("mixture", "emergence"),
 }
 MARKED = re.compile(r"<!-- report:(?P<name>\w+) -->\n(?P<body>.*?)<!-- /report:(?P=name) -->", re.S)
@@ -171,6 +172,11 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "mixture": mixture_table,
     "mixture_goals": mixture_goals,
     "emergence": lambda rows: small_table(rows, "emergence"),
+    "large_goals": large_goals,
+    "large_digits": lambda rows: small_table(rows, "large_batch", "cpu-digits"),
+    "large_loss": lambda rows: small_table(rows, "large_batch", "cpu-loss"),
+    "large_gpu": lambda rows: small_table(rows, "large_batch", "cuda-imagenet128"),
+    "large_gpu_recipe": lambda rows: small_table(rows, "large_batch", "cuda-imagenet128-recipe"),
 }
 
 

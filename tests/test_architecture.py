@@ -22,7 +22,9 @@ LAYERS = (
         "amdim_fast.feature_map_task",
         "amdim_fast.augmentation",
         "amdim_fast.encoder",
+        "amdim_fast.gradient_cache",
         "amdim_fast.probes",
+        "amdim_fast.replay",
     ),
     (
         "amdim_fast.model",

@@ -4,12 +4,13 @@ import subprocess
 import pytest
 import torch
 
-from benchmarks import bench_data, harness, report
+from benchmarks import bench_data, bench_large_batch, harness, report
 from benchmarks.bench_nce import CASES, Case, main
 from benchmarks.data_table import data_table
+from benchmarks.large_table import large_goals
 from benchmarks.nce_providers import LOSSES, PRODUCTS, make_inputs, run, run_products
 from benchmarks.plot import PLOT
-from benchmarks.rows import LARGE, MISSING, SMALL, conditions, quantity
+from benchmarks.rows import LARGE, MISSING, SMALL, Rows, conditions, quantity
 
 README = "# Title\n\n<!-- report:nce_headline -->\n<!-- /report:nce_headline -->\n\nText.\n"
 NOTES = "".join(f"<!-- report:{n} -->\n<!-- /report:{n} -->\n" for n in sorted(report.BLOCKS))
@@ -324,3 +325,37 @@ def test_goal_of_the_store(tree, rate, verdict):
     assert f"| {rate:,.0f} images/s | 10,000 or more | {verdict} |" in data_table(
         report.read_rows(tree)
     )
+
+
+def large_row(case, provider, value):
+    condition = harness.Condition("large_batch", case, provider, "step", {}, "float32")
+    return harness.make_row(condition, "peak_memory", "bytes", [value], device="some CPU")
+
+
+@pytest.mark.parametrize(
+    ("peaks", "verdicts"),
+    [
+        ((9e9, 5e9, 3e9, 1.5e9, 1.2e9), ("1.2 GB | met", "5 GB, 3 GB, 1.5 GB, 1.2 GB | met")),
+        ((9e9, 5e9, 3e9, 2.1e9, 2.2e9), ("2.1 GB | not met", "2.2 GB | not met")),
+    ],
+)
+def test_goals_of_large_batches(peaks, verdicts):
+    assert large_goals(Rows([])).count(MISSING) == 3
+    whole, checkpointed, *cached = bench_large_batch.PROVIDERS
+    providers = (checkpointed, whole, *cached)
+    rows = [large_row("cpu-digits", *pair) for pair in zip(providers, peaks, strict=True)]
+    text = large_goals(Rows([*rows, large_row("cpu-loss", "amdim_fast", 0.99e9)]))
+    assert "under 1 GB | 990 MB | met" in text
+    assert all(verdict in text for verdict in verdicts)
+    assert large_goals(Rows(rows[:-1])).count(MISSING) == 3
+
+
+def test_large_bench_on_few_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_large_batch, "PROVIDERS", {"of 5": {"micro_batch": 5}})
+    monkeypatch.setattr(bench_large_batch, "CHECKED_IMAGES", 8)
+    out = tmp_path / "rows.jsonl"
+    assert bench_large_batch.main(["--images=40", "--batch=16", f"--out={out}"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["metric"] for row in rows] == ["extra_peak_memory", "peak_memory", "time"]
+    assert all(row.keys() == FIELDS for row in rows)
+    assert all(row["q50"] > 0 for row in rows[1:])

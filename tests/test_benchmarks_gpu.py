@@ -1,11 +1,14 @@
 """What of the GPU benchmarks can be decided without one: providers, the grid's table, the parts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from amdim_fast.kernels import nce_blocks
 
 from amdim_fast import last_plan
-from benchmarks import gpu, harness, nce_grid
+from amdim_fast.recipes import RECIPES
+from benchmarks import bench_large_batch, gpu, harness, large_cuda, nce_grid
 from benchmarks.grid_table import grid_table
 from benchmarks.nce_providers import FORCED, FORWARD, FORWARD_BACKWARD, LOSSES, make_inputs, run
 from benchmarks.rows import Rows
@@ -69,6 +72,7 @@ def test_without_a_gpu_nothing_is_run(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 1
     assert nce_grid.main(["peak"]) == 1
+    assert bench_large_batch.main(["--device", "cuda"]) == 1
     assert "torch finds no CUDA device" in capsys.readouterr().err
 
 
@@ -87,3 +91,43 @@ def test_a_failing_part_does_not_stop_the_next(monkeypatch, capfd):
     assert "FAILED: over its 1 s" in printed
     assert "ran" in printed
     assert "left out" in printed
+
+
+@pytest.mark.parametrize("limit", [127, 128, 200, 1000, 4096])
+def test_search_ends_within_a_sixteenth_of_what_fits(limit):
+    tried = []
+
+    def attempt(images):
+        tried.append(images)
+        return 1.0 if images <= limit else None
+
+    found = large_cuda.search(attempt, 128, 1e6)
+    if limit < 128:
+        assert found == (large_cuda.Found(0, 0.0, "128 did not fit"))
+        return
+    assert found.images in tried
+    assert limit * 15 / 17 <= found.images <= limit
+    assert found.note == ""
+    assert len(tried) < 12
+
+
+def test_search_stops_before_an_attempt_that_would_take_too_long():
+    now = [0.0]
+
+    def attempt(images):
+        now[0] += (images / 128) ** 2
+        return 1e3 * (images / 128) ** 2
+
+    found = large_cuda.search(attempt, 128, 30.0, lambda: now[0])
+    assert found.images == 512
+    assert now[0] == 21
+    assert "out of time" in found.note
+
+
+def test_large_step_and_loss_run_on_any_device(monkeypatch):
+    recipe = replace(RECIPES["imagenet128"], ndf=2, n_rkhs=16, depth=1)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self.to(DEVICE))
+    for provider in large_cuda.PROVIDERS:
+        training = large_cuda.make_training(recipe, provider)
+        for measured in (large_cuda.step, large_cuda.loss_alone):
+            assert measured(training, 4, harness.stopwatch("cpu")) > 0

@@ -103,8 +103,12 @@ def test_stopped_and_resumed_ends_in_the_same_bits(whole, tmp_path, monkeypatch,
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_components_go_on_in_the_same_bits(tmp_path, monkeypatch):
-    recipe = replace(SHORT, mixture=3, steps=12)
+@pytest.mark.parametrize(
+    ("change", "prefix"),
+    [({"mixture": 3}, "mixture."), ({"micro_batch": 7, "checkpoint_blocks": True}, "encoder.")],
+)
+def test_other_recipes_go_on_in_the_same_bits(tmp_path, monkeypatch, change, prefix):
+    recipe = replace(SHORT, steps=12, **change)
     pretrain(recipe, runs_dir=tmp_path / "whole", **QUIET)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
@@ -113,7 +117,7 @@ def test_components_go_on_in_the_same_bits(tmp_path, monkeypatch):
     pretrain(resume=tmp_path / "run", progress=False)
     found = final(tmp_path / "run")
     assert_same(found, final(tmp_path / "whole" / "run"))
-    assert any(name.startswith("mixture.") for name in found["model"])
+    assert any(name.startswith(prefix) for name in found["model"])
 
 
 def test_a_forgotten_generator_is_noticed(whole, tmp_path, monkeypatch):
