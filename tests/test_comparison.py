@@ -161,7 +161,7 @@ def test_features_are_counted():
 
 def test_the_reference_drops_out_first_and_memory_stops_both():
     slow = [our_row(32, 0, 0, 0, 0), reference_row(32, 0)]
-    cost = comparison.CALLS * 4 * 2.0 / 1e3
+    cost = comparison.GROWTH * 2.0 / 1e3
     assert comparison._affordable(slow, 2.5 * cost) == [OURS, REFERENCE]
     assert comparison._affordable(slow, 1.5 * cost) == [OURS]
     assert comparison._affordable(slow, 0.5 * cost) == []
