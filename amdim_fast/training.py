@@ -121,15 +121,17 @@ class Training:
             The values of ``names``, float32, on the device; they are not waited for.
         """
         x1, x2 = views
-        drawn = {"locations": locations, "generator": self._location_generator}
+        generator = self._location_generator
         encoding = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             if self.recipe.micro_batch:
                 with ErrorsOnAllRanks(self.model.g2l_loss.group_name):
                     encoding = CachedEncoding(self._encoder, (x1, x2), self.recipe.micro_batch)
-                output = self.model.objective(*encoding.features, **drawn)
+                output = self.model.objective(
+                    *encoding.features, locations=locations, generator=generator
+                )
             else:
-                output = self.model(x1, x2, **drawn)
+                output = self.model(x1, x2, locations=locations, generator=generator)
         values = [getattr(output, term) for term in LOSS_TERMS]
         loss = output.loss
         if output.entropy is not None and output.usage is not None:
@@ -141,9 +143,11 @@ class Training:
             loss = loss + losses[0] + losses[1]
             correct = [(part.argmax(1) == labels).sum() for part in logits]
             values += [*losses, *correct, (labels >= 0).sum()]
+        found = torch.stack([value.detach().float() for value in values])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if encoding is not None:
+            del loss, output, values  # through their graph they hold the features
             encoding.backward()
         if self.recipe.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
@@ -152,7 +156,7 @@ class Training:
             group["lr"] = self.recipe.learning_rate * factor
         self.optimizer.step()
         self.step += 1
-        return torch.stack([value.detach().float() for value in values])
+        return found
 
     def weights_are_finite(self) -> bool:
         """Whether no weight and no buffer of the model is NaN or infinite; waits for the device."""
