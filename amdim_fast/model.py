@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 import amdim_fast
-from amdim_fast.encoder import Encoder
+from amdim_fast.encoder import Encoder, EncoderOutput
 from amdim_fast.encoding import Preprocessing, encode
 from amdim_fast.losses import LossMultiNCE
 from amdim_fast.mixture import MixtureHead, MixtureLosses, MixtureNCELoss
@@ -184,6 +184,17 @@ class AMDIM(nn.Module):
                     f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they should be equal"
                 )
             first, second = self.encoder(x1), self.encoder(x2)
+        return self.objective(first, second, locations=locations, generator=generator)
+
+    def objective(
+        self,
+        first: EncoderOutput,
+        second: EncoderOutput,
+        *,
+        locations: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AMDIMOutput:
+        """As ``forward``, of the features of the two views."""
         drawn = {"locations": locations, "generator": generator}
         if self.mixture is None:
             loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(*first, *second, **drawn)

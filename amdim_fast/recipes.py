@@ -55,6 +55,9 @@ class Recipe:
     )
     precision: str = _option("auto", "float32 or bfloat16; auto is bfloat16 on CUDA, else float32")
     compile: bool = _option(False, "torch.compile the encoder")
+    sync_bn: bool = _option(
+        False, "with several processes, BatchNorm's statistics are those of the whole batch"
+    )
     deterministic: bool = _option(False, "demand the same bits of every run on a GPU; slower")
     baselines: bool = _option(
         False, "linear probes of raw pixels and of the encoder before and after; small sets only"

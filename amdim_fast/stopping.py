@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -20,14 +20,18 @@ class StopSignals:
     Inside ``finishing`` the first signal only sets ``requested``; outside it raises Stopped. A
     second one has the effect it had before.
 
+    Args:
+        raising: False where other processes would wait for this one: nothing is raised by a signal.
+
     Attributes:
         requested: whether a signal has come.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, raising: bool = True) -> None:
         self.requested = False
+        self._raising = raising
         self._finishing = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -48,15 +52,15 @@ class StopSignals:
         finally:
             self._finishing = False
 
-    def check(self) -> None:
-        """Raise Stopped if a signal has come."""
-        if self.requested:
+    def check(self, agreed: Callable[[bool], bool] = bool) -> None:
+        """Raise Stopped if a signal has come, or as ``agreed`` makes of that."""
+        if agreed(self.requested):
             raise Stopped
 
     def _caught(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
         self._release()
-        if not self._finishing:
+        if self._raising and not self._finishing:
             raise Stopped
 
     def _release(self) -> None:

@@ -23,6 +23,7 @@ LAYERS = (
         "amdim_fast.augmentation",
         "amdim_fast.encoder",
         "amdim_fast.probes",
+        "amdim_fast.sync_batchnorm",
     ),
     (
         "amdim_fast.model",
@@ -30,6 +31,7 @@ LAYERS = (
         "amdim_fast.checkpoint_names",
         "amdim_fast.data",
         "amdim_fast.devices",
+        "amdim_fast.distributed",
         "amdim_fast.decoding",
         "amdim_fast.encoding",
         "amdim_fast.export",
@@ -57,6 +59,7 @@ LAYERS = (
         "amdim_fast.training",
         "amdim_fast.meter",
         "amdim_fast.run_checkpoints",
+        "amdim_fast.run_setup",
         "amdim_fast.training_loop",
         "amdim_fast.pretraining",
         "amdim_fast.evaluation",
