@@ -244,7 +244,7 @@ def is_loss(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """What the transport said, without its place in the source."""
-    return re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0]).rstrip(".")
+    return re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
 
 
 def _made(kind: type[Exception], sentence: str) -> Exception:

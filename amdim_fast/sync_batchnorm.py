@@ -54,7 +54,8 @@ class SyncBatchNorm(_BatchNorm):
 
     Equals ``nn.BatchNorm1d`` or ``2d`` of the ranks' batches, one after the other, on one process;
     gradients are those of the sum of the ranks' objectives. Batches must be equal in size.
-    Statistics are taken in the dtype of the weights and summed in the order of the ranks.
+    Statistics are taken in the dtype of the weights and summed in the order of the ranks; a graph
+    of torch.compile ends here.
     """
 
     group_name: str
@@ -67,6 +68,10 @@ class SyncBatchNorm(_BatchNorm):
         """[B, C, ...] -> [B, C, ...]."""
         if not self.training:
             return super().forward(input)
+        return self._whole_batch(input)
+
+    @torch.compiler.disable
+    def _whole_batch(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         found, mean, var = _Normalize.apply(
             input, self.weight, self.bias, self.eps, self.group_name
