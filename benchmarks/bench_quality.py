@@ -39,14 +39,12 @@ RECIPE = replace(RECIPES["digits"], precision="float32")
 
 
 def reference_loss(recipe: Recipe) -> Any:
-    """What ``LossMultiNCE`` computes, by the reference, from the same draw of 5x5 locations."""
+    """What ``LossMultiNCE`` computes, by the reference."""
 
-    def forward(*maps: Tensor, generator: torch.Generator, **_: Any) -> tuple[Tensor, ...]:
-        cells, images = maps[1].shape[2] * maps[1].shape[3], len(maps[0])
-        drawn = [torch.randint(cells, (images,), generator=generator) for _ in range(2)]
+    def forward(*maps: Tensor, locations: Any, **_: Any) -> tuple[Tensor, ...]:
         first, second = maps[:3], maps[3:]
         options = {"clip": recipe.tclip, "reg_weight": recipe.reg_weight}
-        return multiscale_nce(first, second, drawn, **options)  # type: ignore[arg-type]
+        return multiscale_nce(first, second, locations, **options)  # type: ignore[arg-type]
 
     return forward
 
