@@ -23,7 +23,14 @@ from amdim_fast.training import Training
 
 STEPS = 10
 WHOLE = replace(
-    TINY, steps=STEPS, log_every=1, mixture=2, use_bn=True, clip_grad_norm=0.5, sync_bn=True
+    TINY,
+    steps=STEPS,
+    log_every=1,
+    mixture=2,
+    use_bn=True,
+    clip_grad_norm=0.5,
+    sync_bn=True,
+    precision="float32",
 )
 QUIET = {"progress": False}
 
