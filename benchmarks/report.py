@@ -21,6 +21,7 @@ from benchmarks.grid_table import grid_table
 from benchmarks.large_table import large_goals
 from benchmarks.mixture_table import mixture_goals, mixture_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
+from benchmarks.recipe_table import recipe_table
 from benchmarks.repository_table import repository_table
 from benchmarks.rows import (
     COLUMNS,
@@ -38,14 +39,18 @@ from benchmarks.rows import (
     table,
 )
 from benchmarks.step_table import step_goals
+from benchmarks.traffic import traffic_table
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "benchmarks/NOTES.md", "docs/mixtures.md")
 REQUIRED = {
     "README.md": ("nce_headline",),
     "benchmarks/NOTES.md": ("nce_goals", "large_goals"),
+    "docs/kernels.md": ("aot",),
+    "docs/large_batches.md": ("traffic", "large_digits", "large_gpu"),
     "docs/mixtures.md": ("mixture", "emergence"),
+    "docs/recipes.md": ("recipes", "demo"),
 }
+DOCUMENTS = tuple(REQUIRED)
 MARKED = re.compile(r"<!-- report:(?P<name>\w+) -->\n(?P<body>.*?)<!-- /report:(?P=name) -->", re.S)
 
 
@@ -176,6 +181,8 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "large_digits": lambda rows: small_table(rows, "large_batch", "cpu-digits"),
     "large_loss": lambda rows: small_table(rows, "large_batch", "cpu-loss"),
     "large_gpu": lambda rows: small_table(rows, "large_batch", "cuda-imagenet128"),
+    "recipes": recipe_table,
+    "traffic": traffic_table,
     "large_gpu_recipe": lambda rows: small_table(rows, "large_batch", "cuda-imagenet128-recipe"),
 }
 
