@@ -30,8 +30,8 @@ CLIP = 10.0
 MAP_SIDES = (1, 5, 7)
 FIRST, LAST = 32, 1 << 20  # images
 ROUNDS = 15
-# Calls of a provider at one size: a warm-up, one under the profiler, the least rounds and a spare.
-CALLS = LEAST_ROUNDS + 3
+# Expected of twice the batch: a warm-up, a call for memory, the least rounds, of thrice the time.
+GROWTH = 3 * (LEAST_ROUNDS + 2)
 SHARE = 0.8  # of the free memory, for a size to be tried
 # Largest difference, relative to each tensor's largest value; a wrong mask or scale makes 1e-2.
 TOLERANCE = 1e-4
@@ -184,7 +184,7 @@ def _affordable(made: Sequence[Measurement], seconds: float) -> list[str]:
     """Providers that twice the batch leaves time for, ours first."""
     kept = []
     for measurement in made:
-        cost = CALLS * 4 * measurement.milliseconds[1] / 1e3
+        cost = GROWTH * measurement.milliseconds[1] / 1e3
         if cost <= seconds:
             kept.append(measurement.provider)
             seconds -= cost

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amdim_fast.distributed import Ranks
 from amdim_fast.training import COUNTS, LOSS_TERMS
 
 PROBES = ("linear", "mlp")
@@ -24,10 +25,18 @@ class Meter:
     Args:
         names: of the values.
         window: sums since the last regular checkpoint, from ``window`` of an earlier meter.
+        ranks: the processes whose values are averaged or, the counts, summed by ``read``, which all
+            of them call after the same step.
     """
 
-    def __init__(self, names: Sequence[str], window: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        window: dict[str, float] | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.names = tuple(names)
+        self._ranks = ranks or Ranks()
         self._unread: list[tuple[int, Tensor]] = []
         self._since_record: dict[str, float] = {}
         self._window = dict(window or {})
@@ -47,7 +56,9 @@ class Meter:
             return
         steps, values = zip(*self._unread, strict=True)
         self._unread = []
-        for step, row in zip(steps, torch.stack(values).tolist(), strict=True):
+        table = self._ranks.sum(torch.stack(values).double())
+        parts = [1 if name in COUNTS else self._ranks.world_size for name in self.names]
+        for step, row in zip(steps, (table.cpu() / torch.tensor(parts)).tolist(), strict=True):
             self._latest = dict(zip(self.names, row, strict=True))
             for name, value in self._latest.items():
                 if not math.isfinite(value):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import resource
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,28 @@ import torch
 
 import amdim_fast
 from amdim_fast.data import ImageData, load_data
+from amdim_fast.distributed import Ranks, joined
 from amdim_fast.evaluation import probe_encoder, probe_pixels
 from amdim_fast.meter import Meter
 from amdim_fast.ops.plan import last_plan
 from amdim_fast.randomness import algorithms, restore_random_states, seed_everything
-from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.run_checkpoints import RunCheckpoints, complete_names, read_run
-from amdim_fast.runlog import RunLog, read_config
+from amdim_fast.recipes import Recipe
+from amdim_fast.run_checkpoints import RunCheckpoints, complete_names
+from amdim_fast.run_setup import (
+    PathLike,
+    Setup,
+    check_data,
+    check_setup,
+    data_facts,
+    new_setup,
+    resumed_setup,
+)
+from amdim_fast.runlog import RunLog
 from amdim_fast.stopping import Stopped, StopSignals
 from amdim_fast.tensorboard_server import check_tensorboard
 from amdim_fast.training import Training, build_model
 from amdim_fast.training_loop import run_steps
 from amdim_fast.views import POLICIES
-
-PathLike = str | os.PathLike[str]
 
 
 def pretrain(
@@ -47,6 +54,7 @@ def pretrain(
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
     resume: PathLike | None = None,
+    timeout: float = 600.0,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Pre-train an encoder; everything is kept in ``runs_dir / name``.
@@ -59,6 +67,12 @@ def pretrain(
     killed goes on from its latest checkpoint with ``resume``: on a CPU, with the same number of
     threads and versions, to the same bits as if it had never stopped.
 
+    Started by torchrun, each process takes its share of every batch, negatives come from all of
+    them, and losses and gradients are those of one process with the whole batch; BatchNorm's
+    statistics are a process's own unless ``recipe.sync_bn``. Rank 0 logs and saves, with its
+    running statistics. A signal to any process stops all after the same step; an error in one is
+    raised, with the same sentence, in all. A run may go on with another number of processes.
+
     Args:
         recipe: a Recipe, or the name of one in ``RECIPES``; None is "digits", or the resumed run's.
         name: of the run; the recipe's name and the time by default.
@@ -70,209 +84,163 @@ def pretrain(
         seed: of everything random, 0 by default.
         device: where encoder, loss and views run, "cpu" by default.
         log_every: in place of the recipe's.
-        workers: processes that decode image files; None uses every CPU.
+        workers: processes that decode image files; None uses every CPU, or this process's share.
         tensorboard: write events for TensorBoard into the folder too.
         tensorboard_port: serve them at this port of localhost while the run goes.
         resume: folder of a run to go on with. ``data_dir``, ``seed`` and ``device`` are that run's
             by default; of the recipe, ``log_every``, ``checkpoint_every`` and ``keep_every`` may
-            differ.
+            differ. Every process reads it: it must be on storage that all machines see.
+        timeout: seconds after which a process stops because another one does not answer; saving a
+            checkpoint must be faster.
         progress: whether to show a bar with loss, images/s and the share of data and views.
 
     Returns:
-        The summary: step, steps, folder, whether the run was ``interrupted``; if not, also seconds,
-        images/s, peak memory in bytes, the loss's plan and, with ``recipe.baselines``, accuracies
-        of the linear probe on held-out images (raw pixels, random weights, pre-trained).
+        The summary: step, steps, folder, whether the run was ``interrupted``; if not, on rank 0
+        also seconds, images/s, peak memory in bytes, the loss's plan and, with
+        ``recipe.baselines``, accuracies of the linear probe on held-out images (raw pixels, random
+        weights, pre-trained).
 
     Raises:
         ValueError: an argument is out of range, or not what the resumed run began with.
         FileExistsError: the run exists. FileNotFoundError: there is no run to resume.
         FloatingPointError: a loss or weight is not finite; names step, term and the last good
             checkpoint. OSError: a checkpoint could not be written; earlier ones are as they were.
+        LostRank: another process ended or did not answer in time.
 
-    Deterministic for a seed, device, library versions and number of threads; on a GPU with
-    ``recipe.deterministic``.
+    Deterministic for a seed, device, library versions, number of threads and of processes; on a GPU
+    with ``recipe.deterministic``. Batches, views and locations do not depend on the last.
     """
-    if resume is None:
-        setup = _new(recipe, data_dir, seed, device, skip_bad)
-    else:
-        if name is not None:
-            raise ValueError(f"name is {name!r}, but a resumed run keeps its own; leave it out")
-        setup = _resumed(Path(resume), recipe, data_dir, seed, device, skip_bad)
-    if log_every is not None:
-        setup = replace(setup, recipe=replace(setup.recipe, log_every=log_every))
-    recipe = setup.recipe
-    _check(setup)
-    if tensorboard or tensorboard_port is not None:
-        check_tensorboard(tensorboard_port)
-    data = load_data(recipe.data, setup.data_dir, download=download, skip_bad=setup.skip_bad)
-    _check_data(setup, data)
-    started = datetime.now(timezone.utc)
-    folder = setup.folder or Path(runs_dir) / (name or f"{recipe.name}-{started:%Y%m%d-%H%M%S}")
-    with algorithms(recipe.deterministic):
-        training, meter, checkpoints = _begin(setup, folder, data)
-        config = checkpoints.fixed | {
-            "data_dir": str(setup.data_dir),
-            "skip_bad": setup.skip_bad,
-            "threads": torch.get_num_threads(),
-            "versions": _versions(),
-            "started": started.isoformat(timespec="seconds"),
-        }
-        with StopSignals() as signals, contextlib.suppress(Stopped):
-            with signals.finishing():
-                log = RunLog(
-                    folder,
-                    config,
-                    resume_step=checkpoints.step,
-                    tensorboard=tensorboard,
-                    tensorboard_port=tensorboard_port,
-                )
-                if checkpoints.step is None:
-                    checkpoints.save(training, meter)
-            with log:
-                signals.check()
-                if recipe.baselines and checkpoints.fixed["baselines"] is None:
-                    checkpoints.fixed["baselines"] = _baselines(training, data)
+    if timeout <= 0:
+        raise ValueError(f"timeout is {timeout}; it must be a number of seconds above 0")
+    with joined() as setting_up:
+        with setting_up.together():
+            if resume is None:
+                setup = new_setup(recipe, data_dir, seed, device, skip_bad)
+            elif name is not None:
+                raise ValueError(f"name is {name!r}, but a resumed run keeps its own; leave it out")
+            else:
+                setup = resumed_setup(Path(resume), recipe, data_dir, seed, device, skip_bad)
+            if log_every is not None:
+                setup = replace(setup, recipe=replace(setup.recipe, log_every=log_every))
+            check_setup(setup, setting_up)
+            if setting_up.is_first and (tensorboard or tensorboard_port is not None):
+                check_tensorboard(tensorboard_port)
+        data = _load(setup, download, setting_up)
+        setting_up.check_equal(data_facts(data) | {"step": setup.contents.get("step")})
+        started = datetime.now(timezone.utc)
+        new_name = setting_up.shared(name or f"{setup.recipe.name}-{started:%Y%m%d-%H%M%S}")
+        folder = setup.folder or Path(runs_dir) / new_name
+        ranks = setting_up.for_steps(setting_up.device(setup.device), timeout)
+        before = setup.contents.get("world_size", 1) if setup.contents else None
+        with algorithms(setup.recipe.deterministic):
+            training, meter, checkpoints = _begin(setup, folder, data, ranks)
+            config = checkpoints.fixed | {
+                "data_dir": str(setup.data_dir),
+                "skip_bad": setup.skip_bad,
+                "threads": torch.get_num_threads(),
+                "versions": _versions(),
+                "started": started.isoformat(timespec="seconds"),
+            }
+            with StopSignals(raising=ranks.group is None) as signals, contextlib.suppress(Stopped):
                 with signals.finishing():
-                    run_steps(
-                        training,
-                        data.train,
-                        setup.seed,
-                        log=log,
-                        checkpoints=checkpoints,
-                        meter=meter,
-                        signals=signals,
-                        workers=workers,
-                        progress=progress,
-                    )
-                signals.check()
-                summary = _summary(training, checkpoints, data)
-                with signals.finishing():
-                    log.finish(summary)
-                return summary
-    return _position(training, folder) | {"interrupted": True}
+                    with setting_up.together():
+                        served = {
+                            "tensorboard": tensorboard,
+                            "tensorboard_port": tensorboard_port,
+                        }
+                        log = _open_log(checkpoints, config, served, ranks, before)
+                    if checkpoints.step is None:
+                        checkpoints.save(training, meter)
+                with log or contextlib.nullcontext():
+                    signals.check(ranks.any)
+                    with setting_up.together():
+                        fixed = checkpoints.fixed
+                        if log and setup.recipe.baselines and fixed["baselines"] is None:
+                            fixed["baselines"] = _baselines(training, data)
+                    with signals.finishing():
+                        run_steps(
+                            training,
+                            data.train,
+                            setup.seed,
+                            log=log,
+                            checkpoints=checkpoints,
+                            meter=meter,
+                            signals=signals,
+                            workers=workers,
+                            progress=progress and ranks.is_first,
+                        )
+                    signals.check(ranks.any)
+                    ranks.close()
+                    if log is None:
+                        return _position(training, folder) | {"interrupted": False}
+                    summary = _summary(training, checkpoints, data)
+                    with signals.finishing():
+                        log.finish(summary)
+                    return summary
+        return _position(training, folder) | {"interrupted": True}
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What a run begins or goes on with; ``contents`` are its checkpoint's, empty for a new one."""
-
-    recipe: Recipe
-    data_dir: Path
-    seed: int
-    device: str
-    skip_bad: bool
-    folder: Path | None
-    contents: dict[str, Any]
-
-
-def _new(
-    recipe: Recipe | str | None,
-    data_dir: PathLike | None,
-    seed: int | None,
-    device: str | None,
-    skip_bad: bool,
-) -> _Setup:
-    if not isinstance(recipe, Recipe):
-        recipe = "digits" if recipe is None else recipe
-        if recipe not in RECIPES:
-            raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
-        recipe = RECIPES[recipe]
-    folder = Path("data" if data_dir is None else data_dir)
-    return _Setup(recipe, folder, seed or 0, device or "cpu", skip_bad, None, {})
-
-
-def _resumed(
-    folder: Path,
-    recipe: Recipe | str | None,
-    data_dir: PathLike | None,
-    seed: int | None,
-    device: str | None,
-    skip_bad: bool,
-) -> _Setup:
-    contents = read_run(folder)
-    config = read_config(folder)
-    begun = Recipe.from_dict(contents["recipe"])
-    if isinstance(recipe, str):
-        recipe = _new(recipe, None, None, None, False).recipe
-    recipe = recipe or begun
-    pairs = recipe.differences(begun)
-    for name, given in (("seed", seed), ("device", device)):
-        if given is not None and given != contents[name]:
-            pairs[name] = (given, contents[name])
-    if pairs:
-        said = "; ".join(f"{name} is {new!r}, not {old!r}" for name, (new, old) in pairs.items())
-        raise ValueError(
-            f"{said} as when the run {folder} began; leave that out to go on with it, or start a"
-            " new run"
+def _load(setup: Setup, download: bool, ranks: Ranks) -> ImageData:
+    """The data set; where something is fetched, rank 0 goes before one process of each machine."""
+    alone = ranks.world_size == 1
+    for is_turn in (ranks.is_first, ranks.local_rank == 0) if download and not alone else ():
+        with ranks.together():
+            if is_turn:
+                load_data(setup.recipe.data, setup.data_dir, download=True)
+    with ranks.together():
+        data = load_data(
+            setup.recipe.data,
+            setup.data_dir,
+            download=download and alone,
+            skip_bad=setup.skip_bad,
         )
-    return _Setup(
-        recipe,
-        Path(config["data_dir"] if data_dir is None else data_dir),
-        contents["seed"],
-        contents["device"],
-        skip_bad or config["skip_bad"],
-        folder,
-        contents,
-    )
+        check_data(setup, data)
+    return data
 
 
-def _check(setup: _Setup) -> None:
-    """What can be said before data are read."""
-    policy, device = setup.recipe.policy, setup.device
-    if policy not in POLICIES:
-        raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(
-            f"device is {device!r}; it must be one of torch's, such as cpu or cuda"
-        ) from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no CUDA device here; use cpu")
-
-
-def _check_data(setup: _Setup, data: ImageData) -> None:
-    recipe, images = setup.recipe, len(data.train)
-    if recipe.baselines and (data.train_labeled is None or data.test is None):
-        raise ValueError(
-            f"baselines is on, but the data set {recipe.data!r} has no labels or no test images"
+def _open_log(
+    checkpoints: RunCheckpoints,
+    config: dict[str, Any],
+    served: dict[str, Any],
+    ranks: Ranks,
+    world_size: int | None,
+) -> RunLog | None:
+    """Of rank 0; says where a run goes on from ``world_size`` processes on another number."""
+    if not ranks.is_first:
+        return None
+    step = checkpoints.step
+    log = RunLog(checkpoints.folder, config, resume_step=step, **served)
+    if world_size not in (None, ranks.world_size):
+        print(
+            f"amdim-fast: goes on after step {step} with {ranks.world_size} process(es), where it"
+            f" had {world_size}",
+            file=sys.stderr,
         )
-    if recipe.batch_size > images:
-        raise ValueError(
-            f"batch_size is {recipe.batch_size}; the data set {recipe.data!r} has only {images}"
-            " training images"
-        )
-    before, now = setup.contents.get("data"), _facts(data)
-    if before is not None and before != now:
-        raise ValueError(
-            f"the data set has {now['images']} training images of {now['classes']} classes, but"
-            f" had {before['images']} of {before['classes']} when the run began; give it the same"
-            " with --data-dir"
-        )
+        log.write({"step": step, "world_size": ranks.world_size, "world_size_before": world_size})
+    return log
 
 
-def _facts(data: ImageData) -> dict[str, int]:
-    """By which a resumed run knows its data again."""
-    labeled = bool((data.train.labels >= 0).any())
-    return {"images": len(data.train), "classes": len(data.classes) if labeled else 0}
-
-
-def _begin(setup: _Setup, folder: Path, data: ImageData) -> tuple[Training, Meter, RunCheckpoints]:
+def _begin(
+    setup: Setup, folder: Path, data: ImageData, ranks: Ranks
+) -> tuple[Training, Meter, RunCheckpoints]:
     """At step 0, or as the checkpoint has it."""
-    recipe, contents, facts = setup.recipe, setup.contents, _facts(data)
+    recipe, contents, facts = setup.recipe, setup.contents, data_facts(data)
     seed_everything(setup.seed)
-    model = build_model(recipe, facts["classes"] or None).to(setup.device)
-    training = Training(model, recipe, len(data.train), setup.seed)
+    model = build_model(recipe, facts["classes"] or None, ranks.group)
+    training = Training(
+        model.to(ranks.device(setup.device)), recipe, len(data.train), setup.seed, ranks
+    )
     fixed = {"recipe": asdict(recipe), "seed": setup.seed, "device": setup.device, "data": facts}
-    fixed["baselines"] = contents.get("baselines")
+    fixed |= {"baselines": contents.get("baselines"), "world_size": ranks.world_size}
     checkpoints = RunCheckpoints(folder, recipe, fixed, contents.get("score"))
-    meter = Meter(training.names, contents.get("window"))
+    meter = Meter(training.names, contents.get("window"), ranks)
     if contents:
         model.load_state_dict(contents["model"])
         training.load_state(contents)
         restore_random_states(contents["random"])
         checkpoints.step, checkpoints.seconds = training.step, contents["seconds"]
-        complete_names(folder, contents)
+        if ranks.is_first:
+            complete_names(folder, contents)
         contents.clear()
     return training, meter, checkpoints
 

@@ -94,7 +94,7 @@ class Probes(nn.Module):
         return ProbeOutput(self.block_glb_mlp(features), self.block_glb_lin(features))
 
 
-def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def probe_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
     """Cross entropy of softly clipped logits, with a penalty on large ones.
 
     Equals ``F.cross_entropy(10 * tanh(logits / 10), labels) + 1e-3 * (logits ** 2).mean()``.
@@ -103,6 +103,8 @@ def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [B, n_classes] of one probe, any floating dtype; taken in float32.
         labels: [B] int64, 0 ... n_classes - 1. Rows labelled -1 are left out of the cross entropy,
             not of the penalty.
+        count: what the sum of the cross entropies is divided by, where it is not the number of
+            labels other than -1: of several processes, their mean number.
 
     Returns:
         float32 scalar. If every label is -1 it is the penalty (the public code gives NaN).
@@ -120,5 +122,6 @@ def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits = logits.float()
     clipped = LOGIT_CLIP * torch.tanh(logits / LOGIT_CLIP)
     total = F.cross_entropy(clipped, labels, ignore_index=IGNORED_LABEL, reduction="sum")
-    count = (labels != IGNORED_LABEL).sum().clamp(min=1)
+    if count is None:
+        count = (labels != IGNORED_LABEL).sum().clamp(min=1)
     return total / count + LOGIT_PENALTY * logits.square().mean()

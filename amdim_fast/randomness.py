@@ -19,6 +19,12 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for one step of one of several processes, whose draws differ from the others'."""
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+
 def random_states() -> dict[str, Any]:
     """The states of the generators that ``seed_everything`` seeds, as tensors and plain values."""
     name, keys, *rest = np.random.get_state()

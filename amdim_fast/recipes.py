@@ -64,6 +64,9 @@ class Recipe:
     freeze_bn: bool = _option(
         False, "the encoder's BatchNorms normalise by running statistics and leave these alone"
     )
+    sync_bn: bool = _option(
+        False, "with several processes, BatchNorm's statistics are those of the whole batch"
+    )
     deterministic: bool = _option(False, "demand the same bits of every run on a GPU; slower")
     baselines: bool = _option(
         False, "linear probes of raw pixels and of the encoder before and after; small sets only"

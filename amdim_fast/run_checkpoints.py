@@ -61,14 +61,17 @@ class RunCheckpoints:
     def save(self, training: Training, meter: Meter) -> None:
         """Write the latest checkpoint and whatever other names are due for it.
 
+        Every process calls it, rank 0 writes, and all return when it has.
+
         Raises:
             NotFinite: a step's loss, or a weight, is not finite; nothing is written.
             OSError: it could not be written; the sentence names the last good checkpoint.
         """
         meter.read()
-        step = training.step
-        if not training.weights_are_finite():
-            raise NotFinite(f"a weight is not finite after step {step}")
+        step, ranks = training.step, training.ranks
+        with ranks.together():
+            if not training.weights_are_finite():
+                raise NotFinite(f"a weight is not finite after step {step}")
         is_best = False
         if step % self.recipe.checkpoint_every == 0 or step == training.total_steps:
             value = meter.close_window()
@@ -77,6 +80,13 @@ class RunCheckpoints:
             )
             if is_best:
                 self._best = {"value": value, "step": step}
+        with ranks.together():
+            if ranks.is_first:
+                self._write(training, meter, is_best)
+        self.step = step
+
+    def _write(self, training: Training, meter: Meter, is_best: bool) -> None:
+        step = training.step
         try:
             save_checkpoint(
                 self.folder / LAST,

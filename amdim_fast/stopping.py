@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -24,15 +24,19 @@ class StopSignals:
     that comes within a second of it is its echo (``timeout`` and ``torchrun`` signal a process and
     its group); a later one has the effect it had before.
 
+    Args:
+        raising: False where other processes would wait for this one: nothing is raised by a signal.
+
     Attributes:
         requested: whether a signal has come.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, raising: bool = True) -> None:
         self.requested = False
         self._first = 0.0
+        self._raising = raising
         self._finishing = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -53,9 +57,9 @@ class StopSignals:
         finally:
             self._finishing = False
 
-    def check(self) -> None:
-        """Raise Stopped if a signal has come."""
-        if self.requested:
+    def check(self, agreed: Callable[[bool], bool] = bool) -> None:
+        """Raise Stopped if a signal has come, or as ``agreed`` makes of that."""
+        if agreed(self.requested):
             raise Stopped
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
@@ -66,7 +70,7 @@ class StopSignals:
                 signal.raise_signal(number)
             return
         self.requested, self._first = True, now
-        if not self._finishing:
+        if self._raising and not self._finishing:
             raise Stopped
 
     def _release(self) -> None:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from amdim_fast.augmentation import TwoViews
 from amdim_fast.devices import computes_bfloat16
+from amdim_fast.distributed import Ranks
 from amdim_fast.gradient_cache import CachedEncoding
 from amdim_fast.loading import Batch
 from amdim_fast.model import AMDIM
 from amdim_fast.ops.agreement import ErrorsOnAllRanks
 from amdim_fast.probes import probe_loss
+from amdim_fast.randomness import seed_step
 from amdim_fast.recipes import Recipe
+from amdim_fast.sync_batchnorm import synchronize_batchnorm
 from amdim_fast.views import POLICIES
 
 LOSS_TERMS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
 MIXTURE_TERMS = ("posterior_entropy", "usage_entropy")  # nats
 PROBE_TERMS = ("probe_mlp", "probe_linear")
 COUNTS = ("correct_mlp", "correct_linear", "labeled")
+# Whether the forward copies rank 0's buffers, before and since torch 2.14.
+_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+SOURCE_LOCATIONS = 25  # of the 5x5 map, of which the 5->5 sources are drawn
 
 
-def build_model(recipe: Recipe, n_classes: int | None) -> AMDIM:
+def build_model(recipe: Recipe, n_classes: int | None, group: ProcessGroup | None = None) -> AMDIM:
     """The model of a recipe, with online probes where there are classes."""
     return AMDIM(
         POLICIES[recipe.policy].size,
@@ -33,6 +46,7 @@ def build_model(recipe: Recipe, n_classes: int | None) -> AMDIM:
         recipe.depth,
         recipe.use_bn,
         n_classes=n_classes,
+        group=group,
         tclip=recipe.tclip,
         reg_weight=recipe.reg_weight,
         components=recipe.mixture or None,
@@ -58,15 +72,22 @@ class Training:
         recipe: sizes excepted, what to do.
         images: number of training images.
         seed: of views and 5x5 locations; the model has been drawn already.
+        ranks: the processes that share each batch; all construct and update at the same time, with
+            the same model. The encoder's gradients are averaged while they come, by
+            DistributedDataParallel; those of the small modules, which take part in a backward of
+            their own kind, afterwards. Buffers stay each process's own.
 
     Attributes:
         step: steps done.
         names: of the values that ``update`` returns.
     """
 
-    def __init__(self, model: AMDIM, recipe: Recipe, images: int, seed: int) -> None:
+    def __init__(
+        self, model: AMDIM, recipe: Recipe, images: int, seed: int, ranks: Ranks | None = None
+    ) -> None:
         self.model, self.recipe = model, recipe
-        self._encoder = model.encoder
+        self.ranks = ranks or Ranks()
+        self.seed = seed
         self.step = 0
         self.steps_per_epoch = recipe.steps_per_epoch(images)
         self.total_steps = recipe.total_steps(images)
@@ -100,6 +121,33 @@ class Training:
             for module in model.encoder.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+        self._encoder = self._shared(model.encoder)
+        self._small = [
+            p for part in (model.mixture, model.evaluator) if part for p in part.parameters()
+        ]
+
+    def _shared(self, encoder: nn.Module) -> nn.Module:
+        """What encodes; with several processes its backward averages their gradients."""
+        group = self.ranks.group
+        if group is None:
+            return encoder
+        if self.recipe.sync_bn:
+            synchronize_batchnorm(self.model, group.group_name)
+        return DistributedDataParallel(
+            encoder, process_group=group, gradient_as_bucket_view=True, **{_BUFFERS: False}
+        )
+
+    def _draw_locations(self) -> tuple[Tensor, Tensor]:
+        """As the loss would for the whole batch; this process's part."""
+        ranks, batch = self.ranks, self.recipe.batch_size
+        options: dict[str, Any] = {"generator": self._location_generator, "device": self.device}
+        first, second = (
+            torch.randint(0, SOURCE_LOCATIONS, (batch,), **options).chunk(ranks.world_size)[
+                ranks.rank
+            ]
+            for _ in range(2)
+        )
+        return first, second
 
     def views(self, batch: Batch) -> Tensor:
         """Two views of a batch, [2, B, 3, size, size]."""
@@ -113,7 +161,7 @@ class Training:
         """Take one step.
 
         Args:
-            views: of ``views``.
+            views: of ``views``, this process's part of the batch.
             labels: int64 [B], -1 where unknown; not read without probes.
             locations: 5x5 locations of the 5->5 sources, as in ``AMDIM``; None draws them.
 
@@ -121,30 +169,39 @@ class Training:
             The values of ``names``, float32, on the device; they are not waited for.
         """
         x1, x2 = views
-        drawn = {"locations": locations, "generator": self._location_generator}
         encoding = None
+        ranks = self.ranks
+        if ranks.world_size > 1:  # dropout must differ
+            seed_step(self.seed, self.step, ranks.rank)
+        locations = locations or self._draw_locations()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             if self.recipe.micro_batch:
                 with ErrorsOnAllRanks(self.model.g2l_loss.group_name):
                     encoding = CachedEncoding(self._encoder, (x1, x2), self.recipe.micro_batch)
-                output = self.model.objective(*encoding.features, **drawn)
+                features = encoding.features
             else:
-                output = self.model(x1, x2, **drawn)
+                features = self._encoder(x1), self._encoder(x2)
+            output = self.model.objective(*features, locations=locations)
         values = [getattr(output, term) for term in LOSS_TERMS]
         loss = output.loss
         if output.entropy is not None and output.usage is not None:
-            values += [output.entropy, torch.special.entr(output.usage).sum()]
+            usage = ranks.sum(output.usage) / ranks.world_size
+            values += [output.entropy, torch.special.entr(usage).sum()]
         if self.model.evaluator is not None:
             labels = labels.repeat(2)
             logits = self.model.evaluator(torch.cat([output.r1_x1, output.r1_x2]))
-            losses = [probe_loss(part, labels) for part in logits]
+            count = ranks.sum((labels >= 0).sum()).clamp(min=1) / ranks.world_size
+            losses = [probe_loss(part, labels, count) for part in logits]
             loss = loss + losses[0] + losses[1]
             correct = [(part.argmax(1) == labels).sum() for part in logits]
             values += [*losses, *correct, (labels >= 0).sum()]
+        found = torch.stack([value.detach().float() for value in values])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if encoding is not None:
+            del loss, output, values, features  # through their graph they hold the features
             encoding.backward()
+        ranks.average_gradients(self._small)
         if self.recipe.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
         factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)
@@ -152,7 +209,7 @@ class Training:
             group["lr"] = self.recipe.learning_rate * factor
         self.optimizer.step()
         self.step += 1
-        return torch.stack([value.detach().float() for value in values])
+        return found
 
     def weights_are_finite(self) -> bool:
         """Whether no weight and no buffer of the model is NaN or infinite; waits for the device."""

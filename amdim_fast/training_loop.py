@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from amdim_fast.distributed import LostRank, is_loss, reason
 from amdim_fast.image_sets import ImageSet
 from amdim_fast.loading import training_batches
 from amdim_fast.meter import Meter, NotFinite
@@ -24,25 +25,27 @@ def run_steps(
     images: ImageSet,
     seed: int,
     *,
-    log: RunLog,
+    log: RunLog | None,
     checkpoints: RunCheckpoints,
     meter: Meter,
     signals: StopSignals,
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Take all steps that are left, or stop after the one in which a signal came.
+    """Take all steps that are left, or stop after the one in which a signal came to any process.
 
     Either way the last step's checkpoint is there afterwards. The device is waited for only at
-    records (every ``log_every`` steps, the first and the last) and checkpoints.
+    records (every ``log_every`` steps, the first and the last) and checkpoints. Several processes
+    exchange two integers on the CPU before and after each step; rank 0 has the log.
 
     Raises:
         NotFinite: naming step, term and the last good checkpoint. OSError, ChildProcessError: of
-        the loader, of the log or of a checkpoint.
+        the loader, of the log or of a checkpoint. LostRank: naming the last good checkpoint.
     """
-    recipe = training.recipe
+    recipe, ranks = training.recipe, training.ranks
     clock = _Clock(checkpoints.seconds, training.step)
     options: dict[str, Any] = {"seed": seed, "start": training.step, "device": training.device}
+    options |= {"rank": ranks.rank, "world_size": ranks.world_size}
     with (
         tqdm(
             total=training.total_steps,
@@ -51,28 +54,36 @@ def run_steps(
             disable=not progress,
             file=sys.stderr,
         ) as bar,
-        training_batches(images, recipe.batch_size, workers=workers, **options) as loader,
+        training_batches(
+            images, recipe.batch_size, workers=ranks.workers(workers), **options
+        ) as loader,
     ):
         try:
-            while training.step < training.total_steps and not signals.requested:
-                before = loader.waited
-                batch = next(loader)
-                clock.waited += loader.waited - before
-                started = time.perf_counter()
-                views = training.views(batch)
-                clock.viewing += time.perf_counter() - started
+            stop = ranks.any(signals.requested)
+            while training.step < training.total_steps and not stop:
+                with ranks.together():
+                    before = loader.waited
+                    batch = next(loader)
+                    clock.waited += loader.waited - before
+                    started = time.perf_counter()
+                    views = training.views(batch)
+                    clock.viewing += time.perf_counter() - started
                 meter.add(training.step + 1, training.update(views, batch.labels))
                 step = training.step
                 bar.update()
                 if step % recipe.log_every == 0 or step in (1, training.total_steps):
                     record = meter.record()
                     speed = clock.record(step, recipe.batch_size)
-                    log.write({"step": step, **record, **speed})
+                    if log is not None:
+                        with ranks.telling():
+                            log.write({"step": step, **record, **speed})
                     bar.set_postfix(_shown(record, speed))
                 if checkpoints.due(training):
                     _save(training, checkpoints, meter, clock)
-                    with clock.paused():
-                        log.draw_curves()
+                    if log is not None:
+                        with clock.paused(), ranks.telling():
+                            log.draw_curves()
+                stop = ranks.any(signals.requested)
             if checkpoints.step != training.step:
                 _save(training, checkpoints, meter, clock)
         except NotFinite as error:
@@ -80,6 +91,14 @@ def run_steps(
                 f"{error}; {checkpoints.last_good()}; a lower --learning-rate, a higher"
                 " --reg-weight or --clip-grad-norm may help"
             ) from None
+        except RuntimeError as error:
+            if ranks.group is None or not is_loss(error):
+                raise
+            raise LostRank(
+                f"rank {ranks.rank} of {ranks.world_size} lost another process in step"
+                f" {training.step + 1} ({reason(error)}); {checkpoints.last_good()}; start all of"
+                f" them again with --resume {checkpoints.folder}"
+            ) from error
 
 
 def _save(training: Training, checkpoints: RunCheckpoints, meter: Meter, clock: _Clock) -> None:

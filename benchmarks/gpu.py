@@ -29,6 +29,8 @@ from benchmarks.harness import ROOT
 
 # Test files that need a package a GPU machine may lack.
 NEEDS = {
+    "coverage": ("tests/test_repository_table.py",),
+    "matplotlib": ("tests/test_comparison.py",),
     "mlxtend": (
         "tests/test_evaluation.py",
         "tests/test_pretraining.py",
@@ -43,6 +45,7 @@ NEEDS = {
         "tests/test_pixel.py",
         "tests/test_views.py",
     ),
+    "yaml": ("tests/test_packaging.py",),
 }
 SANITIZED = [
     f"tests/test_{op}_gpu.py::test_small_case_for_the_sanitizer" for op in ("augment", "nce")

@@ -84,9 +84,8 @@ def make_training(recipe: Recipe, provider: str) -> Training:
     recipe = replace(recipe, precision="bfloat16", **PROVIDERS[provider])
     training = Training(build_model(recipe, CLASSES).cuda(), recipe, 10**6, seed=0)
     if provider == REFERENCE:
-        training.model.g2l_loss.forward = (  # type: ignore[method-assign,assignment]
-            lambda *maps, **_: _reference(maps, recipe)
-        )
+        loss = training.model.g2l_loss
+        loss.forward = lambda *maps, **_: _reference(maps, recipe)  # type: ignore[method-assign,assignment]
     return training
 
 

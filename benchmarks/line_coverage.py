@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-file", default=".coverage", help="combined data of coverage")
     parser.add_argument("--out", type=Path, default=harness.RESULTS / f"{NAME}.jsonl")
+    parser.add_argument("--note", default="", help="what was not run, recorded with the rows")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
@@ -62,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     for provider, share in covered(report).items():
         condition = harness.Condition(NAME, "lines", provider, "tests", {}, "")
         device = harness.device_name("cpu")
-        row = harness.make_row(condition, "lines_reached", "%", [share], device=device)
+        row = harness.make_row(
+            condition, "lines_reached", "%", [share], device=device, note=options.note
+        )
         harness.append_row(row, options.out)
         print(f"  {provider}/: {share:.1f} % of the lines")
     missing = {name: file["summary"]["missing_lines"] for name, file in report["files"].items()}

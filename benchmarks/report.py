@@ -21,6 +21,7 @@ from benchmarks.grid_table import grid_table
 from benchmarks.large_table import large_goals
 from benchmarks.mixture_table import mixture_goals, mixture_table
 from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
+from benchmarks.quality_table import quality_goals, quality_table
 from benchmarks.recipe_table import recipe_table
 from benchmarks.repository_table import repository_table
 from benchmarks.rows import (
@@ -174,6 +175,8 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "step_imagenet128": lambda rows: small_table(rows, "train_step", "cuda-imagenet128"),
     "repository": repository_table,
     "demo": lambda rows: small_table(rows, "demo"),
+    "quality": quality_table,
+    "quality_goals": quality_goals,
     "mixture": mixture_table,
     "mixture_goals": mixture_goals,
     "emergence": lambda rows: small_table(rows, "emergence"),

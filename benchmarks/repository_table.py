@@ -25,6 +25,7 @@ def repository_table(rows: Rows) -> str:
         row = lines.get(folder)
         met = "" if row is None else _met(row["q50"] > COVERAGE_GOAL)
         label = f"lines of `{folder}/` that the tests reach"
+        label += f", {row['note']}" if row and row["note"] else ""
         body.append([label, f"above {COVERAGE_GOAL} %", cell(row), met])
     used = [row for row in (ours, torch, *lines.values()) if row]
     return table(["", "goal", "measured", ""], body) + "\n\n" + conditions(used)

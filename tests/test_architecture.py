@@ -25,6 +25,7 @@ LAYERS = (
         "amdim_fast.gradient_cache",
         "amdim_fast.probes",
         "amdim_fast.replay",
+        "amdim_fast.sync_batchnorm",
     ),
     (
         "amdim_fast.model",
@@ -32,6 +33,7 @@ LAYERS = (
         "amdim_fast.checkpoint_names",
         "amdim_fast.data",
         "amdim_fast.devices",
+        "amdim_fast.distributed",
         "amdim_fast.decoding",
         "amdim_fast.encoding",
         "amdim_fast.export",
@@ -62,6 +64,7 @@ LAYERS = (
         "amdim_fast.training",
         "amdim_fast.meter",
         "amdim_fast.run_checkpoints",
+        "amdim_fast.run_setup",
         "amdim_fast.training_loop",
         "amdim_fast.pretraining",
         "amdim_fast.evaluation",

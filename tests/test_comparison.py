@@ -2,11 +2,13 @@
 
 import json
 import math
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 
-from amdim_fast import comparison, comparison_files
+from amdim_fast import comparison, comparison_files, measuring
 from amdim_fast.cli import main
 from amdim_fast.comparison import (
     OURS,
@@ -17,7 +19,6 @@ from amdim_fast.comparison import (
     feature_bytes,
     largest_batch,
 )
-from amdim_fast.measuring import allocated_peak, free_memory
 from amdim_fast.ops.plan import GroupPlan, Plan
 
 CPU = torch.device("cpu")
@@ -98,8 +99,8 @@ def test_allocations_are_counted_at_the_worst_moment():
         return two
 
     kept = torch.ones(1000)
-    assert allocated_peak(call, "cpu") == 8_000_000
-    assert allocated_peak(lambda: kept.view(10, 100), "cpu") == 0
+    assert measuring.allocated_peak(call, "cpu") == 8_000_000
+    assert measuring.allocated_peak(lambda: kept.view(10, 100), "cpu") == 0
 
 
 def test_calculated_bytes_of_the_reference_are_those_of_a_larger_batch():
@@ -124,7 +125,9 @@ def test_on_a_gpu(tmp_path, capsys):
 
 def reference_extra(images, dim):
     maps, picked = comparison._inputs(images, dim, CPU)
-    peak = allocated_peak(lambda: comparison._step(comparison._reference, maps, picked), "cpu")
+    peak = measuring.allocated_peak(
+        lambda: comparison._step(comparison._reference, maps, picked), "cpu"
+    )
     return peak - feature_bytes(images, dim) // 2
 
 
@@ -143,7 +146,7 @@ def test_ours_is_bounded_by_the_budget_and_what_grows_with_the_batch():
 def test_ours_takes_no_more_than_calculated(images):
     (row,) = (m for m in compare(CPU, 64, 1e-9).measurements if m.provider == OURS)
     maps, picked = comparison._inputs(images, 64, CPU)
-    peak = allocated_peak(lambda: comparison._step(comparison._ours, maps, picked), "cpu")
+    peak = measuring.allocated_peak(lambda: comparison._step(comparison._ours, maps, picked), "cpu")
     assert peak + feature_bytes(images, 64) // 2 <= expected_bytes([row], 64, images)
 
 
@@ -161,7 +164,7 @@ def test_features_are_counted():
 
 def test_the_reference_drops_out_first_and_memory_stops_both():
     slow = [our_row(32, 0, 0, 0, 0), reference_row(32, 0)]
-    cost = comparison.CALLS * 4 * 2.0 / 1e3
+    cost = comparison.GROWTH * 2.0 / 1e3
     assert comparison._affordable(slow, 2.5 * cost) == [OURS, REFERENCE]
     assert comparison._affordable(slow, 1.5 * cost) == [OURS]
     assert comparison._affordable(slow, 0.5 * cost) == []
@@ -189,8 +192,23 @@ def test_unknown_free_memory_is_said(monkeypatch, tmp_path, capsys):
 
 
 def test_free_memory_of_this_machine():
-    free = free_memory("cpu")
+    free = measuring.free_memory("cpu")
     assert free is None or 0 < free < 1 << 50
+
+
+def test_a_system_without_proc_and_a_machine_without_triton(monkeypatch):
+    def absent(*arguments):
+        raise FileNotFoundError(arguments[0])
+
+    def no_package(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(measuring.platform, "processor", lambda: "some processor")
+    monkeypatch.setattr(measuring.metadata, "version", no_package)
+    assert measuring.free_memory("cpu") is None
+    assert measuring.device_name("cpu") == f"some processor, {torch.get_num_threads()} threads"
+    assert measuring.versions()["triton"] is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -361,6 +362,27 @@ def test_training_steps_have_the_values_of_the_full_batch(change, mixture):
     found, true = training.model.state_dict(), expected.model.state_dict()
     for name in true:
         torch.testing.assert_close(found[name], true[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_features_are_gone_in_the_second_pass(monkeypatch):
+    seen = []
+    encode, backward = CachedEncoding._encode, CachedEncoding.backward
+
+    def recorded(self):
+        seen.extend(weakref.ref(part) for features in self.features for part in features[1:])
+        backward(self)
+
+    def checked(self, images):
+        if torch.is_grad_enabled():
+            alive.append(sum(part() is not None for part in seen))
+        return encode(self, images)
+
+    alive = []
+    monkeypatch.setattr(CachedEncoding, "backward", recorded)
+    monkeypatch.setattr(CachedEncoding, "_encode", checked)
+    trained(replace(SMALL, micro_batch=3))
+    assert len(seen) == 12
+    assert alive == [0] * 12
 
 
 def test_frozen_statistics_stay_and_weights_learn():

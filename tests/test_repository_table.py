@@ -39,6 +39,11 @@ def test_goal_of_the_covered_lines(share, verdict):
     assert kernels.endswith(f"| above 90 % | {share:g} % | {verdict} |")
 
 
+def test_what_was_not_run_is_said():
+    noted = {**row("coverage", "kernels", "lines_reached", "%", 95.0), "note": "a file left out"}
+    assert "`kernels/` that the tests reach, a file left out |" in repository_table(Rows([noted]))
+
+
 def test_import_bench_makes_a_row_a_module(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_import, "MODULES", ("json", "amdim_fast"))
     monkeypatch.setattr(bench_import, "REPEATS", 1)

@@ -8,6 +8,16 @@ from amdim_fast import stopping
 from amdim_fast.stopping import Stopped, StopSignals
 
 
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """Those of a process in the foreground; one in the background ignores SIGINT."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that only the test moves."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.distributed import rank_of_environment
 from amdim_fast.pretraining import pretrain
 from amdim_fast.recipes import MODEL_SIZES, RECIPES, Recipe, options
 from amdim_fast.runlog import read_config
@@ -18,7 +19,9 @@ def add_command(commands: Any) -> None:
         "pretrain",
         help="pre-train an encoder with online probes",
         description="Pre-train an encoder; with labels, probes learn along. SIGTERM and Ctrl-C"
-        " finish the step and save it; --resume goes on.",
+        " finish the step and save it; --resume goes on. On several GPUs or machines: torchrun"
+        " --nproc-per-node=4 -m amdim_fast pretrain --device cuda ...; processes share each batch"
+        " and its negatives, and a run may go on with another number of them.",
     )
     command.set_defaults(run=_run)
     command.add_argument("--recipe", choices=RECIPES, help="what to run (default: digits)")
@@ -38,6 +41,13 @@ def add_command(commands: Any) -> None:
     command.add_argument("--device", help="where encoder, loss and views run (default: cpu)")
     command.add_argument(
         "--workers", type=int, help="processes that decode image files (default: one a CPU)"
+    )
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="of several processes, how long to wait for one that does not answer (default: 600)",
     )
     command.add_argument(
         "--tensorboard", action="store_true", help="write events for TensorBoard too"
@@ -113,7 +123,10 @@ def _run(parsed: argparse.Namespace) -> int:
         tensorboard=parsed.tensorboard,
         tensorboard_port=parsed.tensorboard_port,
         resume=parsed.resume,
+        timeout=parsed.timeout,
     )
+    if rank_of_environment() != 0:
+        return 0
     if summary["interrupted"]:
         print(
             f"stopped after step {summary['step']} of {summary['steps']}; go on with: amdim-fast"

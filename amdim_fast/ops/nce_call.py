@@ -56,7 +56,7 @@ class Call:
     def shapes(self) -> list[tuple[int, int, int]]:
         """(S, B, L) of each group, the picked set included."""
         return [
-            (src.shape[0] + (origin != NO_PICK), src.shape[1], trg.shape[1])
+            (src.shape[0] + int(origin != NO_PICK), src.shape[1], trg.shape[1])
             for src, trg, origin in zip(self.srcs, self.trgs, self.pick_from, strict=True)
         ]
 
