@@ -27,6 +27,7 @@ from benchmarks.plot_methods import METHOD_BARS
 from benchmarks.plot_quality import QUALITY_CURVES
 from benchmarks.plot_views import VIEW_BARS
 from benchmarks.quality_table import quality_goals, quality_table
+from benchmarks.recipe_table import recipe_table
 from benchmarks.repository_table import repository_table
 from benchmarks.rows import (
     COLUMNS,
@@ -47,13 +48,18 @@ from benchmarks.rows import (
     table,
 )
 from benchmarks.step_table import step_goals
+from benchmarks.traffic import traffic_table
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = {
     "README.md": ("nce_headline",),
     "benchmarks/NOTES.md": ("nce_goals", "large_goals"),
+    "docs/kernels.md": ("aot",),
+    "docs/large_batches.md": ("traffic", "large_digits", "large_gpu"),
     "docs/mixtures.md": ("mixture", "emergence"),
+    "docs/recipes.md": ("recipes", "demo"),
 }
+DOCUMENTS = tuple(REQUIRED)
 MARKED = re.compile(r"<!-- report:(?P<name>\w+) -->\n(?P<body>.*?)<!-- /report:(?P=name) -->", re.S)
 
 
@@ -184,6 +190,8 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "large_digits": lambda rows: small_table(rows, "large_batch", "cpu-digits"),
     "large_loss": lambda rows: small_table(rows, "large_batch", "cpu-loss"),
     "large_gpu": lambda rows: small_table(rows, "large_batch", "cuda-imagenet128"),
+    "recipes": recipe_table,
+    "traffic": traffic_table,
     "large_gpu_recipe": lambda rows: small_table(rows, "large_batch", "cuda-imagenet128-recipe"),
 }
 

@@ -44,7 +44,8 @@ def tree(tmp_path):
     (tmp_path / "README.md").write_text(README)
     (tmp_path / "benchmarks" / "NOTES.md").write_text(NOTES)
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "mixtures.md").write_text(NOTES)
+    for document in report.DOCUMENTS[2:]:
+        (tmp_path / document).write_text(NOTES)
     return tmp_path
 
 

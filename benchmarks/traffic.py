@@ -1,0 +1,142 @@
+"""Bytes that the loss moves and holds on each rank in a step: calculated, not measured.
+
+    python -m benchmarks.traffic                          the table of docs/large_batches.md
+    python -m benchmarks.traffic --world-size 16 --images 32 --width 2048 --dtype bfloat16
+
+Two schemes: ours, which gathers sources and leaves targets where they are (``ops/nce_group.py``),
+and gathering targets. ``tests/test_traffic.py`` counts what ours really moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NamedTuple
+
+from amdim_fast.recipes import RECIPES
+from amdim_fast.views import POLICIES
+from benchmarks.recipe_table import parameters
+from benchmarks.rows import Rows, quantity, table
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Scores, log-sums and gradients of sources are float32; what ranks agree on is three int64.
+SUM_BYTES, AGREEMENT_BYTES = 4, 24
+RECIPE = RECIPES["imagenet128"]
+# World size and images a rank: the recipe's batch on 1 and 8, then 64 images a GPU.
+CASES = ((1, 480), (8, 60), (64, 64), (1024, 64))
+
+
+class Costs(NamedTuple):
+    """What a loss compares.
+
+    Attributes:
+        sources: features [B, D] that predict, each counted once however many maps it predicts.
+        locations: L of the map that each cost predicts.
+        maps: L of each map, counted once however many costs predict it.
+    """
+
+    sources: int
+    locations: tuple[int, ...]
+    maps: tuple[int, ...]
+
+
+# Of each view: r1 and a location of r5 predict 5x5, r1 predicts 7x7.
+SIX_COSTS = Costs(4, (25, 25, 49) * 2, (25, 49) * 2)
+ONE_COST = Costs(1, (49,), (49,))
+
+
+class Traffic(NamedTuple):
+    """Bytes of one rank in one step, forward and backward.
+
+    Attributes:
+        moved: what it receives of the other ranks, and as much that it sends.
+        held: of other ranks' and own data from forward to backward, beyond own features and
+            whatever ``memory_budget`` keeps.
+    """
+
+    moved: int
+    held: int
+
+
+def of_sources(world: int, images: int, width: int, dtype: str, costs: Costs) -> Traffic:
+    """Sources gathered, targets where they are: what ``group=`` does; ``images`` are a rank's."""
+    scores, sums = sum(costs.locations), len(costs.locations)
+    features, scalars = costs.sources * width, len(costs.locations)
+    forward = features * ITEMSIZE[dtype] + (2 * sums + scores) * SUM_BYTES
+    backward = (scores + features) * SUM_BYTES
+    fixed = 2 * scalars * SUM_BYTES + AGREEMENT_BYTES
+    held = features * ITEMSIZE[dtype] + (scores + sums) * SUM_BYTES
+    moved = (world - 1) * (images * (forward + backward) + fixed)
+    return Traffic(moved, world * images * held if world > 1 else 0)
+
+
+def of_targets(world: int, images: int, width: int, dtype: str, costs: Costs) -> Traffic:
+    """Targets gathered in the forward, their gradients reduce-scattered in the backward.
+
+    A lower bound: gradients travel in the features' type, and nothing else is counted.
+    """
+    every = images * sum(costs.maps) * width * ITEMSIZE[dtype]
+    return Traffic((world - 1) * 2 * every, world * every if world > 1 else 0)
+
+
+def of_encoder(world: int) -> int:
+    """Received of the gradients of the recipe's encoder by one ring all-reduce in float32."""
+    size = POLICIES[RECIPE.policy].size
+    count = parameters(size, RECIPE.ndf, RECIPE.n_rkhs, RECIPE.depth)
+    return 2 * (world - 1) * count * SUM_BYTES // world
+
+
+def line(world: int, images: int, width: int, dtype: str) -> list[str]:
+    """One row of the table."""
+    ours, theirs = (
+        scheme(world, images, width, dtype, SIX_COSTS) for scheme in (of_sources, of_targets)
+    )
+    cells = [ours.moved, theirs.moved, of_encoder(world), ours.held, theirs.held]
+    shown = [quantity(value, "bytes") if value else "0" for value in cells]
+    return [f"{world:,}", f"{world * images:,}", *shown]
+
+
+def traffic_table(_rows: Rows | None = None) -> str:
+    """The cases of the recipe, in bfloat16."""
+    lines = [line(world, images, RECIPE.n_rkhs, "bfloat16") for world, images in CASES]
+    return table(HEADER, lines) + "\n\n" + conditions(RECIPE.n_rkhs, "bfloat16")
+
+
+HEADER = [
+    "GPUs",
+    "batch",
+    "moved, ours",
+    "moved, gathering targets",
+    "moved, encoder's gradients",
+    "held, ours",
+    "held, gathering targets",
+]
+
+
+def conditions(width: int, dtype: str) -> str:
+    """What the table is of."""
+    return (
+        f"Calculated, not measured: bytes that each GPU receives, and as many that it sends, in a"
+        f" step, and holds from forward to backward beyond its own features. Six costs,"
+        f" D = {width}, L = 25 and 49, {dtype}; encoder of {RECIPE.name}, its gradients in float32."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--world-size", type=int, help="GPUs; the cases of the docs if not given")
+    parser.add_argument("--images", type=int, default=64, help="B of one GPU")
+    parser.add_argument("--width", type=int, default=RECIPE.n_rkhs, help="D")
+    parser.add_argument("--dtype", choices=ITEMSIZE, default="bfloat16", help="of the features")
+    given = parser.parse_args(arguments)
+    if given.world_size is None:
+        print(traffic_table())
+        return 0
+    print(table(HEADER, [line(given.world_size, given.images, given.width, given.dtype)]))
+    print("\n" + conditions(given.width, given.dtype))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
