@@ -98,7 +98,7 @@ class Ranks:
         if torch.device(device).type == "cuda":
             torch.cuda.set_device(torch.device(device))
             backend = "cpu:gloo,cuda:nccl"
-        group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
+        group: Any = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
         return replace(self, group=group)
 
     @contextlib.contextmanager
