@@ -34,9 +34,7 @@ class _Normalize(torch.autograd.Function):
         return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale = ctx.saved_tensors
         wide = [1, -1] + [1] * (x.dim() - 2)
         mean, scale, factor = (v.view(wide) for v in (mean, scale, weight * scale))
@@ -59,6 +57,10 @@ class SyncBatchNorm(_BatchNorm):
     """
 
     group_name: str
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
