@@ -98,7 +98,8 @@ class Ranks:
         if torch.device(device).type == "cuda":
             torch.cuda.set_device(torch.device(device))
             backend = "cpu:gloo,cuda:nccl"
-        group: Any = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
+        group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
+        assert isinstance(group, dist.ProcessGroup)  # this process is one of its members
         return replace(self, group=group)
 
     @contextlib.contextmanager

@@ -92,6 +92,7 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
     find_device(device)
     ranks.device(device)
     ranks.check_batch(setup.recipe.batch_size)
+    setup.recipe.check_micro_batch(setup.recipe.batch_size // ranks.world_size)
 
 
 def check_data(setup: Setup, data: ImageData) -> None:

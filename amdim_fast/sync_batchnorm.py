@@ -57,6 +57,10 @@ class SyncBatchNorm(_BatchNorm):
     """
 
     group_name: str
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
