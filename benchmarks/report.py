@@ -115,7 +115,7 @@ def nce_goals(rows: Rows) -> str:
 
     def factor(mode: str, metric: str, provider: str) -> tuple[float, str] | None:
         ours, original = (rows.find(SMALL, p, mode, metric) for p in (provider, "reference"))
-        if not ours or not original:
+        if ours is None or original is None:
             return None
         return original["q50"] / ours["q50"], mark(ours, original)
 
