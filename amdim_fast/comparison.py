@@ -79,8 +79,8 @@ def compare(
     """Measure forward and backward of the multiscale loss at 32, 64, ... images, float32.
 
     Values and gradients of both are held to each other first. The batch doubles while the next is
-    expected to end within ``seconds`` and to take no more than 0.8 of the free memory; the
-    reference drops out first. The smallest size is always measured.
+    expected to end within ``seconds`` and to take no more than 0.8 of the free memory; each goes
+    on without the other, ours is given time first. The smallest size is always measured.
 
     Args:
         device: CPU or CUDA.

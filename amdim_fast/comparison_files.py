@@ -22,7 +22,7 @@ def measurement_line(found: Measurement) -> str:
 def summary(result: Comparison) -> str:
     """The factors at the largest size both were measured at, and the largest batch that fits."""
     both = {(m.images, m.provider): m for m in result.measurements}
-    images = max(m.images for m in result.measurements if m.provider == REFERENCE)
+    images = max(b for b, provider in both if {(b, OURS), (b, REFERENCE)} <= both.keys())
     ours, reference = both[images, OURS], both[images, REFERENCE]
     lines = [f"at B = {images}, reference / {OURS}:"]
     lines[0] += f" time {reference.milliseconds[1] / ours.milliseconds[1]:.2f}"

@@ -6,7 +6,6 @@ Triton must not be in its interpreter (TRITON_INTERPRET unset).
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -23,7 +22,8 @@ from amdim_fast.kernels import nce_backward, nce_blocks, nce_forward, nce_scores
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.harness import RESULTS, ROOT, append_row
+from benchmarks import sources
+from benchmarks.harness import RESULTS, append_row
 
 RESULTS_PATH = RESULTS / "aot.jsonl"
 # Compute capability each architecture of the table is compiled for, and bytes of shared memory a
@@ -175,7 +175,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "wgmma": ptx.count("wgmma.mma_async"),
         "tma": ptx.count("cp.async.bulk.tensor"),
         "fp64": len(re.findall(r"\.f64\b", ptx)),
-        "source": source_hash(),
+        "source": sources.digest("aot"),
         "versions": {"triton": triton.__version__, "torch": torch.__version__},
     }
 
@@ -188,14 +188,6 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
-
-
-def source_hash() -> str:
-    """Of the kernels and the table: a row speaks for this text only."""
-    digest = hashlib.sha256()
-    for name in ("backward", "blocks", "forward", "scores", "tiles"):
-        digest.update((ROOT / "kernels" / f"nce_{name}.py").read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def violations(row: dict[str, Any]) -> list[str]:

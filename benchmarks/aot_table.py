@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import Row, Rows, table
+from benchmarks import sources
+from benchmarks.rows import STALE, Row, Rows, table
 
 HEADER = (
     *(
@@ -35,7 +36,9 @@ def aot_table(rows: Rows) -> str:
             [f"{arch}, {arithmetic}", *cells, f"in {products}", f"in {loads}", str(worst["fp64"])]
         )
     versions = rows.compiled[-1]["versions"]
+    old = any(row["source"] != sources.digest("aot") for row in rows.compiled)
     return (
         table(HEADER, body)
         + f"\n\nWorst of each group. triton {versions['triton']}, torch {versions['torch']}."
+        + (f" {STALE}" if old else "")
     )

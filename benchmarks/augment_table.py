@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Row, Rows, cell, conditions, table
+from benchmarks.rows import MISSING, Row, Rows, cell, conditions, mark, table
 
 BASELINE = "torchvision on Pillow"
 LEAST_FACTOR = 3.0
@@ -31,10 +31,7 @@ def _table(rows: Rows, cases: dict[str, str], metric: str) -> str:
         line = [provider]
         for case in cases:
             row, base = (found.get((case, p, metric)) for p in (provider, BASELINE))
-            factor = ""
-            if row and base and row is not base:
-                factor = f" ({row['q50'] / base['q50']:.2g}x)"
-            line.append(cell(row) + factor)
+            line.append(cell(row, base))
         body.append(line)
     used = [row for (case, _, m), row in found.items() if case in cases and m == metric]
     return table(["", *cases.values()], body) + "\n\n" + conditions(used)
@@ -59,7 +56,10 @@ def augment_goals(rows: Rows) -> str:
         measured = [MISSING, ""]
         if own and base:
             factor = own["q50"] / base["q50"]
-            measured = [f"{factor:.2f}x", "met" if factor >= LEAST_FACTOR else "not met"]
+            measured = [
+                f"{factor:.2f}x{mark(own, base)}",
+                "met" if factor >= LEAST_FACTOR else "not met",
+            ]
         body.append([f"{label}, one core, against {BASELINE}", "3x or more", *measured])
     for label, goal, case, provider, limit in (
         ("256 of 256² to 128², kernel", "115 us or less", *GPU_GOALS["kernel"]),

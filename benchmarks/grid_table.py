@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.nce_grid import DTYPES, GRID, LOCATIONS, grid_key, peak_key, product_flops
 from benchmarks.nce_providers import FORWARD, FORWARD_BACKWARD
-from benchmarks.rows import MISSING, Row, Rows, cell, conditions, table
+from benchmarks.rows import MISSING, Row, Rows, cell, conditions, mark, table
 
 LABELS = {
     "reference": "original algorithm",
@@ -34,10 +34,10 @@ def grid_table(rows: Rows) -> str:
                 if both is None:
                     continue
                 rate = product_flops(images, width, LOCATIONS, FORWARD_BACKWARD) / both["q50"] / 1e9
-                share = f"{rate / peak['q50']:.0%}" if peak else MISSING
+                share = f"{rate / peak['q50']:.0%}{mark(both, peak)}" if peak else MISSING
                 name = f"{label}, {dtype}"
                 sizes = [name, str(images), str(width), cell(forward), cell(both)]
-                body.append([*sizes, f"{rate:.0f}", share, cell(memory)])
+                body.append([*sizes, f"{rate:.0f}{mark(both)}", share, cell(memory)])
                 used += [row for row in (forward, both, memory, peak) if row]
     largest = rows.find("cuda-largest-bfloat16", "triton", FORWARD_BACKWARD, "largest_batch")
     if not body:

@@ -30,6 +30,7 @@ from amdim_fast.measuring import quantiles as quantiles
 from amdim_fast.measuring import stopwatch as stopwatch
 from amdim_fast.measuring import time_interleaved as time_interleaved
 from amdim_fast.measuring import versions as versions
+from benchmarks import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -181,6 +182,7 @@ def make_row(
     row.update(zip(("q20", "q50", "q80"), quantiles(samples), strict=True))
     row["n"] = len(samples) if measured else 0
     row.update(note=note, device=device, versions=versions(), commit=commit())
+    row["source"] = sources.digest(condition.name)
     row["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Row, Rows, conditions, quantity, table
+from benchmarks.rows import MISSING, Row, Rows, cell, conditions, mark, table
 
 GOAL = 1.5
 LEAST_USAGE = 50.0
@@ -17,9 +17,9 @@ def mixture_table(rows: Rows) -> str:
     found = _steps(rows)
     if "plain" not in found:
         return f"{MISSING[0].upper()}{MISSING[1:]}."
-    plain = found["plain"]["q50"]
+    plain = found["plain"]
     body = [
-        [provider, quantity(row["q50"], row["unit"]), f"{row['q50'] / plain:.2f}x"]
+        [provider, cell(row), f"{row['q50'] / plain['q50']:.2f}x{mark(row, plain)}"]
         for provider, row in found.items()
     ]
     header = ["", "training step", "of the plain step"]
@@ -29,21 +29,20 @@ def mixture_table(rows: Rows) -> str:
 def mixture_goals(rows: Rows) -> str:
     """Goals of components against measured values."""
     found = _steps(rows)
-    cost = None
-    if "plain" in found and "K = 4" in found:
-        cost = found["K = 4"]["q50"] / found["plain"]["q50"]
+    plain, four = found.get("plain"), found.get("K = 4")
+    cost = four["q50"] / plain["q50"] if plain and four else None
     usage = next((r for r in rows.named("emergence") if r["metric"].startswith("usage")), None)
     share = None if usage is None else float(usage["q50"])
     body = [
         ["training step with K = 4", f"at most {GOAL:g} plain steps"],
         ["entropy of the mean posterior", f"above {LEAST_USAGE:g} % of log K"],
     ]
-    body[0] += _judged(cost, "x", cost is not None and cost <= GOAL)
-    body[1] += _judged(share, " %", share is not None and share > LEAST_USAGE)
+    body[0] += _judged(cost, "x", cost is not None and cost <= GOAL, plain, four)
+    body[1] += _judged(share, " %", share is not None and share > LEAST_USAGE, usage)
     return table(["", "goal", "measured", ""], body)
 
 
-def _judged(value: float | None, unit: str, met: bool) -> list[str]:
+def _judged(value: float | None, unit: str, met: bool, *rows: Row | None) -> list[str]:
     if value is None:
         return [MISSING, ""]
-    return [f"{value:.3g}{unit}", "met" if met else "not met"]
+    return [f"{value:.3g}{unit}{mark(*rows)}", "met" if met else "not met"]

@@ -22,7 +22,15 @@ def parameters(size: int, ndf: int, n_rkhs: int, depth: int) -> int:
 
 def recipe_table(_rows: Rows) -> str:
     """One line a recipe."""
-    header = ["", "pixels", "ndf/n_rkhs/depth", "parameters, calculated", "batch", "length", "decay"]
+    header = [
+        "",
+        "pixels",
+        "ndf/n_rkhs/depth",
+        "parameters, calculated",
+        "batch",
+        "length",
+        "decay",
+    ]
     return table(header, [[name, *_cells(recipe)] for name, recipe in RECIPES.items()])
 
 

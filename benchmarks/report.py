@@ -1,6 +1,6 @@
-"""Render committed rows into tables and a plot; nothing is written here that has no row.
+"""Render committed rows into tables and plots; nothing is written here that has no row.
 
-    python -m benchmarks.report            rewrite the marked blocks of the documents, and the plot
+    python -m benchmarks.report            rewrite the marked blocks of the documents, and the plots
     python -m benchmarks.report --check    exit 1 where they disagree with the rows
 
 A block lies between ``<!-- report:NAME -->`` and ``<!-- /report:NAME -->``; BLOCKS has the names.
@@ -9,6 +9,7 @@ A block lies between ``<!-- report:NAME -->`` and ``<!-- /report:NAME -->``; BLO
 from __future__ import annotations
 
 import argparse
+import os.path
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +21,11 @@ from benchmarks.data_table import data_table
 from benchmarks.grid_table import grid_table
 from benchmarks.large_table import large_goals
 from benchmarks.mixture_table import mixture_goals, mixture_table
-from benchmarks.plot import PLOT, draw_plot, plot_digest, plotted_rows
+from benchmarks.plot import PLOTS
+from benchmarks.plot_batch import BATCH_CURVES
+from benchmarks.plot_methods import METHOD_BARS
+from benchmarks.plot_quality import QUALITY_CURVES
+from benchmarks.plot_views import VIEW_BARS
 from benchmarks.quality_table import quality_goals, quality_table
 from benchmarks.recipe_table import recipe_table
 from benchmarks.repository_table import repository_table
@@ -29,13 +34,16 @@ from benchmarks.rows import (
     FLOORS,
     GPU,
     LARGE,
+    MARK,
     METHODS,
     MISSING,
     SMALL,
+    STALE,
     Row,
     Rows,
     cell,
     conditions,
+    mark,
     read_rows,
     table,
 )
@@ -105,9 +113,10 @@ def nce_goals(rows: Rows) -> str:
     """Goals against measured values."""
     both, forward = "forward_backward", "forward"
 
-    def factor(mode: str, metric: str, provider: str) -> float | None:
+    def factor(mode: str, metric: str, provider: str) -> tuple[float, str] | None:
         ours, original = (rows.find(SMALL, p, mode, metric) for p in (provider, "reference"))
-        return original["q50"] / ours["q50"] if ours and original else None
+        both = ours and original
+        return (original["q50"] / ours["q50"], mark(ours, original)) if both else None
 
     large = rows.find(LARGE, "torch", both, "extra_peak_memory")
     large_bytes = None if large is None else float(large["q50"])
@@ -118,12 +127,16 @@ def nce_goals(rows: Rows) -> str:
         ("extra peak memory of the recompute plan at B = 480", "10x less or better", memory, 10.0),
     ]
     body = [
-        [name, goal, *((MISSING, "") if value is None else (f"{value:.2f}x", _met(value >= least)))]
-        for name, goal, value, least in goals
+        [name, goal, *((MISSING, "") if found is None else _factor(*found, least))]
+        for name, goal, found, least in goals
     ]
     limit = ["extra peak memory at B = 4096", "under 1 GB"]
     met = "" if large_bytes is None else _met(large_bytes < 1e9)
     return table(["", "goal", "measured", ""], [*body, [*limit, cell(large), met]])
+
+
+def _factor(value: float, marked: str, least: float) -> tuple[str, str]:
+    return f"{value:.2f}x{marked}", _met(value >= least)
 
 
 def _met(condition: bool) -> str:
@@ -145,12 +158,6 @@ def small_table(rows: Rows, name: str, case: str | None = None) -> str:
     return table(header, body) + "\n\n" + conditions(found)
 
 
-def nce_plot(rows: Rows) -> str:
-    """The image, once it has rows."""
-    alt = "Time and extra peak memory of the methods in the table"
-    return f"![{alt}]({PLOT})" if plotted_rows(rows) else f"Plot: {MISSING}."
-
-
 # The GPU column shows the kernels, which users ask for by name so far.
 ON_GPU = {"torch": "triton"}
 HEADLINE = {
@@ -163,7 +170,6 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "nce_gpu": grid_table,
     "aot": aot_table,
     "nce_large": nce_large,
-    "nce_plot": nce_plot,
     "nce_goals": nce_goals,
     "augment": augment_table,
     "augment_gpu": augment_gpu,
@@ -190,37 +196,53 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
 }
 
 
-def rendered(text: str, rows: Rows) -> str:
+DRAWN = {
+    "nce_plot": METHOD_BARS,
+    "nce_batch_plot": BATCH_CURVES,
+    "augment_plot": VIEW_BARS,
+    "quality_plot": QUALITY_CURVES,
+}
+BLOCKS |= {name: plot.block for name, plot in DRAWN.items()}
+
+
+def documents(root: Path) -> list[str]:
+    """Files that may have blocks, as paths from the root."""
+    pages = sorted((root / "docs").glob("*.md"))
+    return ["README.md", "benchmarks/NOTES.md", *(f"docs/{page.name}" for page in pages)]
+
+
+def rendered(text: str, rows: Rows, document: str = "README.md") -> str:
     """``text`` with every marked block made from the rows; KeyError for an unknown name."""
-    return MARKED.sub(
-        lambda match: (
-            f"<!-- report:{match['name']} -->\n{BLOCKS[match['name']](rows)}\n"
-            f"<!-- /report:{match['name']} -->"
-        ),
-        text,
-    )
+    plots = Path(os.path.relpath(PLOTS, Path(document).parent)).as_posix()
+
+    def block(match: re.Match[str]) -> str:
+        name, body = match["name"], BLOCKS[match["name"]](rows)
+        body = body.replace(f"]({PLOTS.as_posix()}/", f"]({plots}/")
+        if MARK in body and STALE not in body:
+            body += f"\n\n{STALE}"
+        return f"<!-- report:{name} -->\n{body}\n<!-- /report:{name} -->"
+
+    return MARKED.sub(block, text)
 
 
 def disagreements(root: Path) -> list[str]:
-    """What ``--check`` prints: blocks or the plot that are missing or not what the rows say."""
+    """What ``--check`` prints: blocks or plots that are missing or not what the rows say."""
     rows = read_rows(root)
     problems = []
-    for document in DOCUMENTS:
+    for document in documents(root):
         text = (root / document).read_text()
         names = {match["name"] for match in MARKED.finditer(text)}
-        missing = sorted(set(REQUIRED[document]) - names)
+        missing = sorted(set(REQUIRED.get(document, ())) - names)
         problems += [f"{document} has no block {name}" for name in missing]
         unknown = sorted(names - BLOCKS.keys())
         problems += [f"{document} has an unknown block {name}" for name in unknown]
-        if not unknown and rendered(text, rows) != text:
+        if not unknown and rendered(text, rows, document) != text:
             problems.append(f"{document} disagrees with the rows; run python -m benchmarks.report")
-    plot = root / PLOT
-    drawn = plot.read_bytes() if plot.exists() else b""
-    if bool(drawn) != bool(plotted_rows(rows)) or (
-        drawn and plot_digest(rows).encode() not in drawn
-    ):
-        problems.append(f"{PLOT} was not drawn from the rows; run python -m benchmarks.report")
-    return problems
+    return problems + [
+        f"{plot.path} was not drawn from the rows; run python -m benchmarks.report"
+        for plot in DRAWN.values()
+        if not plot.agrees(rows, root)
+    ]
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -234,10 +256,11 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         print("\n".join(problems) or "documents agree with the rows")
         return 1 if problems else 0
     rows = read_rows(root)
-    for document in DOCUMENTS:
+    for document in documents(root):
         path = root / document
-        path.write_text(rendered(path.read_text(), rows))
-    draw_plot(rows, root / PLOT)
+        path.write_text(rendered(path.read_text(), rows, document))
+    for plot in DRAWN.values():
+        plot.draw(rows, root)
     return 0
 
 

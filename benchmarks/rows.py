@@ -7,7 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sources import stale
+
 MISSING = "not yet measured"
+MARK = "†"
+STALE = f"{MARK} measured on older code."
 SMALL, LARGE, GPU = "cpu-b480-d1024-float32", "cpu-b4096-d256-float32", "cuda-b1024-d2048-bfloat16"
 METHODS = {
     "reference": "original algorithm",
@@ -75,18 +79,26 @@ def quantity(value: float, unit: str) -> str:
     return (f"{value / size:,.0f}" if "e+" in text else text) + label
 
 
+def mark(*rows: Row | None) -> str:
+    """A dagger for values of which a row was measured on older code."""
+    return MARK if any(row is not None and stale(row) for row in rows) else ""
+
+
 def cell(row: Row | None, baseline: Row | None = None) -> str:
-    """Median of a row, with the factor by which it improves on the baseline."""
+    """Median of a row, with the factor by which it improves on the baseline, and its mark."""
     if row is None:
         return MISSING
     text = quantity(row["q50"], row["unit"])
     if baseline is None or baseline is row or row["q50"] <= 0:
-        return text
-    return f"{text} ({baseline['q50'] / row['q50']:.2g}x)"
+        return text + mark(row)
+    factor = baseline["q50"] / row["q50"]
+    if row["unit"].endswith("/s"):
+        factor = 1 / factor
+    return f"{text} ({factor:.2g}x){mark(row, baseline)}"
 
 
 def conditions(rows: Iterable[Row]) -> str:
-    """One line: what was measured, on what, with which versions, how often."""
+    """One line: what was measured, on what, with which versions, how often, and on which code."""
     rows = [row for row in rows if row]
     if not rows:
         return f"Conditions: {MISSING}."
@@ -95,7 +107,7 @@ def conditions(rows: Iterable[Row]) -> str:
         return " and ".join(sorted({str(value) for value in values if value not in (None, "")}))
 
     parts = [
-        merged(", ".join(f"{k} = {v}" for k, v in row.get("shapes", {}).items()) for row in rows),
+        _shapes(rows),
         merged(row.get("dtype") for row in rows),
         merged(f"{row['metric'].replace('_', ' ')} n = {row['n']}" for row in rows if row["n"]),
         merged(row.get("device") for row in rows),
@@ -106,7 +118,28 @@ def conditions(rows: Iterable[Row]) -> str:
         "commit " + merged(_short(str(row.get("commit", "unknown"))) for row in rows),
         merged(str(row["time"])[:10] for row in rows),
     ]
-    return "Medians. " + "; ".join(part for part in parts if part) + "."
+    line = "Medians. " + "; ".join(part for part in parts if part) + "."
+    return f"{line} {STALE}" if mark(*rows) else line
+
+
+def _shapes(rows: list[Row]) -> str:
+    """All sizes in words; of more than three, the values each letter takes."""
+    found = [row.get("shapes", {}) for row in rows]
+    whole = {", ".join(f"{k} = {v}" for k, v in shapes.items()) for shapes in found}
+    if len(whole) <= 3:
+        return " and ".join(sorted(whole - {""}))
+    values: dict[str, dict[str, Any]] = {}
+    for key, value in (pair for shapes in found for pair in shapes.items()):
+        values.setdefault(key, {})[str(value)] = value
+    numbers = {
+        key: [str(value) for value in sorted(taken.values(), key=_by_size)]
+        for key, taken in values.items()
+    }
+    return "; ".join(f"{key} = {', '.join(taken)}" for key, taken in numbers.items())
+
+
+def _by_size(value: Any) -> tuple[float, str]:
+    return (float(value) if isinstance(value, (int, float)) else 0.0, str(value))
 
 
 def _short(commit: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Rows, table
+from benchmarks.rows import MISSING, Row, Rows, mark, table
 
 GOAL = 1.5
 MOST_DATA = 15.0
@@ -11,7 +11,7 @@ MOST_DATA = 15.0
 def step_goals(rows: Rows) -> str:
     """The digits recipe on a CPU: times the first version's speed, and the share of data."""
     found = {
-        (row["provider"], row["metric"]): float(row["q50"])
+        (row["provider"], row["metric"]): row
         for row in rows.named("train_step")
         if row["case"] == "cpu-digits"
     }
@@ -22,17 +22,19 @@ def step_goals(rows: Rows) -> str:
         ("float32", "amdim_fast, float32"),
     ):
         own = found.get((provider, "time"))
-        factor = None if first is None or own is None else first / own
+        factor = first["q50"] / own["q50"] if first and own else None
         met = factor is not None and factor >= GOAL
         goal = f"{GOAL:g}x the first version's speed or more"
-        body.append([f"digits, {label}", goal, *_judged(factor, "x", met)])
-    share = found.get(("amdim_fast", "data_and_views"))
+        body.append([f"digits, {label}", goal, *_judged(factor, "x", met, first, own)])
+    row = found.get(("amdim_fast", "data_and_views"))
+    share = None if row is None else float(row["q50"])
     met = share is not None and share < MOST_DATA
-    body.append(["digits, data and views", f"under {MOST_DATA:g} %", *_judged(share, " %", met)])
+    goal = f"under {MOST_DATA:g} %"
+    body.append(["digits, data and views", goal, *_judged(share, " %", met, row)])
     return table(["", "goal", "measured", ""], body)
 
 
-def _judged(value: float | None, unit: str, met: bool) -> list[str]:
+def _judged(value: float | None, unit: str, met: bool, *rows: Row | None) -> list[str]:
     if value is None:
         return [MISSING, ""]
-    return [f"{value:.3g}{unit}", "met" if met else "not met"]
+    return [f"{value:.3g}{unit}{mark(*rows)}", "met" if met else "not met"]

@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # The interpreter of the other tests and the compiler exclude each other in one process.
 SCRIPT = """
 import json, sys
-from benchmarks import aot
+from benchmarks import aot, sources
 request = json.loads(sys.argv[1])
 chosen = [v for v in aot.variants() if (v.arch, v.dtype) in map(tuple, request["live"])]
 wide = [v for v in chosen if not v.small or "over products" in v.name]
 live = [aot.compile_variant(v) for v in wide if v.name in request["names"]]
 expected = [[v.name, v.arch, v.dtype, v.arithmetic, v.small, list(v.tile)] for v in aot.variants()]
 print(json.dumps({"live": live, "bad": [s for row in live for s in aot.violations(row)],
-    "expected": expected, "source": aot.source_hash()}))
+    "expected": expected, "source": sources.digest("aot")}))
 """
 PLANS = ("forward", "recompute", "keep")
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -9,7 +9,7 @@ from benchmarks.bench_nce import CASES, Case, main
 from benchmarks.data_table import data_table
 from benchmarks.large_table import large_goals
 from benchmarks.nce_providers import LOSSES, PRODUCTS, make_inputs, run, run_products
-from benchmarks.plot import PLOT
+from benchmarks.plot_methods import METHOD_BARS
 from benchmarks.rows import LARGE, MISSING, SMALL, Rows, conditions, quantity
 
 README = "# Title\n\n<!-- report:nce_headline -->\n<!-- /report:nce_headline -->\n\nText.\n"
@@ -22,7 +22,7 @@ TIMES = {
 }
 FIELDS = {
     *("name", "case", "provider", "mode", "shapes", "dtype", "metric", "unit", "q20", "q50", "q80"),
-    *("n", "note", "device", "versions", "commit", "time"),
+    *("n", "note", "device", "versions", "commit", "source", "time"),
 }
 
 
@@ -69,7 +69,7 @@ def test_report_writes_what_its_check_accepts(tree, results):
     assert f"| amdim_fast | 1 s (3x) | 250 ms (3x) | 1 GB (3x) | {MISSING} |" in text
     assert text.startswith("# Title\n")
     assert text.endswith("\n\nText.\n")
-    assert (tree / PLOT).read_bytes().startswith(b"\x89PNG")
+    assert (tree / METHOD_BARS.path).read_bytes().startswith(b"\x89PNG")
 
 
 def test_changed_figure_is_caught(tree, results, capsys):
@@ -94,7 +94,7 @@ def test_newer_row_makes_documents_and_plot_stale(tree, results, capsys):
     newer = nce_row("torch", "forward_backward", "time", "ms", 500.0)
     harness.append_row({**newer, "time": "2999-01-01T00:00:00+00:00"}, results)
     assert report.main(["--check"], tree) == 1
-    assert f"{PLOT} was not drawn from the rows" in capsys.readouterr().out
+    assert f"{METHOD_BARS.path} was not drawn from the rows" in capsys.readouterr().out
     report.main([], tree)
     assert "500 ms (6x)" in (tree / "README.md").read_text()
     assert report.main(["--check"], tree) == 0
@@ -116,7 +116,7 @@ def test_without_rows_nothing_is_measured(tree):
     text = (tree / "README.md").read_text()
     assert f"| amdim_fast | {MISSING} | {MISSING} | {MISSING} | {MISSING} |" in text
     assert not any(unit in text for unit in (" ms", " GB", " MB"))
-    assert not (tree / PLOT).exists()
+    assert not (tree / METHOD_BARS.path).exists()
 
 
 def test_goals_are_judged_by_the_rows(tree, results):

@@ -162,7 +162,16 @@ def test_features_are_counted():
     assert 2 * sum(m.numel() * m.element_size() for m in maps) == feature_bytes(6, 5)
 
 
-def test_the_reference_drops_out_first_and_memory_stops_both():
+@pytest.mark.parametrize("alone", [our_row(64, 9, 0, 0, 0), reference_row(64, 9)])
+def test_factors_are_of_the_largest_batch_of_both(alone):
+    rows = [our_row(32, 10, 0, 0, 0), reference_row(32, 40), alone]
+    result = comparison.Comparison({}, rows, 10**9, {OURS: 7000, REFERENCE: 600})
+    text = comparison_files.summary(result)
+    assert "at B = 32, reference / amdim_fast: time 1.00, extra memory 4.00" in text
+    assert "amdim_fast 7,000, reference 600" in text
+
+
+def test_time_is_given_to_ours_first():
     slow = [our_row(32, 0, 0, 0, 0), reference_row(32, 0)]
     cost = comparison.GROWTH * 2.0 / 1e3
     assert comparison._affordable(slow, 2.5 * cost) == [OURS, REFERENCE]
