@@ -88,7 +88,7 @@ def check(line, monkeypatch):
         assert parsed.training_script == "amdim_fast"
         check_amdim_fast(parsed.training_script_args)
     elif program == "make":
-        target = arguments[0]
+        target = (arguments or ["demo"])[0]
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{target}:|^{target.partition('-')[0]}-%:", makefile, re.MULTILINE)
     else:
@@ -101,6 +101,9 @@ def check(line, monkeypatch):
 
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         module = importlib.import_module(arguments[1])
+        if "ArgumentParser(" not in Path(module.__file__).read_text(encoding="utf-8"):
+            assert arguments[2:] == []
+            return
         with pytest.raises(Parsed):
             module.main(arguments[2:])
 
@@ -142,7 +145,7 @@ def test_command_parses(line, monkeypatch):
         "amdim-fast pretrain --recipe digits --momentum 0.9",
         "amdim-fast pretrain --recipe digits --micro 250",
         "amdim-fast pretrain --recipe mnist",
-        "amdim-fast evaluate",
+        "amdim-fast evaluate --data digits",
         "amdim-fast train",
         "torchrun --processes=4 -m amdim_fast pretrain",
         "torchrun --nproc-per-node=4 -m amdim_fast pretrain --sync-batchnorm",
@@ -181,33 +184,44 @@ for arguments in json.load(sys.stdin):
 """
 
 
+STAGES = ("pretrain", "resume", "pack", "export")
+
+
 def runnable(lines):
-    """Those that need no GPU, no data set beyond the digits and no question."""
-    split = [words(line) for line in lines if line.startswith("amdim-fast ")]
-    return [
-        arguments[1:]
-        for arguments in split
-        if len(arguments) > 1
-        and not {"DIR", "cuda", "..."} & set(arguments)
-        and (len(arguments) > 2 or arguments[1] in ("info", "bench"))
-    ]
+    """Those that need no GPU, no data but the digits, and name what to work on."""
+    for line in lines:
+        program, *arguments = words(line)
+        recipe = arguments[arguments.index("--recipe") + 1] if "--recipe" in arguments else "digits"
+        if program != "amdim-fast" or {"DIR", "cuda", "..."} & set(arguments):
+            continue
+        if len(arguments) > 1 and recipe == "digits":
+            yield arguments
+        elif arguments in (["info"], ["bench"]):
+            yield arguments
 
 
-def filled(arguments, files):
-    """With files for the placeholders and small overrides, writing to a folder of their own."""
+def filled(arguments, files, name):
+    """With files in place of what stands for them, and small overrides."""
     command, *rest = arguments
-    names = files | ({"CHECKPOINT": files["MIXTURE"]} if command == "segment" else {})
-    rest = [word for given in rest for word in names.get(given, [given])]
-    resumed = "--resume" in rest
-    extra = [] if resumed else [*OVERRIDES.get(command, [])]
+    stand_ins = files | ({"CHECKPOINT": files["MIXTURE"]} if command == "segment" else {})
+    rest = [word for given in rest for word in stand_ins.get(given, [given])]
+    if "--resume" in rest:
+        return [command, *rest]
+    if command == "pretrain" and "--name" not in rest:
+        rest += ["--name", name]
     if "--micro-batch" in rest:
-        extra.append("--micro-batch=8")
-    return [command, *rest, *extra]
+        rest.append("--micro-batch=8")
+    return [command, *rest, *OVERRIDES.get(command, [])]
+
+
+def stage(arguments):
+    """What a command writes, later ones read."""
+    command = "resume" if "--resume" in arguments else arguments[0]
+    return STAGES.index(command) if command in STAGES else len(STAGES)
 
 
 def test_commands_run_on_digits(tmp_path):
-    digits = load_digits().train
-    pictures = []
+    digits, pictures = load_digits().train, []
     for index in range(4):
         folder = tmp_path / "pictures" / str(index % 2)
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +230,7 @@ def test_commands_run_on_digits(tmp_path):
     files = {
         "IMAGE": pictures,
         "SRC": [str(tmp_path / "pictures")],
-        "DST": [str(tmp_path / "store")],
+        "DST": ["store"],
         "CHECKPOINT": ["runs/first/checkpoint.pt"],
         "CHECKPOINT_OR_EXPORT": ["runs/first/checkpoint.pt"],
         "MIXTURE": ["runs/mixture/checkpoint.pt"],
@@ -224,19 +238,11 @@ def test_commands_run_on_digits(tmp_path):
         "runs/NAME": ["runs/first"],
         "amdim_cpt.pth": [str(GOLDEN)],
     }
-    mixture = ["pretrain", "--name=mixture", "--mixture=4", *SMALL]
-    found = [filled(arguments, files) for arguments in runnable(COMMANDS)]
+    shown = enumerate(runnable(COMMANDS))
+    found = [filled(arguments, files, f"run{number}") for number, arguments in shown]
     named = {arguments[0] for arguments in found}
     assert named == {"pretrain", "evaluate", "segment", "export", "info", "bench", "pack", "views"}
-    # What a command writes, later ones read; a folder that two name is written by the first.
-    first = [a for a in found if a[0] == "pretrain" and "--resume" not in a]
-    assert any(a[a.index("--name") + 1] == "first" for a in first if "--name" in a)
-    rest = [a for a in found if a not in first]
-    outputs = [a[-1] if a[0] == "export" else None for a in rest]
-    rest = [a for i, a in enumerate(rest) if a[0] != "export" or a[-1] not in outputs[:i]]
-    order = sorted([*first, mixture], key=lambda a: "--name" not in a) + sorted(
-        rest, key=lambda a: (a[-1] == "encoder" and a[0] == "info", a[0] == "info")
-    )
+    order = sorted([["pretrain", "--name=mixture", "--mixture=4", *SMALL], *found], key=stage)
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],
         cwd=tmp_path,
@@ -246,8 +252,8 @@ def test_commands_run_on_digits(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "encoder" / "config.json").exists()
-    assert (tmp_path / "runs" / "first" / "summary.json").exists()
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")}
+    assert {"encoder/config.json", "runs/first/summary.json", "store/manifest.json"} <= written
 
 
 def slugs(text):
