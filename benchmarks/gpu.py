@@ -32,15 +32,17 @@ NEEDS = {
     "coverage": ("tests/test_repository_table.py",),
     "matplotlib": ("tests/test_comparison.py",),
     "mlxtend": (
+        "tests/test_documents.py",
         "tests/test_evaluation.py",
         "tests/test_pretraining.py",
         "tests/test_resume.py",
     ),
-    "PIL": ("tests/test_evaluation.py", "tests/test_sheets.py"),
+    "PIL": ("tests/test_documents.py", "tests/test_evaluation.py", "tests/test_sheets.py"),
     "safetensors": ("tests/test_evaluation.py", "tests/test_export.py", "tests/test_info.py"),
     "sklearn": ("tests/test_evaluation.py", "tests/test_scoring.py"),
     "torchvision": (
         "tests/test_augment.py",
+        "tests/test_documents.py",
         "tests/test_export.py",
         "tests/test_pixel.py",
         "tests/test_views.py",
