@@ -32,9 +32,13 @@ NEEDS = {
     "coverage": ("tests/test_repository_table.py",),
     "matplotlib": ("tests/test_comparison.py",),
     "mlxtend": (
+        "tests/test_demo.py",
+        "tests/test_distributed.py",
         "tests/test_documents.py",
+        "tests/test_emergence.py",
         "tests/test_evaluation.py",
         "tests/test_pretraining.py",
+        "tests/test_quality.py",
         "tests/test_resume.py",
     ),
     "PIL": ("tests/test_documents.py", "tests/test_evaluation.py", "tests/test_sheets.py"),
