@@ -58,9 +58,7 @@ def options_of(parser):
 
 
 def command_parsers():
-    return next(
-        action.choices for action in _parser()._actions if hasattr(action.choices, "items")
-    )
+    return next(action.choices for action in _parser()._actions if hasattr(action.choices, "items"))
 
 
 class Parsed(Exception):  # noqa: N818 - not an error
@@ -168,7 +166,7 @@ def test_every_option_that_text_names_exists():
     assert named <= options
 
 
-SMALL = "--steps=2 --ndf=4 --n-rkhs=16 --depth=1 --batch-size=16 --no-baselines".split()
+SMALL = ["--steps=2", "--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--no-baselines"]
 OVERRIDES = {
     "pretrain": SMALL,
     "evaluate": ["--probe-epochs=1", "--methods=knn"],
@@ -194,9 +192,7 @@ def runnable(lines):
         recipe = arguments[arguments.index("--recipe") + 1] if "--recipe" in arguments else "digits"
         if program != "amdim-fast" or {"DIR", "cuda", "..."} & set(arguments):
             continue
-        if len(arguments) > 1 and recipe == "digits":
-            yield arguments
-        elif arguments in (["info"], ["bench"]):
+        if (len(arguments) > 1 and recipe == "digits") or arguments in (["info"], ["bench"]):
             yield arguments
 
 
