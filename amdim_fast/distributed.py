@@ -99,6 +99,7 @@ class Ranks:
             torch.cuda.set_device(torch.device(device))
             backend = "cpu:gloo,cuda:nccl"
         group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
+        assert isinstance(group, dist.ProcessGroup)  # this process is one of its members
         return replace(self, group=group)
 
     @contextlib.contextmanager

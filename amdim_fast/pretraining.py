@@ -41,10 +41,10 @@ from amdim_fast.views import POLICIES
 
 def pretrain(
     recipe: Recipe | str | None = None,
+    data_dir: PathLike | None = None,
     *,
     name: str | None = None,
     runs_dir: PathLike = "runs",
-    data_dir: PathLike | None = None,
     download: bool = False,
     skip_bad: bool = False,
     seed: int | None = None,

@@ -91,14 +91,7 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, {low} or more")
-        if self.micro_batch and not self.freeze_bn:
-            parts = -(-self.batch_size // self.micro_batch)
-            if self.batch_size < 2 * parts:
-                raise ValueError(
-                    f"micro_batch is {self.micro_batch}; of a batch of {self.batch_size} that makes"
-                    " one of a single image, which BatchNorm cannot normalise: take"
-                    f" {2 + self.batch_size % 2} or more, or freeze_bn"
-                )
+        self.check_micro_batch(self.batch_size)
         if not (self.steps or self.epochs):
             raise ValueError("steps is 0 and epochs is 0; one of them must be 1 or more")
         for name in ("tclip", "tau", "learning_rate", "epsilon", "decay_factor"):
@@ -120,6 +113,17 @@ class Recipe:
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
+            )
+
+    def check_micro_batch(self, images: int) -> None:
+        """Raise ValueError if one of those a process makes of ``images`` were a single image."""
+        if not self.micro_batch or self.freeze_bn:
+            return
+        if images < 2 * -(-images // self.micro_batch):
+            raise ValueError(
+                f"micro_batch is {self.micro_batch}; of a batch of {images} that makes one of a"
+                " single image, which BatchNorm cannot normalise: take"
+                f" {2 + images % 2} or more, or freeze_bn"
             )
 
     def steps_per_epoch(self, images: int) -> int:

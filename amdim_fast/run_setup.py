@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from amdim_fast.data import ImageData
+from amdim_fast.devices import find_device
 from amdim_fast.distributed import Ranks
 from amdim_fast.recipes import RECIPES, Recipe
 from amdim_fast.run_checkpoints import read_run
@@ -90,16 +89,10 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
     policy, device = setup.recipe.policy, setup.device
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(
-            f"device is {device!r}; it must be one of torch's, such as cpu or cuda"
-        ) from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no CUDA device here; use cpu")
+    find_device(device)
     ranks.device(device)
     ranks.check_batch(setup.recipe.batch_size)
+    setup.recipe.check_micro_batch(setup.recipe.batch_size // ranks.world_size)
 
 
 def check_data(setup: Setup, data: ImageData) -> None:

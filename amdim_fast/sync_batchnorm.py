@@ -34,9 +34,7 @@ class _Normalize(torch.autograd.Function):
         return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale = ctx.saved_tensors
         wide = [1, -1] + [1] * (x.dim() - 2)
         mean, scale, factor = (v.view(wide) for v in (mean, scale, weight * scale))
@@ -59,6 +57,10 @@ class SyncBatchNorm(_BatchNorm):
     """
 
     group_name: str
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -76,12 +78,17 @@ class SyncBatchNorm(_BatchNorm):
         found, mean, var = _Normalize.apply(
             input, self.weight, self.bias, self.eps, self.group_name
         )
-        with torch.no_grad():
-            count = resolve(self.group_name).size() * input.numel() // input.shape[1]
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
+        count = resolve(self.group_name).size() * input.numel() // input.shape[1]
+        self._follow(mean, var * (count / max(count - 1, 1)))
         return found
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        """Running statistics, which BatchNorm of this package always has."""
+        buffers: dict[str, Any] = dict(self.named_buffers())
+        buffers["num_batches_tracked"].add_(1)
+        buffers["running_mean"].lerp_(mean, self.momentum)
+        buffers["running_var"].lerp_(var, self.momentum)
 
 
 def synchronize_batchnorm(module: nn.Module, group_name: str) -> None:

@@ -133,9 +133,8 @@ class Training:
             return encoder
         if self.recipe.sync_bn:
             synchronize_batchnorm(self.model, group.group_name)
-        return DistributedDataParallel(
-            encoder, process_group=group, gradient_as_bucket_view=True, **{_BUFFERS: False}
-        )
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, _BUFFERS: False}
+        return DistributedDataParallel(encoder, process_group=group, **options)
 
     def _draw_locations(self) -> tuple[Tensor, Tensor]:
         """As the loss would for the whole batch; this process's part."""

@@ -41,6 +41,8 @@ def _select(rows: Rows) -> list[Row]:
 
 
 def _paint(figure: Figure, rows: list[Row]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes = figure.subplots(1, len(PANELS))
     for axis, (metric, (title, unit, scale)) in zip(axes, PANELS.items(), strict=True):
         for provider, (label, colour) in CURVES.items():
@@ -54,6 +56,9 @@ def _paint(figure: Figure, rows: list[Row]) -> None:
         sizes = sorted({row["shapes"]["B"] for row in rows})
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(visible=True, alpha=0.3)
     axes[0].legend(frameon=False)
 

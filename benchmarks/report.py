@@ -115,8 +115,9 @@ def nce_goals(rows: Rows) -> str:
 
     def factor(mode: str, metric: str, provider: str) -> tuple[float, str] | None:
         ours, original = (rows.find(SMALL, p, mode, metric) for p in (provider, "reference"))
-        both = ours and original
-        return (original["q50"] / ours["q50"], mark(ours, original)) if both else None
+        if ours is None or original is None:
+            return None
+        return original["q50"] / ours["q50"], mark(ours, original)
 
     large = rows.find(LARGE, "torch", both, "extra_peak_memory")
     large_bytes = None if large is None else float(large["q50"])
