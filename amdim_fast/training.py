@@ -136,9 +136,9 @@ class Training:
         options: dict[str, Any] = {"gradient_as_bucket_view": True, _BUFFERS: False}
         return DistributedDataParallel(encoder, process_group=group, **options)
 
-    def _draw_locations(self) -> tuple[Tensor, Tensor]:
-        """As the loss would for the whole batch; this process's part."""
-        ranks, batch = self.ranks, self.recipe.batch_size
+    def _draw_locations(self, images: int) -> tuple[Tensor, Tensor]:
+        """As the loss would for the whole batch; those of this process's ``images``."""
+        ranks, batch = self.ranks, self.ranks.world_size * images
         options: dict[str, Any] = {"generator": self._location_generator, "device": self.device}
         first, second = (
             torch.randint(0, SOURCE_LOCATIONS, (batch,), **options).chunk(ranks.world_size)[
@@ -172,7 +172,7 @@ class Training:
         ranks = self.ranks
         if ranks.world_size > 1:  # dropout must differ
             seed_step(self.seed, self.step, ranks.rank)
-        locations = locations or self._draw_locations()
+        locations = locations or self._draw_locations(len(x1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             if self.recipe.micro_batch:
                 with ErrorsOnAllRanks(self.model.g2l_loss.group_name):
