@@ -35,8 +35,9 @@ def our_row(images, extra, kept, work, budget):
 
 def test_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(comparison, "FIRST", 4)
+    monkeypatch.setattr(comparison, "LAST", 16)
     out = tmp_path / "bench"
-    assert main(["bench", "--dim", "8", "--seconds", "2", "--out", str(out)]) == 0
+    assert main(["bench", "--dim", "8", "--seconds", "100", "--out", str(out)]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     found = json.loads((out / "bench.json").read_text())
@@ -44,7 +45,7 @@ def test_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.png"]
     rows = found["measurements"]
     assert [(row["B"], row["provider"]) for row in rows[:2]] == [(4, OURS), (4, REFERENCE)]
-    assert max(row["B"] for row in rows) > 8
+    assert max(row["B"] for row in rows) == 16
     for row in rows:
         time = row["time_ms"]
         assert 0 < time["q20"] <= time["q50"] <= time["q80"]
