@@ -19,7 +19,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Measures on this machine, under ten minutes on two idle cores; appends to benchmarks/results/. Apart:
-# make bench-large_batch, ten minutes by itself, and bench_demo, which reads the log of make demo.
+# make bench-large_batch bench-quality, longer by themselves, and bench_demo, for the run of make demo.
 BENCHES := nce augment mixture train_step data import
 bench: $(INSTALLED) $(BENCHES:%=bench-%)
 bench-%: $(INSTALLED)
