@@ -10,8 +10,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo
 
+# Files of tests side by side, one thread each: threads of several processes only hinder one another.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
