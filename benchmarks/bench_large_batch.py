@@ -18,7 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from amdim_fast.recipes import RECIPES
+from amdim_fast.training import uses_bfloat16
 from benchmarks import harness, large_cuda
 from benchmarks.nce_providers import FORWARD_BACKWARD, MAP_SIDES, describe_plan, make_inputs, run
 
@@ -88,12 +91,13 @@ def measure_digits(batch: int, out: Path) -> None:
     """Rows of peak memory and of the second step's time, a process a provider."""
     recipe = RECIPES["digits"]
     shapes = {"B": batch, "D": recipe.n_rkhs, "ndf": recipe.ndf, "depth": recipe.depth}
+    dtype = "bfloat16" if uses_bfloat16(recipe, torch.device("cpu")) else "float32"
     for name, changes in PROVIDERS.items():
         other_work = harness.OtherWork()
         peak, seconds = train(changes | {"batch_size": batch})
         share = other_work.share()
         note = f"BUSY MACHINE: other work took {share:.0%} of the CPUs" if share > 0.03 else ""
-        condition = harness.Condition(NAME, DIGITS, name, "step", shapes, "float32")
+        condition = harness.Condition(NAME, DIGITS, name, "step", shapes, dtype)
         _record(condition, "peak_memory", "bytes", [peak], out, "resident, whole process")
         _record(condition, "time", "ms", [1e3 * (seconds[1] - seconds[0])], out, note)
 

@@ -233,6 +233,9 @@ def test_own_work_is_not_other_work():
     wall, busy, own = other_work._seconds()
     assert wall > 0
     assert busy > own > 0
+    code = "import time; start = time.process_time()\nwhile time.process_time() < start + 0.5: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert other_work._seconds()[2] > own + 0.4
 
 
 def test_busy_machine_is_named_under_the_table():
