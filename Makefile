@@ -54,11 +54,12 @@ smoke-clean: dist
 	cd build/clean/empty && ../venv/bin/python $(SMOKE) ../venv
 
 # Tests and benchmarks that need a GPU, with any Python that has torch: make gpu PYTHON=python3.
-# Needs no network and no .venv; where the package is not installed, kernels/ is linked into it.
+# PARTS="step large" chooses parts. Needs no network and no .venv; where the package is not installed,
+# kernels/ is linked into it.
 gpu:
 	$(PYTHON) -c "import amdim_fast.kernels" 2>/dev/null || ln -sfn ../kernels amdim_fast/kernels
 	$(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.gpu $(if $(PARTS),--parts $(PARTS))
 
 # Rewrites the generated blocks of README.md and the plots from the rows.
 report: $(INSTALLED)
