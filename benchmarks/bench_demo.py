@@ -1,6 +1,6 @@
 """Rows of one finished run of ``make demo``: probe accuracy, seconds, memory.
 
-python -m benchmarks.bench_demo runs/NAME
+python -m benchmarks.bench_demo runs/NAME/run    # on the machine where it ran
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
+from amdim_fast.recipes import Recipe
+from amdim_fast.training import uses_bfloat16
 from benchmarks import harness
 
 NAME = "demo"
@@ -31,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = json.loads((options.run / "config.json").read_text())
     recipe = config["recipe"]
     shapes = {"B": recipe["batch_size"], "D": recipe["n_rkhs"], "seed": config["seed"]}
+    bfloat16 = uses_bfloat16(Recipe.from_dict(recipe), torch.device(config["device"]))
+    dtype = "bfloat16" if bfloat16 else "float32"
     shapes |= {key: recipe[key] for key in ("ndf", "depth", "steps")}
     measured = [
         (provider, "linear_probe", "%", 100 * summary[key]) for provider, key in ACCURACIES.items()
@@ -40,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         (PRETRAINED, "peak_memory", "bytes", summary["peak_memory_bytes"]),
     ]
     for provider, metric, unit, value in measured:
-        condition = harness.Condition(NAME, recipe["name"], provider, "run", shapes, "float32")
+        condition = harness.Condition(NAME, recipe["name"], provider, "run", shapes, dtype)
         row = harness.make_row(
             condition, metric, unit, [value], device=harness.device_name(config["device"])
         )

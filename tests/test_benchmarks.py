@@ -1,11 +1,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from benchmarks import bench_data, bench_large_batch, harness, report
+from amdim_fast.recipes import RECIPES
+from benchmarks import bench_data, bench_demo, bench_large_batch, harness, report
 from benchmarks.bench_nce import CASES, Case, main
 from benchmarks.data_table import data_table
 from benchmarks.large_table import large_goals
@@ -363,3 +365,23 @@ def test_large_bench_on_few_images(tmp_path, monkeypatch):
     assert [row["metric"] for row in rows] == ["extra_peak_memory", "peak_memory", "time"]
     assert all(row.keys() == FIELDS for row in rows)
     assert all(row["q50"] > 0 for row in rows[1:])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rows_of_the_demo_say_what_ran(tmp_path, precision):
+    recipe = asdict(replace(RECIPES["digits"], precision=precision))
+    summary = dict.fromkeys(bench_demo.ACCURACIES.values(), 0.5)
+    summary |= {"train_seconds": 2.0, "peak_memory_bytes": 3}
+    for name, content in (
+        ("summary", summary),
+        ("config", {"recipe": recipe, "seed": 0, "device": "cpu"}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    out = tmp_path / "rows.jsonl"
+    assert bench_demo.main([str(tmp_path), "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["dtype"] for row in rows} == {precision}
+    found = {(row["provider"], row["metric"]): row["q50"] for row in rows}
+    assert found[bench_demo.PRETRAINED, "linear_probe"] == 50.0
+    assert found[bench_demo.PRETRAINED, "training_time"] == 2000.0
+    assert len(rows) == 5
