@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Row, Rows, cell, conditions, mark, table
+from benchmarks.rows import MISSING, NO_ROWS, Row, Rows, cell, conditions, mark, table, verdict
 
 BASELINE = "torchvision on Pillow"
 LEAST_FACTOR = 3.0
@@ -25,7 +25,7 @@ def _table(rows: Rows, cases: dict[str, str], metric: str) -> str:
     found = _by_cell(rows)
     providers = list(dict.fromkeys(p for case, p, m in found if case in cases and m == metric))
     if not providers:
-        return f"{MISSING[0].upper()}{MISSING[1:]}."
+        return NO_ROWS
     body = []
     for provider in providers:
         line = [provider]
@@ -58,7 +58,7 @@ def augment_goals(rows: Rows) -> str:
             factor = own["q50"] / base["q50"]
             measured = [
                 f"{factor:.2f}x{mark(own, base)}",
-                "met" if factor >= LEAST_FACTOR else "not met",
+                verdict(factor >= LEAST_FACTOR),
             ]
         body.append([f"{label}, one core, against {BASELINE}", "3x or more", *measured])
     for label, goal, case, provider, limit in (
@@ -67,7 +67,7 @@ def augment_goals(rows: Rows) -> str:
         ("256 of 32², drawing included", "100 us or less", *GPU_GOALS["small"]),
     ):
         row = found.get((case, provider, "time"))
-        met = "" if row is None else ("met" if row["q50"] <= limit else "not met")
+        met = "" if row is None else verdict(row["q50"] <= limit)
         body.append([label, goal, cell(row), met])
     return table(["two views", "goal", "measured", ""], body)
 

@@ -19,34 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from amdim_fast.data import load_data
 from amdim_fast.evaluation import probe_encoder, probe_pixels
 from amdim_fast.loading import training_batches
 from amdim_fast.randomness import seed_everything
 from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.reference.nce import multiscale_nce
 from amdim_fast.training import Training, build_model
 from amdim_fast.views import POLICIES
 from benchmarks import harness
+from benchmarks.reference_loss import use_reference
 
 NAME = "quality"
 OURS, REFERENCE, PIXELS, RANDOM = "amdim_fast", "reference loss", "raw pixels", "random weights"
 SEEDS = (0, 1, 2)
 STEPS = (50, 100, 200, 300, 400, 500, 600)
 RECIPE = replace(RECIPES["digits"], precision="float32")
-
-
-def reference_loss(recipe: Recipe) -> Any:
-    """What ``LossMultiNCE`` computes, by the reference."""
-
-    def forward(*maps: Tensor, locations: Any, **_: Any) -> tuple[Tensor, ...]:
-        first, second = maps[:3], maps[3:]
-        options = {"clip": recipe.tclip, "reg_weight": recipe.reg_weight}
-        return multiscale_nce(first, second, locations, **options)  # type: ignore[arg-type]
-
-    return forward
 
 
 def run(provider: str, seed: int, steps: tuple[int, ...], recipe: Recipe = RECIPE) -> None:
@@ -57,7 +45,7 @@ def run(provider: str, seed: int, steps: tuple[int, ...], recipe: Recipe = RECIP
     seed_everything(seed)
     training = Training(build_model(recipe, 10), recipe, len(data.train), seed)
     if provider == REFERENCE:
-        training.model.g2l_loss.forward = reference_loss(recipe)  # type: ignore[method-assign]
+        use_reference(training)
     seconds = 0.0
 
     def say() -> None:

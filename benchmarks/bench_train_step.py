@@ -27,11 +27,11 @@ from torch import Tensor
 
 from amdim_fast.loading import Batch
 from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.reference.nce import multiscale_nce
 from amdim_fast.training import Training, build_model, uses_bfloat16
 from amdim_fast.views import POLICIES
 from benchmarks import harness
 from benchmarks.augment_providers import pillow
+from benchmarks.reference_loss import use_reference
 
 NAME = "train_step"
 ROUNDS, STEPS, RECORD = 3, 50, 5
@@ -97,23 +97,13 @@ def cuda_step(recipe: Recipe, images: Tensor, provider: str) -> Callable[[], obj
         return lambda: training.update(training.views(batch), labels)
     policy = POLICIES[recipe.policy]
     views = pillow(policy, images.cpu(), torch.bfloat16)
-    loss = training.model.g2l_loss
-    loss.forward = lambda *maps, **_: _reference(maps, recipe)  # type: ignore[method-assign,assignment]
+    use_reference(training)
 
     def step() -> Tensor:
         made: Any = views()
         return training.update(torch.stack(made).cuda().bfloat16(), labels)
 
     return step
-
-
-def _reference(maps: tuple[Tensor, ...], recipe: Recipe) -> tuple[Tensor, ...]:
-    picked = [torch.randint(0, 25, (len(maps[0]),), device=maps[0].device) for _ in range(2)]
-    first = (maps[0], maps[1], maps[2])
-    second = (maps[3], maps[4], maps[5])
-    return multiscale_nce(
-        first, second, (picked[0], picked[1]), clip=recipe.tclip, reg_weight=recipe.reg_weight
-    )
 
 
 def busy_share(call: Callable[[], object]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Rows, cell, conditions, table
+from benchmarks.rows import NO_ROWS, Rows, cell, conditions, table, verdict
 
 GOAL = 10_000
 # Providers that the goal speaks of begin so; it is images a second and core.
@@ -13,11 +13,11 @@ def data_table(rows: Rows) -> str:
     """One line a provider."""
     found = rows.named("data")
     if not found:
-        return f"{MISSING[0].upper()}{MISSING[1:]}."
+        return NO_ROWS
     body = []
     for row in found:
         goal = ["", ""]
         if row["provider"].startswith(GOAL_OF):
-            goal = [f"{GOAL:,} or more", "met" if row["q50"] >= GOAL else "not met"]
+            goal = [f"{GOAL:,} or more", verdict(row["q50"] >= GOAL)]
         body.append([row["provider"], cell(row), *goal])
     return table(["", "one core", "goal", ""], body) + "\n\n" + conditions(found)

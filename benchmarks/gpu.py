@@ -1,14 +1,5 @@
 """Everything a GPU is needed for, in parts that go on when one fails: ``make gpu``.
 
-    "test": (170, _tests),
-    "peak": (15, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
-    "bench": (150, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
-    "views": (45, lambda: _python("-m", "benchmarks.bench_augment", "--device", "cuda")),
-    "step": (240, lambda: _python("-m", "benchmarks.bench_train_step", "--device", "cuda")),
-    "large": (570, lambda: _python("-m", "benchmarks.bench_large_batch", "--device", "cuda")),
-    "largest": (60, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
-    "sanitize": (40, lambda: _sanitizer("memcheck", SANITIZED)),
-    "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
     python -m benchmarks.gpu --parts test bench
 
 Each part is a process with a time limit; the table at the end has one verdict a part.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.nce_grid import DTYPES, GRID, LOCATIONS, grid_key, peak_key, product_flops
 from benchmarks.nce_providers import FORWARD, FORWARD_BACKWARD
-from benchmarks.rows import MISSING, Row, Rows, cell, conditions, mark, table
+from benchmarks.rows import MISSING, NO_ROWS, Row, Rows, cell, conditions, mark, table
 
 LABELS = {
     "reference": "original algorithm",
@@ -41,7 +41,7 @@ def grid_table(rows: Rows) -> str:
                 used += [row for row in (forward, both, memory, peak) if row]
     largest = rows.find("cuda-largest-bfloat16", "triton", FORWARD_BACKWARD, "largest_batch")
     if not body:
-        return f"{MISSING[0].upper()}{MISSING[1:]}."
+        return NO_ROWS
     return "\n\n".join(
         [table(HEADER, body), f"Largest batch that fits: {cell(largest)}.", conditions(used)]
     )

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from amdim_fast.encoder import EncoderOutput
 from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.reference.nce import multiscale_nce
 from amdim_fast.training import Training, build_model
 from amdim_fast.views import POLICIES
 from benchmarks import harness
+from benchmarks.reference_loss import use_reference
 
 NAME, LARGEST, RECIPE_BATCH = "large_batch", "cuda-imagenet128", "cuda-imagenet128-recipe"
 MICRO_BATCH = 256
@@ -84,15 +83,8 @@ def make_training(recipe: Recipe, provider: str) -> Training:
     recipe = replace(recipe, precision="bfloat16", **PROVIDERS[provider])
     training = Training(build_model(recipe, CLASSES).cuda(), recipe, 10**6, seed=0)
     if provider == REFERENCE:
-        loss = training.model.g2l_loss
-        loss.forward = lambda *maps, **_: _reference(maps, recipe)  # type: ignore[method-assign,assignment]
+        use_reference(training)
     return training
-
-
-def _reference(maps: tuple[Tensor, ...], recipe: Recipe) -> tuple[Tensor, ...]:
-    first, second = (torch.randint(25, (len(maps[0]),), device=maps[0].device) for _ in range(2))
-    options = {"clip": recipe.tclip, "reg_weight": recipe.reg_weight}
-    return multiscale_nce(maps[:3], maps[3:], (first, second), **options)  # type: ignore[arg-type]
 
 
 def step(training: Training, images: int, measure: harness.Stopwatch) -> float:
@@ -117,10 +109,12 @@ def loss_alone(training: Training, images: int, measure: harness.Stopwatch) -> f
         for side in (1, 5, 7, 1, 5, 7)
     ]
 
+    first, second = (torch.randint(25, (images,), device=training.device) for _ in range(2))
+
     def call() -> object:
         with torch.autocast(training.device.type, torch.bfloat16):
             features = EncoderOutput(*maps[:3]), EncoderOutput(*maps[3:])
-            loss = training.model.objective(*features).loss
+            loss = training.model.objective(*features, locations=(first, second)).loss
         return torch.autograd.grad(loss, maps)
 
     return measure(call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from benchmarks.bench_large_batch import DIGITS, LOSS, OURS, PROVIDERS, WHOLE
-from benchmarks.rows import MISSING, Row, Rows, cell, table
+from benchmarks.rows import MISSING, Row, Rows, cell, table, verdict
 
 LOSS_LIMIT, DIGITS_LIMIT = 1e9, 2e9
 
@@ -31,7 +31,7 @@ def large_goals(rows: Rows) -> str:
     body[0] += _judged(loss, LOSS_LIMIT)
     body[1] += _judged(least, DIGITS_LIMIT)
     shown = ", ".join(cell(peak) for peak in known)
-    body[2] += [MISSING, ""] if least is None else [shown, "met" if falls else "not met"]
+    body[2] += [MISSING, ""] if least is None else [shown, verdict(falls)]
     return table(["", "goal", "measured", ""], body)
 
 
@@ -42,4 +42,4 @@ def _bytes(row: Row) -> float:
 def _judged(row: Row | None, limit: float) -> list[str]:
     if row is None:
         return [MISSING, ""]
-    return [cell(row), "met" if _bytes(row) < limit else "not met"]
+    return [cell(row), verdict(_bytes(row) < limit)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Row, Rows, cell, conditions, mark, table
+from benchmarks.rows import NO_ROWS, Row, Rows, cell, conditions, judged, mark, table
 
 GOAL = 1.5
 LEAST_USAGE = 50.0
@@ -16,7 +16,7 @@ def mixture_table(rows: Rows) -> str:
     """Time of a training step, and how many plain steps it is."""
     found = _steps(rows)
     if "plain" not in found:
-        return f"{MISSING[0].upper()}{MISSING[1:]}."
+        return NO_ROWS
     plain = found["plain"]
     body = [
         [provider, cell(row), f"{row['q50'] / plain['q50']:.2f}x{mark(row, plain)}"]
@@ -37,12 +37,6 @@ def mixture_goals(rows: Rows) -> str:
         ["training step with K = 4", f"at most {GOAL:g} plain steps"],
         ["entropy of the mean posterior", f"above {LEAST_USAGE:g} % of log K"],
     ]
-    body[0] += _judged(cost, "x", cost is not None and cost <= GOAL, plain, four)
-    body[1] += _judged(share, " %", share is not None and share > LEAST_USAGE, usage)
+    body[0] += judged(cost, "x", cost is not None and cost <= GOAL, plain, four)
+    body[1] += judged(share, " %", share is not None and share > LEAST_USAGE, usage)
     return table(["", "goal", "measured", ""], body)
-
-
-def _judged(value: float | None, unit: str, met: bool, *rows: Row | None) -> list[str]:
-    if value is None:
-        return [MISSING, ""]
-    return [f"{value:.3g}{unit}{mark(*rows)}", "met" if met else "not met"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import mean, stdev
 
-from benchmarks.rows import MISSING, Rows, conditions, table
+from benchmarks.rows import MISSING, NO_ROWS, Rows, conditions, table, verdict
 
 OURS, REFERENCE, PIXELS, RANDOM = "amdim_fast", "reference loss", "raw pixels", "random weights"
 
@@ -30,7 +30,7 @@ def quality_table(rows: Rows) -> str:
     accuracies = quality_samples(rows)
     seconds = quality_samples(rows, "training_time")
     if not accuracies[OURS] or not accuracies[REFERENCE]:
-        return f"{MISSING[0].upper()}{MISSING[1:]}."
+        return NO_ROWS
     body = []
     for label, step in ((PIXELS, 0), (RANDOM, 0)):
         body.append([label, _percent(accuracies[label][step]), "", "", ""])
@@ -67,8 +67,8 @@ def quality_goals(rows: Rows) -> str:
     )
     last = max(accuracies[OURS])
     ours, other = (mean(seconds[provider][last]) for provider in (OURS, REFERENCE))
-    body[0] += [f"{max(differences):.2f} points", "met" if within else "not met"]
-    body[1] += [f"{other / ours:.2f}x less", "met" if ours < other else "not met"]
+    body[0] += [f"{max(differences):.2f} points", verdict(within)]
+    body[1] += [f"{other / ours:.2f}x less", verdict(ours < other)]
     return table(["", "goal", "measured", ""], body)
 
 

@@ -37,6 +37,7 @@ from benchmarks.rows import (
     MARK,
     METHODS,
     MISSING,
+    NO_ROWS,
     SMALL,
     STALE,
     Row,
@@ -46,6 +47,7 @@ from benchmarks.rows import (
     mark,
     read_rows,
     table,
+    verdict,
 )
 from benchmarks.step_table import step_goals
 from benchmarks.traffic import traffic_table
@@ -132,23 +134,19 @@ def nce_goals(rows: Rows) -> str:
         for name, goal, found, least in goals
     ]
     limit = ["extra peak memory at B = 4096", "under 1 GB"]
-    met = "" if large_bytes is None else _met(large_bytes < 1e9)
+    met = "" if large_bytes is None else verdict(large_bytes < 1e9)
     return table(["", "goal", "measured", ""], [*body, [*limit, cell(large), met]])
 
 
 def _factor(value: float, marked: str, least: float) -> tuple[str, str]:
-    return f"{value:.2f}x{marked}", _met(value >= least)
-
-
-def _met(condition: bool) -> str:
-    return "met" if condition else "not met"
+    return f"{value:.2f}x{marked}", verdict(value >= least)
 
 
 def small_table(rows: Rows, name: str, case: str | None = None) -> str:
     """Any bench as providers against metrics, in the order of their rows; blank without a row."""
     found = [row for row in rows.named(name) if case in (None, row["case"])]
     if not found:
-        return f"{MISSING[0].upper()}{MISSING[1:]}."
+        return NO_ROWS
     metrics = list(dict.fromkeys(row["metric"] for row in found))
     providers = list(dict.fromkeys(row["provider"] for row in found))
     cells = {(row["provider"], row["metric"]): row for row in found}

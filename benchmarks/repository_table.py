@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Rows, cell, conditions, table
+from benchmarks.rows import MISSING, Rows, cell, conditions, table, verdict
 
 IMPORT_GOAL = 1.5  # times the import of torch
 COVERAGE_GOAL = 90  # percent
@@ -18,18 +18,14 @@ def repository_table(rows: Rows) -> str:
     if ours and torch:
         factor = ours["q50"] / torch["q50"]
         measured = f"{cell(ours)}, {factor:.2f}x torch's {cell(torch)}"
-        body.append(["import", goal, measured, _met(factor < IMPORT_GOAL)])
+        body.append(["import", goal, measured, verdict(factor < IMPORT_GOAL)])
     else:
         body.append(["import", goal, MISSING, ""])
     for folder in ("amdim_fast", "kernels"):
         row = lines.get(folder)
-        met = "" if row is None else _met(row["q50"] > COVERAGE_GOAL)
+        met = "" if row is None else verdict(row["q50"] > COVERAGE_GOAL)
         label = f"lines of `{folder}/` that the tests reach"
         label += f", {row['note']}" if row and row["note"] else ""
         body.append([label, f"above {COVERAGE_GOAL} %", cell(row), met])
     used = [row for row in (ours, torch, *lines.values()) if row]
     return table(["", "goal", "measured", ""], body) + "\n\n" + conditions(used)
-
-
-def _met(condition: bool) -> str:
-    return "met" if condition else "not met"

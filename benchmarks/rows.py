@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.sources import stale
 
 MISSING = "not yet measured"
+NO_ROWS = "Not yet measured."
 MARK = "†"
 STALE = f"{MARK} measured on older code."
 SMALL, LARGE, GPU = "cpu-b480-d1024-float32", "cpu-b4096-d256-float32", "cuda-b1024-d2048-bfloat16"
@@ -152,3 +153,15 @@ def table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
     header = list(header)
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *body))
+
+
+def verdict(met: bool) -> str:
+    """The last cell of a goal."""
+    return "met" if met else "not met"
+
+
+def judged(value: float | None, unit: str, met: bool, *rows: Row | None) -> list[str]:
+    """The last two cells of a goal: the value, marked where a row is old, and the verdict."""
+    if value is None:
+        return [MISSING, ""]
+    return [f"{value:.3g}{unit}{mark(*rows)}", verdict(met)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Row, Rows, mark, table
+from benchmarks.rows import Rows, judged, table
 
 GOAL = 1.5
 MOST_DATA = 15.0
@@ -25,16 +25,10 @@ def step_goals(rows: Rows) -> str:
         factor = first["q50"] / own["q50"] if first and own else None
         met = factor is not None and factor >= GOAL
         goal = f"{GOAL:g}x the first version's speed or more"
-        body.append([f"digits, {label}", goal, *_judged(factor, "x", met, first, own)])
+        body.append([f"digits, {label}", goal, *judged(factor, "x", met, first, own)])
     row = found.get(("amdim_fast", "data_and_views"))
     share = None if row is None else float(row["q50"])
     met = share is not None and share < MOST_DATA
     goal = f"under {MOST_DATA:g} %"
-    body.append(["digits, data and views", goal, *_judged(share, " %", met, row)])
+    body.append(["digits, data and views", goal, *judged(share, " %", met, row)])
     return table(["", "goal", "measured", ""], body)
-
-
-def _judged(value: float | None, unit: str, met: bool, *rows: Row | None) -> list[str]:
-    if value is None:
-        return [MISSING, ""]
-    return [f"{value:.3g}{unit}{mark(*rows)}", "met" if met else "not met"]

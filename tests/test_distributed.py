@@ -13,6 +13,7 @@ import distributed_cases as cases
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import run_ranks
 
 from amdim_fast.checkpoint import read_checkpoint
 from amdim_fast.data import LOADERS
@@ -46,13 +47,7 @@ def found(tmp_path_factory):
         if world not in done:
             folder = parent / str(world)
             folder.mkdir()
-            ranks = [start([cases.__file__, r, world, folder], folder) for r in range(world)]
-            try:
-                said = [process.communicate(timeout=SECONDS)[1] for process in ranks]
-            finally:
-                for process in ranks:
-                    process.kill()
-            assert [process.returncode for process in ranks] == [0] * world, "\n".join(said)
+            run_ranks(cases.__file__, world, folder, SECONDS)
             done[world] = [torch.load(folder / f"{rank}.pt") for rank in range(world)], folder
         return done[world]
 

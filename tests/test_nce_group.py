@@ -1,13 +1,9 @@
 """Negatives from every rank: 1 to 4 gloo processes against the whole batch on one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import group_cases as cases
 import pytest
 import torch
+from ranks import run_ranks
 
 from amdim_fast import FeatureMapContrastiveTask, LossMultiNCE, nce_log_prob
 from amdim_fast.reference import mixture as reference_mixture
@@ -22,24 +18,7 @@ DTYPES = (torch.float32, torch.float64)
 def start(world, folder):
     """What each rank found."""
     folder.mkdir()
-    command = [sys.executable, str(Path(cases.__file__))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=SECONDS)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0] * world, "\n".join(said)
+    run_ranks(cases.__file__, world, folder, SECONDS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 

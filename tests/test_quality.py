@@ -9,6 +9,7 @@ import torch
 from amdim_fast import LossMultiNCE
 from benchmarks import bench_quality
 from benchmarks.quality_table import quality_goals, quality_table
+from benchmarks.reference_loss import reference_loss
 from benchmarks.rows import Rows
 
 
@@ -48,7 +49,7 @@ def test_both_losses_take_the_same_locations():
     maps = [torch.randn(6, 8, side, side) for side in (1, 5, 7, 1, 5, 7)]
     recipe = bench_quality.RECIPE
     ours = LossMultiNCE(recipe.tclip, recipe.reg_weight)
-    reference = bench_quality.reference_loss(recipe)
+    reference = reference_loss(recipe)
     locations = torch.randint(25, (6,)), torch.randint(25, (6,))
     found = reference(*maps, locations=locations)
     torch.testing.assert_close(found, ours(*maps, locations=locations))

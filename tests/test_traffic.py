@@ -1,13 +1,10 @@
 """The model of ``benchmarks/traffic.py`` against bytes counted in 2 and 4 gloo processes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import traffic_cases as cases
+from ranks import run_ranks
 
 from benchmarks import traffic
 
@@ -25,22 +22,7 @@ def found(tmp_path_factory):
     def of(world):
         if world not in done:
             folder = tmp_path_factory.mktemp("ranks")
-            ranks = [
-                subprocess.Popen(
-                    [sys.executable, str(Path(cases.__file__)), str(rank), str(world), str(folder)],
-                    env=os.environ | {"OMP_NUM_THREADS": "1"},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-                for rank in range(world)
-            ]
-            try:
-                said = [process.communicate(timeout=SECONDS)[0] for process in ranks]
-            finally:
-                for process in ranks:
-                    process.kill()
-            assert [process.returncode for process in ranks] == [0] * world, "\n".join(said)
+            run_ranks(cases.__file__, world, folder, SECONDS)
             done[world] = [json.loads((folder / f"{r}.json").read_text()) for r in range(world)]
         return done[world]
 

@@ -1,0 +1,27 @@
+"""A training whose loss is the reference's, for the providers that are compared with ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from amdim_fast.recipes import Recipe
+from amdim_fast.reference.nce import multiscale_nce
+from amdim_fast.training import Training
+
+
+def reference_loss(recipe: Recipe) -> Any:
+    """What ``LossMultiNCE`` computes, by the reference."""
+
+    def forward(*maps: Tensor, locations: Any, **_: Any) -> tuple[Tensor, ...]:
+        first, second = maps[:3], maps[3:]
+        options = {"clip": recipe.tclip, "reg_weight": recipe.reg_weight}
+        return multiscale_nce(first, second, locations, **options)  # type: ignore[arg-type]
+
+    return forward
+
+
+def use_reference(training: Training) -> None:
+    """Put it in the place of the training's own; locations are those that the training draws."""
+    training.model.g2l_loss.forward = reference_loss(training.recipe)  # type: ignore[method-assign]
