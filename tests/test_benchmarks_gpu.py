@@ -1,6 +1,8 @@
 """What of the GPU benchmarks can be decided without one: providers, the grid's table, the parts."""
 
+import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +68,27 @@ def test_table_divides_by_the_measured_peak():
     assert "| amdim_fast, bfloat16 | 1024 | 2048 | not yet measured |" in text
     assert "| 400 | 50% | not yet measured |" in text
     assert grid_table(Rows([])) == "Not yet measured."
+
+
+def imported(path):
+    """Packages that a test file imports at its head, by way of other files of tests too."""
+    found = set()
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            found.add(statement.module.split(".")[0])
+    files = [path.parent / f"{name}.py" for name in found]
+    return found.union(*(imported(file) for file in files if file.exists()))
+
+
+def test_files_that_import_what_a_gpu_machine_may_lack_are_known():
+    for path in Path(__file__).parent.glob("test_*.py"):
+        for package in imported(path) & gpu.NEEDS.keys():
+            listed = gpu.NEEDS[package] + (gpu.NEEDS["torchvision"] if package == "PIL" else ())
+            assert f"tests/{path.name}" in listed, (path.name, package)
+    for file in {file for files in gpu.NEEDS.values() for file in files}:
+        assert (Path(__file__).parents[1] / file).exists(), file
 
 
 def test_without_a_gpu_nothing_is_run(monkeypatch, capsys):

@@ -2,13 +2,20 @@
 
 import torch
 
-from amdim_fast.views import ViewParams
+from amdim_fast.augmentation import sample_view_params
+from amdim_fast.views import POLICIES, ViewParams
 
 HALF = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def draw(policy, sizes, seed=0, **options):
+    """Parameters of a policy or of the policy of that name."""
+    policy = POLICIES[policy] if isinstance(policy, str) else policy
+    return sample_view_params(policy, sizes, generator=seeded(seed), **options)
 
 
 def white_noise(height, width, seed=0):
