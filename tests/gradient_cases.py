@@ -94,9 +94,9 @@ def whole_distance(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-def both(images, micro_batch, sizes, **options):
+def both(images, micro_batch, sizes, make=make_model, **options):
     """(model, loss) of the cache and of the plain definition, from the same start."""
-    models = make_model(**options), make_model(**options)
+    models = make(**options), make(**options)
     views, locations = make_views(images, next(models[0].parameters()).dtype)
     torch.manual_seed(3)
     ours = cached(models[0], views, locations, micro_batch)

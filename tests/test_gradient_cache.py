@@ -71,24 +71,18 @@ def test_a_second_update_of_statistics_is_noticed(monkeypatch):
     assert distance(statistics(model)[0], statistics(expected)[0]) > 1e-2
 
 
-def with_dropout(monkeypatch):
-    make = make_model
-
-    def made(**options):
-        model = make(**options)
-        layers = model.encoder.layer_list
-        layers[0] = nn.Sequential(layers[0], nn.Dropout(0.3))
-        layers[2].layer_list.append(nn.Dropout(0.3))
-        return model
-
-    monkeypatch.setitem(globals(), "make_model", made)
+def make_with_dropout(**options):
+    model = make_model(**options)
+    layers = model.encoder.layer_list
+    layers[0] = nn.Sequential(layers[0], nn.Dropout(0.3))
+    layers[2].layer_list.append(nn.Dropout(0.3))
+    return model
 
 
 @pytest.mark.parametrize("checkpoint_blocks", [False, True])
-def test_dropout_draws_the_same_again(monkeypatch, checkpoint_blocks):
-    with_dropout(monkeypatch)
+def test_dropout_draws_the_same_again(checkpoint_blocks):
     views, locations = make_views(5)
-    ours, expected = make_model(), make_model()
+    ours, expected = make_with_dropout(), make_with_dropout()
     ours.encoder.checkpoint_blocks = checkpoint_blocks
     torch.manual_seed(3)
     cached(ours, views, locations, 3)
@@ -100,9 +94,8 @@ def test_dropout_draws_the_same_again(monkeypatch, checkpoint_blocks):
 
 
 def test_other_draws_are_noticed(monkeypatch):
-    with_dropout(monkeypatch)
     monkeypatch.setattr(replay.RandomState, "replayed", lambda _: contextlib.nullcontext())
-    (model, _), (expected, _) = both(5, 3, (2, 3))
+    (model, _), (expected, _) = both(5, 3, (2, 3), make=make_with_dropout)
     assert distance(gradients(model), gradients(expected)) > 1e-2
 
 
