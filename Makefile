@@ -11,8 +11,9 @@ demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo
 
 # Files of tests side by side, one thread each: threads of several processes only hinder one another.
+TESTS := pytest -n auto --maxprocesses=4 --dist loadfile
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -26,10 +27,10 @@ bench: $(INSTALLED) $(BENCHES:%=bench-%)
 bench-%: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_$*
 
-# Runs the tests, minutes longer than they take otherwise, and records the share of lines they reach.
+# Runs the tests, somewhat slower than make test, and records the share of lines they reach.
 coverage: $(INSTALLED)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m $(TESTS) -q
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m benchmarks.line_coverage
 

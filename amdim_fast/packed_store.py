@@ -92,7 +92,8 @@ class PackedImages:
 
     def read_into(self, index: Tensor, out: Tensor) -> None:
         """See ``StoredImages.read_into``; OSError names a shard that cannot be read."""
-        buffer = memoryview(out.numpy())  # type: ignore[arg-type]
+        pixels: Any = out.numpy()
+        buffer = memoryview(pixels)
         sizes = (3 * self._shapes[index].prod(1)).tolist()
         rows = index.numpy()
         places = zip(

@@ -160,8 +160,12 @@ def test_reproducible_bit_for_bit():
 
 def test_frozen_inputs_cost_no_product(monkeypatch):
     counted = []
-    product = nce_torch.product
-    monkeypatch.setattr(nce_torch, "product", lambda a, b: counted.append(1) or product(a, b))
+
+    def count(function):
+        return lambda *arguments: counted.append(1) or function(*arguments)
+
+    for name in ("product", "product_into"):
+        monkeypatch.setattr(nce_torch, name, count(getattr(nce_torch, name)))
     for need_src, need_trg, expected in ((True, True, 3), (True, False, 2), (False, True, 2)):
         counted.clear()
         src, trg = features(6, 4, 8, dtype=torch.float32)

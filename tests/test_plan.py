@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from amdim_fast.ops import nce_problem, nce_torch, nce_triton
 from amdim_fast.ops.plan import DEFAULT_MEMORY_BUDGET, ROW_UNIT, WorkRule, padded, plan_groups
+from amdim_fast.ops.product import PART_BYTES
 
 GPU = torch.device("cuda")
 
@@ -98,6 +99,22 @@ def test_work_buffers_take_what_the_plan_says(monkeypatch, keep, block_images, s
         reads = way == "elementwise"
         assert forward.peak == (products if reads else 0)
         assert backward.peak == (2 if reads or same_location else 1) * products
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_wide_targets_takes_no_second_tensor_of_its_size(dtype):
+    images, locations, width = 16, 24, 4096
+    src, trg = (tensor.detach().to(dtype) for tensor in features(images, locations, width, sets=1))
+    upstream = upstream_like(src, trg)
+    rule = nce_torch.work_rule(dtype, src.device, width, False)
+    (plan,) = plan_groups([(images, images, locations)], rule, memory_budget=2**22, with_grad=True)
+    group = nce_torch.Group(src, trg, 20.0, False, plan)
+    pos, neg, _, kept = nce_torch.forward(group)
+    with LargeTensors(src.numel() + 1, (trg, *kept)) as backward:
+        _, grad = nce_torch.backward(group, kept, pos, neg, *upstream, need_src=True, need_trg=True)
+    part = PART_BYTES["cpu"] if dtype == torch.float32 else 0
+    assert plan.block_images == images
+    assert part < grad.nbytes <= backward.peak <= grad.nbytes + part
 
 
 def test_torch_counts_three_blocks_and_triton_what_its_kernels_hold():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.ops.plan import GroupPlan, WorkRule
-from amdim_fast.ops.product import packed, product
+from amdim_fast.ops.product import packed, product, product_into
 
 # exp(-2 clip) is a normal float32 up to here; beyond, and without a clip, the maximum is tracked.
 LARGEST_SHIFTED_CLIP = 43.0
@@ -217,7 +217,7 @@ def backward(
         if grad_src is not None:
             grad_src += product(matrix.t(), columns.t())
         if grad_trg is not None:
-            grad_trg[start:stop] = product(matrix, sources_t).view(-1, locations, width)
+            product_into(grad_trg[start:stop].view(-1, width), matrix, sources_t)
         del stored
     if grad_src is not None:
         grad_src = grad_src.mul_(1.0 / math.sqrt(width)).view(sets, images, width)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 # Rows of ``a`` that oneDNN lays packed weights out for; others work too.
 PACKED_FOR_ROWS = 1024
+# What ``product_into`` holds beside its output where the library cannot write into that.
+PART_BYTES = {"cpu": 4 * 2**20}
+GPU_PART_BYTES = 64 * 2**20
 
 
 def product_library(tensor: Tensor, backend: str = "torch") -> str:
@@ -38,3 +41,14 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if product_library(a) == "onednn":
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return torch.mm(a, b.t())
+
+
+def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out[...] = product(a, b)``, rounded to the dtype of ``out`` [m, n], which is contiguous."""
+    if product_library(a) == "aten" and out.dtype == a.dtype:
+        torch.mm(a, b.t(), out=out)
+        return
+    part_bytes = PART_BYTES.get(a.device.type, GPU_PART_BYTES)
+    rows = max(1, part_bytes // (out.shape[1] * a.element_size()))
+    for part, factor in zip(out.split(rows), a.split(rows), strict=True):
+        part.copy_(product(factor, b))
