@@ -119,19 +119,21 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
     shape = (locations if group.same_location else 1, sets, images)
     neg = src.new_full(shape, -math.inf if clip is None else 0.0)
     raw_own = src.new_zeros((sets, images, locations))
-    sum_sq = src.new_zeros((sets, images))
-    work = src.new_empty(min(group.plan.block_images, targets) * locations * sets * images)
+    sum_sq = src.new_zeros(sets)
     kept = []
+    if group.plan.mode == "keep":
+        work = src.new_empty(min(group.plan.block_images, targets) * locations * sets * images)
 
     for start, stop in group.blocks():
         stored = product(group.columns(start, stop), scaled).view(-1, locations, sets, images)
         sources = _sources(group, image_offset, start, stop)
         place = (sources, sources.start + image_offset - start)
         raw_own[:, sources] = _own(stored, *place).permute(1, 2, 0)
+        sum_sq += torch.linalg.vector_norm(stored, dim=3).square_().sum(dim=(0, 1))
+        scores = stored
         if group.plan.mode == "keep":
             kept.append(stored.view(-1))
-        scores = work[: stored.numel()].view_as(stored)
-        sum_sq += torch.mul(stored, stored, out=scores).sum(dim=(0, 1))
+            scores = work[: stored.numel()].view_as(stored)
         if clip is not None:
             torch.sigmoid(stored, out=scores).mul_(-2.0 * clip * LOG2_E).exp2_()
             _own(scores, *place).zero_()
@@ -146,7 +148,7 @@ def forward(group: Group, image_offset: int = 0) -> tuple[Tensor, Tensor, Tensor
     if clip is not None:
         neg = neg.log_().add_(clip)
     count = images * targets * locations * group.stored_per_raw**2
-    return pos, neg.permute(1, 2, 0), sum_sq.sum(dim=1) / count, kept
+    return pos, neg.permute(1, 2, 0), sum_sq / count, kept
 
 
 def _write_clipped(out: Tensor, raw: Tensor, clip: float | None) -> None:
