@@ -1,6 +1,6 @@
 """Large batches in one process: memory of the loss, of a training run, and the largest that fits.
 
-    python -m benchmarks.bench_large_batch                    # about ten minutes on two cores
+    python -m benchmarks.bench_large_batch                    # minutes on two cores
     python -m benchmarks.bench_large_batch --device cuda      # the search of benchmarks.large_cuda
 
 On a CPU: extra peak memory of the six costs, as in bench_nce, and the peak resident memory of
