@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, NO_ROWS, Row, Rows, cell, conditions, mark, table, verdict
+import operator
+from functools import partial
+
+from benchmarks.rows import (
+    MISSING,
+    NO_ROWS,
+    Row,
+    Rows,
+    cell,
+    conditions,
+    judged_row,
+    mark,
+    table,
+    verdict,
+)
 
 BASELINE = "torchvision on Pillow"
 LEAST_FACTOR = 3.0
@@ -67,8 +81,7 @@ def augment_goals(rows: Rows) -> str:
         ("256 of 32², drawing included", "100 us or less", *GPU_GOALS["small"]),
     ):
         row = found.get((case, provider, "time"))
-        met = "" if row is None else verdict(row["q50"] <= limit)
-        body.append([label, goal, cell(row), met])
+        body.append([label, goal, *judged_row(row, partial(operator.ge, limit))])
     return table(["two views", "goal", "measured", ""], body)
 
 

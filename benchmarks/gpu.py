@@ -50,6 +50,7 @@ NEEDS = {
     "torchvision": (
         "tests/test_augment.py",
         "tests/test_augment_calls.py",
+        "tests/test_data.py",
         "tests/test_documents.py",
         "tests/test_export.py",
         "tests/test_pixel.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from benchmarks.bench_large_batch import DIGITS, LOSS, OURS, PROVIDERS, WHOLE
-from benchmarks.rows import MISSING, Row, Rows, cell, table, verdict
+from benchmarks.rows import MISSING, Row, Rows, cell, judged_row, table, verdict
 
 LOSS_LIMIT, DIGITS_LIMIT = 1e9, 2e9
 
@@ -28,8 +28,8 @@ def large_goals(rows: Rows) -> str:
         ["digits at a batch of 4,000, whole process", "under 2 GB"],
         ["its peak memory as the micro-batches shrink", "falls each time"],
     ]
-    body[0] += _judged(loss, LOSS_LIMIT)
-    body[1] += _judged(least, DIGITS_LIMIT)
+    body[0] += judged_row(loss, lambda size: size < LOSS_LIMIT)
+    body[1] += judged_row(least, lambda size: size < DIGITS_LIMIT)
     shown = ", ".join(cell(peak) for peak in known)
     body[2] += [MISSING, ""] if least is None else [shown, verdict(falls)]
     return table(["", "goal", "measured", ""], body)
@@ -37,9 +37,3 @@ def large_goals(rows: Rows) -> str:
 
 def _bytes(row: Row) -> float:
     return float(row["q50"])
-
-
-def _judged(row: Row | None, limit: float) -> list[str]:
-    if row is None:
-        return [MISSING, ""]
-    return [cell(row), verdict(_bytes(row) < limit)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import MISSING, Rows, cell, conditions, table, verdict
+from benchmarks.rows import MISSING, Rows, cell, conditions, judged_row, table, verdict
 
 IMPORT_GOAL = 1.5  # times the import of torch
 COVERAGE_GOAL = 90  # percent
@@ -23,9 +23,9 @@ def repository_table(rows: Rows) -> str:
         body.append(["import", goal, MISSING, ""])
     for folder in ("amdim_fast", "kernels"):
         row = lines.get(folder)
-        met = "" if row is None else verdict(row["q50"] > COVERAGE_GOAL)
         label = f"lines of `{folder}/` that the tests reach"
         label += f", {row['note']}" if row and row["note"] else ""
-        body.append([label, f"above {COVERAGE_GOAL} %", cell(row), met])
+        met = judged_row(row, lambda share: share > COVERAGE_GOAL)
+        body.append([label, f"above {COVERAGE_GOAL} %", *met])
     used = [row for row in (ours, torch, *lines.values()) if row]
     return table(["", "goal", "measured", ""], body) + "\n\n" + conditions(used)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,11 @@ def table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
 def verdict(met: bool) -> str:
     """The last cell of a goal."""
     return "met" if met else "not met"
+
+
+def judged_row(row: Row | None, met: Callable[[float], bool]) -> list[str]:
+    """The last two cells of a goal that one row's median meets or misses."""
+    return [cell(row), "" if row is None else verdict(met(row["q50"]))]
 
 
 def judged(value: float | None, unit: str, met: bool, *rows: Row | None) -> list[str]:

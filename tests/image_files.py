@@ -1,4 +1,4 @@
-"""Small image folders for tests, and what must not outlive them."""
+"""Pictures and small image folders for tests, and what must not outlive them."""
 
 import hashlib
 import os
@@ -19,6 +19,11 @@ def picture(seed, height=20, width=30, channels=3):
         for c in range(channels)
     ]
     return np.stack([np.asarray(plane) for plane in planes], -1)
+
+
+def to_pillow(image):
+    """The picture of uint8 pixels [H, W, 3]."""
+    return Image.fromarray(image.contiguous().numpy())
 
 
 def write_folder(root, *, train=6, test=4, classes=("cat", "dog"), sizes=((20, 30),)):

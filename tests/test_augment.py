@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import to_pillow
 from PIL import Image, ImageEnhance
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
@@ -26,10 +27,6 @@ def special_images(side=24):
     images = [ramp, *flat, saturated, one_colour]
     images = [image.to(torch.uint8) for image in images]
     return [*images, white_noise(side, side), smooth_noise(side, side)]
-
-
-def to_pillow(image):
-    return Image.fromarray(image.contiguous().numpy())
 
 
 def from_pillow(image):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from image_files import to_pillow
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
@@ -9,10 +10,6 @@ from view_cases import HALF, plain, seeded, smooth_noise, white_noise
 from amdim_fast.augmentation import TwoViews, augment, center_view, sample_view_params
 from amdim_fast.reference import augment as reference
 from amdim_fast.views import POLICIES
-
-
-def to_pillow(image):
-    return tv.to_pil_image(image.movedim(-1, 0))
 
 
 def test_layouts_strides_and_lists_agree():

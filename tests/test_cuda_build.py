@@ -107,7 +107,8 @@ def test_the_library_is_built_and_registers_without_a_gpu():
 def test_the_library_holds_code_for_each_architecture():
     cuobjdump = Path(NVCC).resolve().parent / "cuobjdump"
     if not cuobjdump.exists():
-        triton = pytest.importorskip("triton")
+        import triton
+
         cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     assert os.access(cuobjdump, os.X_OK), f"no cuobjdump beside nvcc or in triton: {cuobjdump}"
     library = compiled.FOLDER / "_cuda.so"

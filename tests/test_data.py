@@ -10,11 +10,10 @@ import pytest
 import torch
 from image_files import picture, write_folder
 from PIL import Image
+from torchvision import datasets
 
 from amdim_fast.data import DATA_SETS, load_data
 from amdim_fast.folders import list_images
-
-datasets = pytest.importorskip("torchvision.datasets")
 
 
 def written(path, content):
