@@ -8,42 +8,41 @@ the whole job. Importing the package loads neither triton nor a compiled library
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from amdim_fast.feature_map_task import FeatureMapContrastiveTask
-from amdim_fast.functional import NCEOutput, nce_log_prob, nce_loss
-from amdim_fast.losses import LossMultiNCE
-from amdim_fast.mixture import MixtureHead, MixtureLosses, MixtureNCELoss, responsibilities
-from amdim_fast.ops.plan import last_plan
+from amdim_fast.nce.feature_map_task import FeatureMapContrastiveTask
+from amdim_fast.nce.functional import NCEOutput, nce_log_prob, nce_loss
+from amdim_fast.nce.losses import LossMultiNCE
+from amdim_fast.nce.mixture import MixtureHead, MixtureLosses, MixtureNCELoss, responsibilities
+from amdim_fast.nce.plan import last_plan
+from amdim_fast.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from amdim_fast.augmentation import TwoViews, augment, sample_view_params
-    from amdim_fast.checkpoint import load_checkpoint, save_checkpoint
-    from amdim_fast.encoder import Encoder
-    from amdim_fast.encoding import Preprocessing
-    from amdim_fast.evaluation import evaluate
-    from amdim_fast.export import export_encoder
-    from amdim_fast.model import AMDIM
-    from amdim_fast.pretrained import load_pretrained
-    from amdim_fast.pretraining import pretrain
-    from amdim_fast.scoring import EvaluationOptions
-    from amdim_fast.views import ViewParams
-
-__version__ = "0.1.0"
+    from amdim_fast.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+    from amdim_fast.evaluation.evaluate import evaluate
+    from amdim_fast.evaluation.scoring import EvaluationOptions
+    from amdim_fast.model.amdim import AMDIM
+    from amdim_fast.model.encoder import Encoder
+    from amdim_fast.model.export import export_encoder
+    from amdim_fast.model.pretrained import load_pretrained
+    from amdim_fast.training.run import pretrain
+    from amdim_fast.views.augment import TwoViews, augment, sample_view_params
+    from amdim_fast.views.params import ViewParams
+    from amdim_fast.views.preprocessing import Preprocessing
 
 _LAZY = {
-    "AMDIM": "model",
-    "Encoder": "encoder",
-    "EvaluationOptions": "scoring",
-    "TwoViews": "augmentation",
-    "Preprocessing": "encoding",
-    "ViewParams": "views",
-    "augment": "augmentation",
-    "evaluate": "evaluation",
-    "export_encoder": "export",
-    "load_checkpoint": "checkpoint",
-    "load_pretrained": "pretrained",
-    "pretrain": "pretraining",
-    "sample_view_params": "augmentation",
-    "save_checkpoint": "checkpoint",
+    "AMDIM": "model.amdim",
+    "Encoder": "model.encoder",
+    "EvaluationOptions": "evaluation.scoring",
+    "TwoViews": "views.augment",
+    "Preprocessing": "views.preprocessing",
+    "ViewParams": "views.params",
+    "augment": "views.augment",
+    "evaluate": "evaluation.evaluate",
+    "export_encoder": "model.export",
+    "load_checkpoint": "checkpoints.checkpoint",
+    "load_pretrained": "model.pretrained",
+    "pretrain": "training.run",
+    "sample_view_params": "views.augment",
+    "save_checkpoint": "checkpoints.checkpoint",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from amdim_fast.cli import main
+from amdim_fast.cli.main import main
 
 sys.exit(main())

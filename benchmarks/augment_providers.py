@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amdim_fast.views import ViewPolicy
+from amdim_fast.views.params import ViewPolicy
 
 Call = Callable[[], object]
 PER_IMAGE = "torchvision draws and applies image by image"

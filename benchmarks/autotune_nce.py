@@ -21,14 +21,15 @@ from typing import NamedTuple
 import torch
 import triton
 from amdim_fast.kernels import nce_blocks
-from amdim_fast.kernels.nce_block_file import VARIABLE, Key, read_file, write_row
 from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Blocks, Tile, arithmetic
 from torch import Tensor
 
-from amdim_fast.ops import nce_triton
-from amdim_fast.ops.nce_torch import Group
-from amdim_fast.ops.plan import DEFAULT_MEMORY_BUDGET, plan_groups
-from amdim_fast.reference.nce import nce_log_prob
+from amdim_fast.nce import tiles
+from amdim_fast.nce import triton_backend as nce_triton
+from amdim_fast.nce.plan import DEFAULT_MEMORY_BUDGET, plan_groups
+from amdim_fast.nce.reference import nce_log_prob
+from amdim_fast.nce.tile_file import VARIABLE, Key, read_file, write_row
+from amdim_fast.nce.torch_backend import Group
 from benchmarks import harness
 from benchmarks.aot import TARGETS
 from benchmarks.tuning_candidates import fused_tiles, read_tiles
@@ -85,12 +86,12 @@ def make_features(case: Case) -> Features:
 @contextmanager
 def using(blocks: Blocks) -> Iterator[None]:
     """The kernels take these blocks, whatever the table says."""
-    choose = nce_blocks.choose
-    nce_blocks.choose = lambda *_: blocks
+    choose = tiles.choose
+    tiles.choose = lambda *_: blocks
     try:
         yield
     finally:
-        nce_blocks.choose = choose
+        tiles.choose = choose
 
 
 def run_forward(blocks: Blocks, features: Features) -> list[Tensor]:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amdim_fast.augmentation import TwoViews, augment, sample_view_params
-from amdim_fast.views import POLICIES
+from amdim_fast.views.augment import TwoViews, augment, sample_view_params
+from amdim_fast.views.params import POLICIES
 from benchmarks import harness
 from benchmarks.augment_providers import OTHERS, PER_IMAGE
 

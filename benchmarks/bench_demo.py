@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from amdim_fast.recipes import Recipe
-from amdim_fast.training import uses_bfloat16
+from amdim_fast.training.recipes import Recipe
+from amdim_fast.training.step import uses_bfloat16
 from benchmarks import harness
 
 NAME = "demo"

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from amdim_fast.recipes import RECIPES
-from amdim_fast.training import uses_bfloat16
+from amdim_fast.training.recipes import RECIPES
+from amdim_fast.training.step import uses_bfloat16
 from benchmarks import harness, large_cuda
 from benchmarks.nce_providers import FORWARD_BACKWARD, MAP_SIDES, describe_plan, make_inputs, run
 
@@ -37,8 +37,8 @@ TRAIN = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from amdim_fast.pretraining import pretrain
-from amdim_fast.recipes import RECIPES
+from amdim_fast.training.run import pretrain
+from amdim_fast.training.recipes import RECIPES
 folder, changes = sys.argv[1], json.loads(sys.argv[2])
 recipe = replace(RECIPES["digits"], steps=2, warmup_steps=1, baselines=False, **changes)
 pretrain(recipe, name="run", runs_dir=folder, log_every=1, progress=False)

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amdim_fast.mixture import MixtureNCELoss
-from amdim_fast.model import AMDIM
-from amdim_fast.recipes import RECIPES
-from amdim_fast.reference.mixture import multiscale_mixture
+from amdim_fast.model.amdim import AMDIM
+from amdim_fast.nce.mixture import MixtureNCELoss
+from amdim_fast.nce.reference_mixture import multiscale_mixture
+from amdim_fast.training.recipes import RECIPES
 from benchmarks import harness
 
 NAME = "mixture"

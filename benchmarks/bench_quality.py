@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from amdim_fast.data import load_data
-from amdim_fast.evaluation import probe_encoder, probe_pixels
-from amdim_fast.loading import training_batches
-from amdim_fast.randomness import seed_everything
-from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.training import Training, build_model
-from amdim_fast.views import POLICIES
+from amdim_fast.data.loading import training_batches
+from amdim_fast.data.sets import load_data
+from amdim_fast.evaluation.evaluate import probe_encoder, probe_pixels
+from amdim_fast.training.randomness import seed_everything
+from amdim_fast.training.recipes import RECIPES, Recipe
+from amdim_fast.training.step import Training, build_model
+from amdim_fast.views.params import POLICIES
 from benchmarks import harness
 from benchmarks.reference_loss import use_reference
 

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amdim_fast.loading import Batch
-from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.training import Training, build_model, uses_bfloat16
-from amdim_fast.views import POLICIES
+from amdim_fast.data.loading import Batch
+from amdim_fast.training.recipes import RECIPES, Recipe
+from amdim_fast.training.step import Training, build_model, uses_bfloat16
+from amdim_fast.views.params import POLICIES
 from benchmarks import harness
 from benchmarks.augment_providers import pillow
 from benchmarks.reference_loss import use_reference
@@ -43,8 +43,8 @@ RUN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from dataclasses import replace
-from amdim_fast.pretraining import pretrain
-from amdim_fast.recipes import RECIPES
+from amdim_fast.training.run import pretrain
+from amdim_fast.training.recipes import RECIPES
 chosen = {"precision": sys.argv[5]} if sys.argv[5:] else {}
 recipe = replace(RECIPES["digits"], steps=int(sys.argv[2]), warmup_steps=5, **chosen)
 pretrain(recipe, name="run", runs_dir=sys.argv[3], log_every=int(sys.argv[4]), progress=False)

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amdim_fast.augmentation import TwoViews
-from amdim_fast.checkpoint import read_checkpoint, save_checkpoint
-from amdim_fast.encoding import Preprocessing
-from amdim_fast.model import AMDIM
-from amdim_fast.segmentation import enlarge, overlay, posterior_maps, save_png
-from amdim_fast.views import POLICIES
+from amdim_fast.checkpoints.checkpoint import read_checkpoint, save_checkpoint
+from amdim_fast.model.amdim import AMDIM
+from amdim_fast.segmentation.posterior import enlarge, overlay, posterior_maps, save_png
+from amdim_fast.views.augment import TwoViews
+from amdim_fast.views.params import POLICIES
+from amdim_fast.views.preprocessing import Preprocessing
 from benchmarks import harness
 from benchmarks.composites import Composites, load_composites, location_masks, overlaps
 

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amdim_fast.measuring import Stopwatch as Stopwatch
-from amdim_fast.measuring import device_name as device_name
-from amdim_fast.measuring import quantiles as quantiles
-from amdim_fast.measuring import stopwatch as stopwatch
-from amdim_fast.measuring import time_interleaved as time_interleaved
-from amdim_fast.measuring import versions as versions
+from amdim_fast.bench.measure import Stopwatch as Stopwatch
+from amdim_fast.bench.measure import device_name as device_name
+from amdim_fast.bench.measure import quantiles as quantiles
+from amdim_fast.bench.measure import stopwatch as stopwatch
+from amdim_fast.bench.measure import time_interleaved as time_interleaved
+from amdim_fast.bench.measure import versions as versions
 from benchmarks import sources
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from amdim_fast.encoder import EncoderOutput
-from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.training import Training, build_model
-from amdim_fast.views import POLICIES
+from amdim_fast.model.encoder import EncoderOutput
+from amdim_fast.training.recipes import RECIPES, Recipe
+from amdim_fast.training.step import Training, build_model
+from amdim_fast.views.params import POLICIES
 from benchmarks import harness
 from benchmarks.reference_loss import use_reference
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from amdim_fast.kernels import nce_blocks
 from amdim_fast.kernels.nce_tiles import Blocks
 from torch import Tensor
 
 from amdim_fast import LossMultiNCE, last_plan
-from amdim_fast.ops.nce_torch import work_rule
-from amdim_fast.ops.plan import DEFAULT_MEMORY_BUDGET, plan_groups
-from amdim_fast.ops.product import product
-from amdim_fast.reference.nce import multiscale_nce
+from amdim_fast.nce import tiles
+from amdim_fast.nce.plan import DEFAULT_MEMORY_BUDGET, plan_groups
+from amdim_fast.nce.products import product
+from amdim_fast.nce.reference import multiscale_nce
+from amdim_fast.nce.torch_backend import work_rule
 
 CLIP = 10.0
 MAP_SIDES = (1, 5, 7)
@@ -89,7 +89,7 @@ def make_inputs(images: int, width: int, dtype: str, device: str) -> Inputs:
 @contextmanager
 def _forced(provider: str) -> Iterator[None]:
     """The block table's choices overruled for the providers that say so."""
-    choose = nce_blocks.choose
+    choose = tiles.choose
 
     def chosen(*key: Any) -> Blocks:
         fused, descriptors = FORCED[provider]
@@ -100,11 +100,11 @@ def _forced(provider: str) -> Iterator[None]:
         return blocks._replace(fused=fused, forward=forward, backward=backward)
 
     if provider in FORCED:
-        nce_blocks.choose = chosen
+        tiles.choose = chosen
     try:
         yield
     finally:
-        nce_blocks.choose = choose
+        tiles.choose = choose
 
 
 def run(provider: str, mode: str, inputs: Inputs) -> tuple[Tensor, ...]:

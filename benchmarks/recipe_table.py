@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import torch
 
-from amdim_fast.encoder import Encoder
-from amdim_fast.recipes import RECIPES, Recipe
-from amdim_fast.views import POLICIES
+from amdim_fast.model.encoder import Encoder
+from amdim_fast.training.recipes import RECIPES, Recipe
+from amdim_fast.views.params import POLICIES
 from benchmarks.rows import Rows, table
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from amdim_fast.recipes import Recipe
-from amdim_fast.reference.nce import multiscale_nce
-from amdim_fast.training import Training
+from amdim_fast.nce.reference import multiscale_nce
+from amdim_fast.training.recipes import Recipe
+from amdim_fast.training.step import Training
 
 
 def reference_loss(recipe: Recipe) -> Any:

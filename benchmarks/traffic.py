@@ -13,8 +13,8 @@ import argparse
 import sys
 from typing import NamedTuple
 
-from amdim_fast.recipes import RECIPES
-from amdim_fast.views import POLICIES
+from amdim_fast.training.recipes import RECIPES
+from amdim_fast.views.params import POLICIES
 from benchmarks.recipe_table import parameters
 from benchmarks.rows import Rows, quantity, table
 

@@ -8,7 +8,6 @@ compiler they are no better here, and each launch costs two of them on the host.
 from __future__ import annotations
 
 import torch
-from amdim_fast.kernels.nce_block_file import Key, measured_rows
 from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Blocks, Tile, arithmetic
 
 READ_FORWARD = Tile(rows=16, columns=256, width=0, group=8, warps=4, stages=1)
@@ -49,19 +48,6 @@ TABLE |= {
     for small in (True, False)
 }
 ARCHITECTURES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
-
-
-def choose(capability: tuple[int, int] | None, dtype: torch.dtype, width: int) -> Blocks:
-    """The row for a compute capability (None under the interpreter), a type and a width D.
-
-    A row of the file that AMDIM_FAST_BLOCKS names, for just this capability, comes first.
-    """
-    if capability is not None:
-        key = Key(architecture_of(capability), arithmetic(dtype), width <= SMALL_WIDTH)
-        measured = measured_rows().get(key)
-        if measured is not None:
-            return measured
-    return built_in(capability, dtype, width)
 
 
 def built_in(capability: tuple[int, int] | None, dtype: torch.dtype, width: int) -> Blocks:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from amdim_fast.cli import _parser
-from amdim_fast.data import load_digits
+from amdim_fast.cli.main import _parser
+from amdim_fast.data.sets import load_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "amdim_public_32.pth"
@@ -174,7 +174,7 @@ OVERRIDES = {
 }
 RUNNER = """
 import json, sys
-from amdim_fast.cli import main
+from amdim_fast.cli.main import main
 for arguments in json.load(sys.stdin):
     status = main(arguments)
     if status:

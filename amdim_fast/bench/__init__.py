@@ -1,0 +1,1 @@
+"""Time and memory of the loss on this machine."""

@@ -1,0 +1,146 @@
+"""How long a call takes, what memory it takes, and on which machine."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.autograd import profiler
+
+from amdim_fast.version import __version__
+
+L2_FLUSH_BYTES = 256 * 2**20
+LEAST_ROUNDS = 3
+
+Call = Callable[[], object]
+Stopwatch = Callable[[Call], float]
+
+
+def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """q20, q50 and q80, interpolated linearly."""
+    low, middle, high = np.quantile(np.asarray(samples, dtype=np.float64), (0.2, 0.5, 0.8))
+    return float(low), float(middle), float(high)
+
+
+def stopwatch(device_type: str) -> Stopwatch:
+    """Milliseconds of one call: the wall clock on a CPU, events and a cold L2 cache on a GPU."""
+    if device_type == "cpu":
+        return _cpu_milliseconds
+    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device_type)
+
+    def measure(call: Call) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    return measure
+
+
+def _cpu_milliseconds(call: Call) -> float:
+    start = time.perf_counter()
+    result = call()
+    elapsed = time.perf_counter() - start
+    del result
+    return 1e3 * elapsed
+
+
+def time_interleaved(
+    calls: Mapping[str, Call],
+    *,
+    repeats: int,
+    warm_ups: int,
+    measure: Stopwatch,
+    seconds: float = float("inf"),
+) -> dict[str, list[float]]:
+    """``repeats`` samples a provider, one of each in turn, so that drift reaches all alike.
+
+    After ``seconds`` no further round begins, but three are always made where so many are asked.
+    """
+    for _ in range(warm_ups):
+        for call in calls.values():
+            call()
+    samples: dict[str, list[float]] = {provider: [] for provider in calls}
+    started = time.monotonic()
+    for finished in range(repeats):
+        if finished >= LEAST_ROUNDS and time.monotonic() - started > seconds:
+            break
+        for provider, call in calls.items():
+            samples[provider].append(measure(call))
+    return samples
+
+
+def allocated_peak(call: Call, device_type: str) -> int:
+    """Bytes that torch's allocator hands out for a call at its worst moment, above those before.
+
+    What the call returns counts. On a CPU torch's profiler lists the allocations of this process;
+    scratch memory that a library such as oneDNN takes for itself is not among them.
+    """
+    gc.collect()
+    if device_type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        torch.cuda.synchronize()
+        del result
+        return torch.cuda.max_memory_allocated() - before
+    # Its start and stop go to stderr otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profiler.profile(use_kineto=False, profile_memory=True) as profile:
+        result = call()
+    del result
+    assert profile.kineto_results is not None
+    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(0, int(np.cumsum(sizes).max())) if sizes else 0
+
+
+def free_memory(device_type: str) -> int | None:
+    """Bytes that are free on a GPU, or that the system says are available; None if it says not."""
+    if device_type == "cuda":
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + unused
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable:")), None)
+
+
+def device_name(device_type: str) -> str:
+    """GPU name, or CPU model and number of threads."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    model = next(models, platform.processor() or platform.machine())
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what a measurement depends on; None for what is absent."""
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = None
+    return {
+        "torch": torch.__version__,
+        "triton": triton,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "amdim_fast": __version__,
+    }

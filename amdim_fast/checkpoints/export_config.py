@@ -1,0 +1,140 @@
+"""The configuration beside exported weights: written and read back as JSON, checked, never trusted.
+
+An export is a folder with ``config.json`` and the safetensors file that it names.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.views.preprocessing import Preprocessing
+
+FORMAT = "amdim_fast encoder"
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = "encoder.safetensors"
+ARCHITECTURE = {
+    "size": int,
+    "ndf": int,
+    "n_rkhs": int,
+    "depth": int,
+    "use_bn": bool,
+    "in_channels": int,
+}
+# The head of components, and how its posterior is taken.
+MIXTURE = ("components", "mixture_hidden", "tau", "alpha", "tclip")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What an export says of itself.
+
+    Attributes:
+        architecture: arguments of ``Encoder``.
+        preprocessing: from uint8 images to its input.
+        weights: name of the safetensors file in the same folder.
+        sha256: of that file, hexadecimal.
+        provenance: versions, source file, recipe and step; None where not known.
+        mixture: the arguments of ``AMDIM`` that its components need; None without components.
+    """
+
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+    weights: str
+    sha256: str
+    provenance: dict[str, Any]
+    mixture: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """The text of ``config.json``."""
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        return json.dumps(head | asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> ExportConfig:
+        """Read ``config.json``.
+
+        Raises:
+            FileNotFoundError: there is none. CheckpointError: it is no configuration of an export,
+                or names a file outside its folder.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist; an export is a folder with {CONFIG} and its weights"
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, ValueError, RecursionError):
+            raise CheckpointError(
+                f"{path} is damaged or no JSON; export the encoder anew"
+            ) from None
+        try:
+            return _parse(content)
+        except KeyError as error:
+            raise CheckpointError(f"{path} has no entry {error.args[0]!r}; export anew") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{path} is no configuration of an export: {error}") from None
+
+
+def _parse(content: Any) -> ExportConfig:
+    content = _typed("the file", content, dict)
+    if (content["format"], content["format_version"]) != (FORMAT, FORMAT_VERSION):
+        raise ValueError(
+            f"its format is {content['format']!r} {content['format_version']!r}; it should be"
+            f" {FORMAT!r} {FORMAT_VERSION}"
+        )
+    given = _typed("architecture", content["architecture"], dict)
+    architecture = {name: _typed(name, given[name], kind) for name, kind in ARCHITECTURE.items()}
+    given = _typed("preprocessing", content["preprocessing"], dict)
+    resize = given["resize"]
+    preprocessing = Preprocessing(
+        _typed("size", given["size"], int),
+        _numbers("mean", given["mean"]),
+        _numbers("std", given["std"]),
+        None if resize is None else _typed("resize", resize, int),
+    )
+    if preprocessing.size != architecture["size"]:
+        raise ValueError(
+            f"preprocessing makes {preprocessing.size} pixels and the encoder takes"
+            f" {architecture['size']}"
+        )
+    weights = _typed("weights", content["weights"], str)
+    if Path(weights).name != weights or weights in ("", ".", "..") or "\\" in weights:
+        raise ValueError(f"weights is {weights!r}; it should name a file in the same folder")
+    return ExportConfig(
+        architecture,
+        preprocessing,
+        weights,
+        _typed("sha256", content["sha256"], str),
+        _typed("provenance", content["provenance"], dict),
+        _mixture(content.get("mixture")),
+    )
+
+
+def _mixture(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    found = {name: _typed("mixture", given, dict)[name] for name in MIXTURE}
+    for name in ("components", "mixture_hidden"):
+        _typed(name, found[name], int)
+    for name in ("tau", "alpha", "tclip"):
+        if found[name] is not None:
+            _typed(name, found[name], float)
+    return found
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{name} is {type(value).__name__}; it should be {kind.__name__}")
+    return value
+
+
+def _numbers(name: str, values: Any) -> tuple[float, float, float]:
+    if len(_typed(name, values, list)) != 3:
+        raise ValueError(f"{name} has {len(values)} values; it should have three")
+    first, second, third = (float(value) for value in values)
+    return first, second, third

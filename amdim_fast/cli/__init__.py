@@ -1,0 +1,1 @@
+"""The command ``amdim-fast``: a module a command."""

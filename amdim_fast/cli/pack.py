@@ -1,0 +1,63 @@
+"""``amdim-fast pack``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from amdim_fast.data.packed_store import MANIFEST, verify_store
+from amdim_fast.data.packing import SKIPPED, pack
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser."""
+    command = commands.add_parser(
+        "pack",
+        help="decode a folder of images once, for training that reads no JPEG",
+        description="Decode a folder of images into a packed store, which --data-dir takes in place"
+        " of the folder. Interrupted, the same command goes on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument(
+        "source", metavar="SRC", help="train/ and val/ of class folders, class folders, or images"
+    )
+    command.add_argument(
+        "destination", metavar="DST", help="folder of the store, new or unfinished"
+    )
+    command.add_argument(
+        "--size",
+        type=int,
+        metavar="PX",
+        help="resize the shorter side of larger images to this, pixels; as they are if not given",
+    )
+    command.add_argument(
+        "--workers", type=int, help="processes, 0 for none; one a CPU if not given"
+    )
+    command.add_argument(
+        "--skip-bad", action="store_true", help=f"leave bad images out, listed in DST/{SKIPPED}"
+    )
+    command.add_argument(
+        "--verify",
+        action="store_true",
+        help="then compare all files with their SHA-256; of a finished DST, do only that",
+    )
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if not (parsed.verify and (Path(parsed.destination) / MANIFEST).exists()):
+        packed = pack(
+            parsed.source,
+            parsed.destination,
+            size=parsed.size,
+            workers=parsed.workers,
+            skip_bad=parsed.skip_bad,
+        )
+        print(f"packed {packed.images:,} images into {packed.path}")
+        if packed.skipped:
+            print(f"skipped {len(packed.skipped):,} bad images, see {packed.path / SKIPPED}")
+    if parsed.verify:
+        images = verify_store(parsed.destination)
+        print(f"verified {images:,} images in {parsed.destination}")
+    return 0

@@ -1,0 +1,154 @@
+"""``amdim-fast pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from amdim_fast.distributed.ranks import rank_of_environment
+from amdim_fast.training.log import read_config
+from amdim_fast.training.recipes import MODEL_SIZES, RECIPES, Recipe, options
+from amdim_fast.training.run import pretrain
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser."""
+    command = commands.add_parser(
+        "pretrain",
+        help="pre-train an encoder with online probes",
+        description="Pre-train an encoder; with labels, probes learn along. SIGTERM and Ctrl-C"
+        " finish the step and save it; --resume goes on. On several GPUs or machines: torchrun"
+        " --nproc-per-node=4 -m amdim_fast pretrain --device cuda ...; processes share each batch"
+        " and its negatives, and a run may go on with another number of them.",
+    )
+    command.set_defaults(run=_run)
+    command.add_argument("--recipe", choices=RECIPES, help="what to run (default: digits)")
+    command.add_argument(
+        "--resume", metavar="RUN", help="go on with the run in this folder, bit for bit on a CPU"
+    )
+    command.add_argument("--name", help="of the run (default: the recipe and the time)")
+    command.add_argument("--runs-dir", default="runs", help="folder of runs (default: runs)")
+    command.add_argument(
+        "--data-dir", help="folder of the data set's files, or a packed store (default: data)"
+    )
+    command.add_argument("--download", action="store_true", help="fetch what is missing there")
+    command.add_argument(
+        "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
+    )
+    command.add_argument("--seed", type=int, help="of everything random (default: 0)")
+    command.add_argument("--device", help="where encoder, loss and views run (default: cpu)")
+    command.add_argument(
+        "--workers", type=int, help="processes that decode image files (default: one a CPU)"
+    )
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="of several processes, how long to wait for one that does not answer (default: 600)",
+    )
+    command.add_argument(
+        "--tensorboard", action="store_true", help="write events for TensorBoard too"
+    )
+    command.add_argument(
+        "--tensorboard-port",
+        type=int,
+        metavar="PORT",
+        help="and serve them at this port of localhost while the run goes",
+    )
+    sizes = ", ".join(f"{k} {'/'.join(map(str, v))}" for k, v in MODEL_SIZES.items())
+    command.add_argument(
+        "--model-size", choices=MODEL_SIZES, help=f"ndf/n_rkhs/depth at once: {sizes}"
+    )
+    group = command.add_argument_group(
+        "fields of the recipe", "The value in brackets is the recipe's own."
+    )
+    for name, (kind, text) in options().items():
+        flag = "--" + name.replace("_", "-")
+        described: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text + _defaults(name)}
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **described)
+        elif kind is tuple:
+            group.add_argument(flag, type=int, nargs="*", metavar="EPOCH", **described)
+        else:
+            metavar = {int: "INT", float: "FLOAT", str: "NAME"}[kind]
+            group.add_argument(flag, type=kind, metavar=metavar, **described)
+
+
+def _defaults(name: str) -> str:
+    """The field's value in every recipe, the commonest first and named by no recipe."""
+    values = {recipe: _shown(getattr(RECIPES[recipe], name)) for recipe in RECIPES}
+    common = max(values.values(), key=list(values.values()).count)
+    others: dict[str, list[str]] = {}
+    for recipe, value in values.items():
+        if value != common:
+            others.setdefault(value, []).append(recipe)
+    exceptions = [f"{', '.join(recipes)} {value}" for value, recipes in others.items()]
+    return f" [{'; '.join([common, *exceptions])}]"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
+def _recipe(parsed: argparse.Namespace) -> Recipe | None:
+    """None for a resumed run as it is."""
+    changed = {name: getattr(parsed, name) for name in options() if name in parsed}
+    changed = {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
+    if parsed.model_size:
+        sizes = zip(("ndf", "n_rkhs", "depth"), MODEL_SIZES[parsed.model_size], strict=True)
+        changed = dict(sizes) | changed
+    if parsed.resume is None or parsed.recipe is not None:
+        return replace(RECIPES[parsed.recipe or "digits"], **changed)
+    if not changed:
+        return None
+    return replace(Recipe.from_dict(read_config(Path(parsed.resume))["recipe"]), **changed)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    summary = pretrain(
+        _recipe(parsed),
+        name=parsed.name,
+        runs_dir=parsed.runs_dir,
+        data_dir=parsed.data_dir,
+        download=parsed.download,
+        skip_bad=parsed.skip_bad,
+        seed=parsed.seed,
+        device=parsed.device,
+        workers=parsed.workers,
+        tensorboard=parsed.tensorboard,
+        tensorboard_port=parsed.tensorboard_port,
+        resume=parsed.resume,
+        timeout=parsed.timeout,
+    )
+    if rank_of_environment() != 0:
+        return 0
+    if summary["interrupted"]:
+        print(
+            f"stopped after step {summary['step']} of {summary['steps']}; go on with: amdim-fast"
+            f" pretrain --resume {summary['folder']}"
+        )
+    else:
+        print(format_summary(summary))
+    return 0
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """The small table at the end of a run."""
+    rows = [
+        ("linear probe, raw pixels", summary.get("accuracy_raw_pixels"), "{:.1%}"),
+        ("linear probe, random weights", summary.get("accuracy_random_weights"), "{:.1%}"),
+        ("linear probe, pre-trained", summary.get("accuracy_pretrained"), "{:.1%}"),
+        ("training time", summary["train_seconds"], "{:.0f} s"),
+        ("training rate", summary["images_per_second"], "{:.0f} images/s"),
+        ("peak memory", summary["peak_memory_bytes"] / 1e6, "{:.0f} MB"),
+        ("loss backend", summary["loss_backend"], "{}"),
+        ("run, with curves.png", summary["folder"], "{}"),
+    ]
+    shown = [(label, form.format(value)) for label, value, form in rows if value is not None]
+    width = max(len(label) for label, _ in shown)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in shown)

@@ -1,0 +1,55 @@
+"""``amdim-fast segment``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from amdim_fast.segmentation.files import segment_files
+from amdim_fast.views.params import POLICIES
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser."""
+    command = commands.add_parser(
+        "segment",
+        help="color pictures by the component that explains each place",
+        description="For each picture NAME: NAME-r7.png, NAME-r5.png and, for larger pictures,"
+        " NAME-dense.png, with the likeliest component's color blended over it, and NAME.npz with"
+        " the raw posteriors. Needs a checkpoint of pre-training with --mixture.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="of an AMDIM with components")
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    command.add_argument(
+        "--bank",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="images whose locations are the negatives; the other images if not given",
+    )
+    command.add_argument("--policy", choices=POLICIES, help="normalisation; the checkpoint's own")
+    command.add_argument("--out-dir", default="segments", help="folder to write to")
+    command.add_argument("--device", default="cpu", help="where the encoder runs")
+    command.add_argument(
+        "--stride", type=int, help="pixels between dense windows; a quarter of the encoder's size"
+    )
+    command.add_argument("--opacity", type=float, default=0.5, help="of the colors, 0 to 1")
+    command.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    written = segment_files(
+        parsed.checkpoint,
+        parsed.images,
+        parsed.out_dir,
+        bank=parsed.bank,
+        policy=parsed.policy,
+        device=parsed.device,
+        stride=parsed.stride,
+        opacity=parsed.opacity,
+        overwrite=parsed.overwrite,
+    )
+    print("\n".join(map(str, written)))
+    return 0

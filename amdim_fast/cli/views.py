@@ -1,0 +1,40 @@
+"""``amdim-fast views``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from amdim_fast.views.params import POLICIES
+from amdim_fast.views.sheets import check_new, view_sheet, write_png
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser."""
+    command = commands.add_parser(
+        "views",
+        help="draw images beside their random views",
+        description="Write a PNG with a row an image: the image, fitted into a tile, and its"
+        " views, exactly as training sees them before normalisation.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    command.add_argument(
+        "--policy", choices=POLICIES, default="imagenet128", help="what the views are drawn from"
+    )
+    command.add_argument("--views", type=int, default=4, help="views of each image")
+    command.add_argument("--seed", type=int, default=0, help="of the draw")
+    command.add_argument("--out", type=Path, default=Path("views.png"), help="file to write")
+    command.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    check_new(parsed.out, overwrite=parsed.overwrite)
+    pixels = view_sheet(
+        parsed.images, POLICIES[parsed.policy], views=parsed.views, seed=parsed.seed
+    )
+    write_png(parsed.out, pixels)
+    print(f"wrote {parsed.out}: {len(parsed.images)} images, {parsed.views} views of each")
+    return 0

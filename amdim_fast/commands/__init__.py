@@ -1,1 +1,0 @@
-"""The commands of ``amdim-fast``: a module each, with ``add_command(commands)``."""

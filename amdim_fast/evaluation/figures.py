@@ -1,0 +1,98 @@
+"""Figures of an evaluation: the confusion matrix, and test images beside their neighbours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from amdim_fast.data.image_sets import ImageSet
+from amdim_fast.evaluation.neighbours import nearest
+from amdim_fast.optional import require
+from amdim_fast.views.preprocessing import Preprocessing
+from amdim_fast.views.sheets import BACKGROUND, sheet
+
+NAMED_CLASSES = 40
+COUNTED_CLASSES = 15
+SHEET_ROWS = 10
+SHEET_NEIGHBOURS = 9
+RIGHT, WRONG = (30, 150, 60), (200, 40, 40)
+
+
+def draw_confusion(counts: Tensor, classes: Sequence[str], title: str) -> bytes:
+    """PNG of a confusion matrix, coloured by the share of each true class.
+
+    Args:
+        counts: int64 [n_classes, n_classes], true class by predicted class.
+        classes: their names, written where there are no more than 40.
+        title: above it; the accuracy is added.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    figures, backend = (
+        require(f"matplotlib.{module}", "drawing the confusion matrix", "demo")
+        for module in ("figure", "backends.backend_agg")
+    )
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = 4 + 0.2 * min(len(counts), NAMED_CLASSES)
+    figure = figures.Figure(figsize=(side, side), layout="constrained")
+    backend.FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    accuracy = counts.trace() / counts.sum()
+    axes.set(xlabel="predicted", ylabel="true", title=f"{title}: {float(accuracy):.1%}")
+    if len(counts) <= NAMED_CLASSES:
+        axes.set_xticks(range(len(counts)), classes, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(counts)), classes, parse_math=False)
+    if len(counts) <= COUNTED_CLASSES:
+        for row, column in counts.nonzero().tolist():
+            color = "white" if share[row, column] > 0.5 else "black"
+            count = str(int(counts[row, column]))
+            axes.text(column, row, count, color=color, ha="center", va="center", fontsize=8)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=110)
+    return encoded.getvalue()
+
+
+def neighbour_sheet(
+    train: ImageSet,
+    test: ImageSet,
+    train_features: Tensor,
+    test_features: Tensor,
+    preprocessing: Preprocessing,
+) -> Tensor:
+    """A row a test image, evenly spaced over the set: the image, then its nearest training images.
+
+    The frame of a neighbour is green where it has the test image's class, red where not.
+
+    Args:
+        train: N images.
+        test: M images.
+        train_features: [N, D].
+        test_features: [M, D].
+        preprocessing: gives the part of each image that the encoder sees.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    rows = torch.linspace(0, len(test) - 1, min(SHEET_ROWS, len(test))).long()
+    k = min(SHEET_NEIGHBOURS, len(train))
+    index = nearest(train_features, test_features[rows], k).indices
+    right = train.labels[index] == test.labels[rows, None]
+    color = torch.where(right[..., None], torch.tensor(RIGHT), torch.tensor(WRONG)).byte()
+    white = torch.full((len(rows), 1, 3), BACKGROUND, dtype=torch.uint8)
+    found = _seen(train, index.flatten(), preprocessing)
+    tiles = torch.cat(
+        [_seen(test, rows, preprocessing)[:, None], found.view(len(rows), k, *found.shape[1:])], 1
+    )
+    return sheet(tiles, torch.cat([white, color], 1))
+
+
+def _seen(images: ImageSet, index: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [n, size, size, 3]: the encoder's input before normalisation."""
+    plain = replace(preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return plain(images.batch(index)).mul(255).round().byte().permute(0, 2, 3, 1)

@@ -1,0 +1,115 @@
+"""Training of the linear and the MLP probe on stored features, by the original's schedule."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from amdim_fast.model.probes import Probes, probe_loss
+
+
+@dataclass(frozen=True)
+class ProbeSchedule:
+    """Adam, betas (0.8, 0.999), weight decay 1e-5, eps 1e-8, a constant rate that drops by steps.
+
+    Attributes:
+        epochs: passes over the training features.
+        milestones: epochs from which the rate is multiplied by 0.2.
+        learning_rate: before the first milestone.
+        batch_size: features a step; an incomplete last batch is left out.
+
+    Source: the public code's ``task_classifiers``.
+    """
+
+    epochs: int = 120
+    milestones: tuple[int, ...] = (80, 110)
+    learning_rate: float = 2e-4
+    batch_size: int = 200
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, {low} or more")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate!r}; it must be above 0")
+        if any(milestone < 1 for milestone in self.milestones):
+            raise ValueError(f"milestones are {self.milestones}; each must be an epoch, 1 or more")
+
+    def scaled(self, epochs: int) -> ProbeSchedule:
+        """The same with another number of epochs, its milestones at the same shares of it."""
+        share = epochs / self.epochs
+        milestones = tuple(max(1, round(milestone * share)) for milestone in self.milestones)
+        return replace(self, epochs=epochs, milestones=milestones)
+
+
+# By data set; the others take the defaults, which are those for CIFAR and STL-10.
+SCHEDULES = {
+    "imagenet": ProbeSchedule(epochs=30, milestones=(15, 25)),
+    "places205": ProbeSchedule(epochs=15, milestones=(7, 12)),
+}
+
+
+def train_probes(
+    features: Tensor,
+    labels: Tensor,
+    n_classes: int,
+    schedule: ProbeSchedule,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> Probes:
+    """Both probes, trained together on the sum of their losses, in evaluation mode.
+
+    Differs from the public code in that the features are given: of one fixed view of each image,
+    by an encoder in evaluation mode; there they are of a new random view in each epoch, by an
+    encoder in training mode.
+
+    Args:
+        features: [N, D].
+        labels: int64 [N].
+        n_classes: number of classes.
+        schedule: epochs, rate and batch size.
+        seed: of weights, dropout and order. The default generators are left as they were.
+        device: where the probes are and are trained.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: there are fewer than two features.
+
+    Deterministic for a seed, device, library versions and number of threads.
+    """
+    if len(features) < 2:
+        raise ValueError(f"there are {len(features)} labelled training images; probes need two")
+    device = torch.device(device)
+    size = min(schedule.batch_size, len(features))
+    order = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        probes = Probes(features.shape[1], n_classes)
+        # As the public code resets them; all else starts at PyTorch's defaults there too.
+        torch.nn.init.uniform_(probes.get_parameter("block_glb_mlp.block_forward.3.weight"))
+        probes.to(device)
+        optimizer = torch.optim.Adam(
+            probes.parameters(), lr=schedule.learning_rate, betas=(0.8, 0.999), weight_decay=1e-5
+        )
+        rate = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(schedule.milestones), gamma=0.2)
+        epochs = range(schedule.epochs)
+        for _ in tqdm(epochs, "probes", unit="epoch", disable=not progress, file=sys.stderr):
+            for index in torch.randperm(len(features), generator=order).split(size):
+                if len(index) < size:
+                    break
+                mlp, linear = probes(features[index].to(device))
+                target = labels[index].to(device)
+                loss = probe_loss(mlp, target) + probe_loss(linear, target)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            rate.step()
+    return probes.eval()

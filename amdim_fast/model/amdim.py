@@ -1,0 +1,207 @@
+"""AMDIM: encoder, contrastive loss and optional probes in one module.
+
+Source: the public code's ``model.Model``, whose hyperparameter names it keeps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+import amdim_fast
+from amdim_fast.distributed.agreement import ErrorsOnAllRanks
+from amdim_fast.model.encoder import Encoder, EncoderOutput
+from amdim_fast.model.encoding import encode
+from amdim_fast.model.probes import Probes
+from amdim_fast.nce.losses import LossMultiNCE
+from amdim_fast.nce.mixture import MixtureHead, MixtureLosses, MixtureNCELoss
+from amdim_fast.views.preprocessing import Preprocessing
+
+
+class AMDIMOutput(NamedTuple):
+    """The four parts of the objective, float32 scalars, and the global features of both views."""
+
+    loss_1t5: Tensor
+    loss_1t7: Tensor
+    loss_5t5: Tensor
+    lgt_reg: Tensor  # weighted
+    r1_x1: Tensor  # [B, D, 1, 1]
+    r1_x2: Tensor  # [B, D, 1, 1]
+    entropy: Tensor | None = None  # of a location's posterior, nats; with components only
+    usage: Tensor | None = None  # [K] mean posterior; with components only
+
+    @property
+    def loss(self) -> Tensor:
+        """What pre-training minimises: the sum of the four parts."""
+        return self.loss_1t5 + self.loss_1t7 + self.loss_5t5 + self.lgt_reg
+
+
+class AMDIM(nn.Module):
+    """Encoder, contrastive loss and, if classes are given, probes.
+
+    Args:
+        size: height and width of the images: 32, 64 or 128.
+        ndf: width of the first layer.
+        n_rkhs: D, width of the features.
+        depth: layers in each residual block.
+        use_bn: BatchNorm inside the encoder's blocks too.
+        in_channels: channels of the images.
+        n_classes: classes of the probes; None builds none.
+        tclip: bound on |score| in nats, or None. 20 is the public training script's.
+        reg_weight: weight of the mean squared raw scores: 5e-2 in the public code, 4e-2 in the
+            paper.
+        group: process group, passed to the loss, for which the images of all its ranks are
+            negatives; not stored in checkpoints.
+        components: K, components of each global feature; None is the plain objective.
+        mixture_hidden: width of the hidden layer that makes them; n_rkhs when None.
+        tau: inverse temperature of the posterior over components.
+        alpha: weight of its entropy; 1/tau when None.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Attributes:
+        encoder: ``Encoder``; x -> (r1, r5, r7).
+        evaluator: ``Probes`` or None; r1 -> (logits_mlp, logits_linear), no gradient to r1. May be
+            replaced, for other classes.
+        g2l_loss: ``LossMultiNCE``, or ``MixtureNCELoss`` with components.
+        mixture: ``MixtureHead`` or None; r1 -> [K, B, D].
+        preprocessing: how uint8 images become the encoder's input, for ``encode``; None unless
+            ``from_pretrained`` or the user set it. Not stored in checkpoints.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        ndf: int,
+        n_rkhs: int,
+        depth: int,
+        use_bn: bool = False,
+        in_channels: int = 3,
+        n_classes: int | None = None,
+        tclip: float | None = 20.0,
+        reg_weight: float = 5e-2,
+        group: ProcessGroup | None = None,
+        components: int | None = None,
+        mixture_hidden: int | None = None,
+        tau: float = 5.0,
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(size, ndf, n_rkhs, depth, use_bn, in_channels)
+        self.evaluator = None if n_classes is None else Probes(n_rkhs, n_classes)
+        self.mixture: MixtureHead | None = None
+        self.g2l_loss: LossMultiNCE | MixtureNCELoss
+        if components is None:
+            self.g2l_loss = LossMultiNCE(tclip=tclip, reg_weight=reg_weight, group=group)
+        else:
+            self.mixture = MixtureHead(n_rkhs, components, mixture_hidden)
+            self.g2l_loss = MixtureNCELoss(tau, alpha, tclip, reg_weight, group)
+        self.preprocessing: Preprocessing | None = None
+
+    @staticmethod
+    def from_pretrained(
+        path: str | os.PathLike[str],
+        map_location: str | torch.device = "cpu",
+        *,
+        policy: str | None = None,
+    ) -> AMDIM:
+        """The model of an export's folder or of a checkpoint: ``amdim_fast.load_pretrained``."""
+        return amdim_fast.load_pretrained(path, map_location, policy=policy)
+
+    def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Global features [N, D] of images, in evaluation mode and without gradients.
+
+        Args:
+            images: uint8 [N, H, W, 3], [N, 3, H, W] or N tensors [H, W, 3], which
+                ``preprocessing`` resizes, crops and normalises; or normalised floating point
+                [N, in_channels, size, size]. They are encoded at once: split large sets.
+
+        Returns:
+            [N, D], dtype and device of the encoder. The modes of its modules are restored.
+
+        Raises:
+            ValueError: a shape does not fit, or the model has no ``preprocessing`` for uint8.
+            TypeError: images are neither uint8 nor of the encoder's dtype.
+        """
+        return encode(self.encoder, images, self.preprocessing)
+
+    @property
+    def hyperparams(self) -> dict[str, int | float | bool | None]:
+        """What rebuilds this model, under the public code's names where it has one."""
+        plain: dict[str, int | float | bool | None] = {
+            "ndf": self.encoder.ndf,
+            "n_classes": None if self.evaluator is None else self.evaluator.n_classes,
+            "n_rkhs": self.encoder.n_rkhs,
+            "tclip": self.g2l_loss.tclip,
+            "n_depth": self.encoder.depth,
+            "encoder_size": self.encoder.size,
+            "use_bn": self.encoder.use_bn,
+            "in_channels": self.encoder.in_channels,
+            "reg_weight": self.g2l_loss.reg_weight,
+        }
+        if self.mixture is None or not isinstance(self.g2l_loss, MixtureNCELoss):
+            return plain
+        return plain | {
+            "components": self.mixture.components,
+            "mixture_hidden": self.mixture.hidden,
+            "tau": self.g2l_loss.tau,
+            "alpha": self.g2l_loss.alpha,
+        }
+
+    def forward(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        *,
+        locations: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AMDIMOutput:
+        """The objective for two views of the same B images.
+
+        The encoder runs once for each view, so BatchNorm's statistics are per view, as in the
+        public code.
+
+        Args:
+            x1: [B, in_channels, size, size].
+            x2: the other view of the same images in the same order.
+            locations: [B] int64 5x5 locations of each view's 5->5 sources; None draws them.
+            generator: for the draw.
+
+        Returns:
+            AMDIMOutput; its ``loss`` is the total.
+
+        Raises:
+            ValueError: a shape is wrong or the views disagree. TypeError: a dtype is wrong.
+        """
+        with ErrorsOnAllRanks(self.g2l_loss.group_name):
+            if x1.shape != x2.shape:
+                raise ValueError(
+                    f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they should be equal"
+                )
+            first, second = self.encoder(x1), self.encoder(x2)
+        return self.objective(first, second, locations=locations, generator=generator)
+
+    def objective(
+        self,
+        first: EncoderOutput,
+        second: EncoderOutput,
+        *,
+        locations: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AMDIMOutput:
+        """As ``forward``, of the features of the two views."""
+        drawn = {"locations": locations, "generator": generator}
+        if self.mixture is None:
+            loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(*first, *second, **drawn)
+            return AMDIMOutput(loss_1t5, loss_1t7, loss_5t5, lgt_reg, first.r1, second.r1)
+        components = self.mixture(first.r1), self.mixture(second.r1)
+        found: MixtureLosses = self.g2l_loss(
+            *(components[0], *first[1:]), *(components[1], *second[1:]), **drawn
+        )
+        return AMDIMOutput(*found[:4], first.r1, second.r1, found.entropy, found.usage)

@@ -1,0 +1,281 @@
+"""The AMDIM encoder: global and local features of an image, in channels_last throughout.
+
+Source: arXiv:1906.00910, section 4.1, and the public code's ``model.Encoder``; the module names are
+those of its checkpoints.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from amdim_fast.model.replay import BuffersKept
+
+SIZES = (32, 64, 128)
+
+
+class EncoderOutput(NamedTuple):
+    """Features of B images at three scales; r5 and r7 are channels_last."""
+
+    r1: Tensor  # [B, D, 1, 1]
+    r5: Tensor  # [B, D, 5, 5]
+    r7: Tensor  # [B, D, 7, 7]
+
+
+class OptionalBatchNorm(nn.Module):
+    """BatchNorm2d whose parameters are in the state dict even where it is switched off.
+
+    Switched off, its parameters do not require gradients, so DistributedDataParallel does not wait
+    for them.
+    """
+
+    def __init__(self, channels: int, use_bn: bool) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels).requires_grad_(use_bn)
+        self.use_bn = use_bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        return self.bn(x) if self.use_bn else x
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv(x)``, without padding; a kernel that covers the map is one matrix product.
+
+    oneDNN's gradient of such a convolution's weight takes many times as long.
+    """
+    if tuple(x.shape[2:]) != conv.kernel_size:
+        return conv(x)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, conv.bias)[:, :, None, None]
+
+
+class ConvReLU(nn.Module):
+    """Convolution with bias, then ReLU; the input is padded by reflection."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        mode: Literal["reflect", "zeros"] = "reflect" if padding else "zeros"
+        self.conv = nn.Conv2d(n_in, n_out, kernel, stride, padding, padding_mode=mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_in, H, W] -> [B, n_out, H', W']."""
+        return F.relu(self.conv(x), inplace=True)
+
+
+class ResidualConv(nn.Module):
+    """x -> conv2(relu(bn(conv1(x)))) + shortcut(x), without padding; conv2 is 1x1 and starts at 0.
+
+    The shortcut is an average pool of conv1's kernel and stride, with zero channels appended when
+    n_out > n_in; when n_out < n_in it is ``conv3``, of conv1's geometry, with bias.
+    """
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, use_bn: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, kernel, stride, bias=False)
+        self.conv2 = nn.Conv2d(n_out, n_out, 1, bias=False)
+        self.conv3 = nn.Conv2d(n_in, n_out, kernel, stride) if n_out < n_in else None
+        self.bn1 = OptionalBatchNorm(n_out, use_bn)
+        self.kernel, self.stride = kernel, stride
+        self.new_channels = n_out - n_in
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_in, H, W] -> [B, n_out, H', W']."""
+        hidden = F.relu(self.bn1(convolve(self.conv1, x)), inplace=True)
+        return convolve(self.conv2, hidden) + self._shortcut(x)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.conv3 is not None:
+            return convolve(self.conv3, x)
+        if self.kernel > 1:
+            x = F.avg_pool2d(x, self.kernel, self.stride)
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
+
+
+class ResidualBlock(nn.Module):
+    """A ResidualConv of the given kernel and stride, then depth - 1 of them that are 1x1."""
+
+    def __init__(
+        self, n_in: int, n_out: int, kernel: int, stride: int, depth: int, use_bn: bool
+    ) -> None:
+        super().__init__()
+        self.layer_list = nn.Sequential(
+            ResidualConv(n_in, n_out, kernel, stride, use_bn),
+            *(ResidualConv(n_out, n_out, 1, 1, use_bn) for _ in range(depth - 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_in, H, W] -> [B, n_out, H', W']."""
+        return self.layer_list(x)
+
+
+class RKHSHead(nn.Module):
+    """Embeds local features: x -> BN(conv2(relu(bn(conv1(x)))) + shortcut(x)), all 1x1.
+
+    At the start conv2 is 0, and where n_out >= n_in the shortcut is uniform in +-0.01 with ones on
+    its diagonal.
+    """
+
+    def __init__(self, n_in: int, n_out: int, use_bn: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 1, bias=False)
+        self.conv2 = nn.Conv2d(n_out, n_out, 1, bias=False)
+        self.bn_hid = OptionalBatchNorm(n_out, use_bn)
+        self.bn_out = OptionalBatchNorm(n_out, use_bn=True)
+        self.shortcut = nn.Conv2d(n_in, n_out, 1)
+        nn.init.zeros_(self.conv2.weight)
+        if n_out >= n_in:
+            nn.init.uniform_(self.shortcut.weight, -0.01, 0.01)
+            with torch.no_grad():
+                self.shortcut.weight[:, :, 0, 0].fill_diagonal_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_in, H, W] -> [B, n_out, H, W]."""
+        hidden = F.relu(self.bn_hid(self.conv1(x)), inplace=True)
+        return self.bn_out(self.conv2(hidden) + self.shortcut(x))
+
+
+def _stem(size: int, ndf: int, in_channels: int, use_bn: bool) -> list[nn.Module]:
+    """The layers before the first strided block: maps of 30, 62 and 62 for 32, 64 and 128 px."""
+    if size == 32:
+        return [ConvReLU(in_channels, ndf, 3, 1, 0), ResidualConv(ndf, ndf, 1, 1, use_bn)]
+    if size == 64:
+        return [ConvReLU(in_channels, ndf, 3, 1, 0)]
+    return [ConvReLU(in_channels, ndf, 5, 2, 2), ConvReLU(ndf, ndf, 3, 1, 0)]
+
+
+def _checkpointed(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``, computed again in backward, without a second update of running statistics."""
+    if torch.compiler.is_compiling():  # updates of buffers are no part of what it computes again
+        return checkpoint(layer, x, use_reentrant=False)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), BuffersKept(layer)
+
+    return checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+
+
+class Encoder(nn.Module):
+    """Encodes images of one size into a global feature and two maps of local features.
+
+    r1 is the last layer's BatchNorm output; r5 and r7 are heads on the last layers whose maps are
+    5x5 and 7x7, the latter after the optional BatchNorm. Parameters start as in the public code
+    after its ``init_weights``: residual second convolutions at zero, the rest PyTorch's defaults,
+    which are the public code's too. BatchNorm on r1 and on the heads' outputs is always there.
+
+    Args:
+        size: height and width of the images: 32, 64 or 128.
+        ndf: width of the first layer; the widest hidden layer has 4 ndf (32 px) or 8 ndf.
+        n_rkhs: D, width of the features. Below the widest hidden layer, the last shortcut is a
+            convolution (``conv3``), as in the public code.
+        depth: layers in each residual block.
+        use_bn: BatchNorm inside the blocks too. Without it the modules stay in the state dict, as
+            in the public code, and do not require gradients.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Attributes:
+        checkpoint_blocks: False; if set, backward computes each residual block again instead of
+            keeping its intermediate results. Gradients and running statistics stay the same.
+
+    Parameters are channels_last, and so are the maps: ``r5.permute(0, 2, 3, 1).reshape(B, 25, D)``
+    is a view. Parameters without heads at 128 px: 194.4 M (192/1536/8), 401.1 M (256/2048/10),
+    626.6 M (320/2560/10).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        ndf: int,
+        n_rkhs: int,
+        depth: int,
+        use_bn: bool = False,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"size is {size!r}; it should be 32, 64 or 128 (pixels)")
+        counts = {"ndf": ndf, "n_rkhs": n_rkhs, "depth": depth, "in_channels": in_channels}
+        for name, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it should be an integer of at least 1")
+        self.size, self.ndf, self.n_rkhs, self.depth = size, ndf, n_rkhs, depth
+        self.use_bn, self.in_channels = bool(use_bn), in_channels
+        self.checkpoint_blocks = False
+
+        widths = [ndf, 2 * ndf, 4 * ndf] if size == 32 else [ndf, 2 * ndf, 4 * ndf, 8 * ndf]
+        widest = widths[-1]
+        layers = _stem(size, ndf, in_channels, use_bn)
+        for n_in, n_out in pairwise(widths):
+            kernel = 2 if n_out == widest else 4
+            layers.append(ResidualBlock(n_in, n_out, kernel, 2, depth, use_bn))
+        layers.append(OptionalBatchNorm(widest, use_bn))
+        self._layer_7 = len(layers) - 1
+        layers.append(ResidualBlock(widest, widest, 3, 1, depth, use_bn))
+        self._layer_5 = len(layers) - 1
+        layers.append(ResidualBlock(widest, widest, 3, 1, depth, use_bn))
+        layers.append(ResidualConv(widest, n_rkhs, 3, 1, use_bn))
+        layers.append(OptionalBatchNorm(n_rkhs, use_bn=True))
+
+        self.layer_list = nn.ModuleList(layers)
+        self.rkhs_block_5 = RKHSHead(widest, n_rkhs, use_bn)
+        self.rkhs_block_7 = RKHSHead(widest, n_rkhs, use_bn)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            x: [B, in_channels, size, size], the parameters' dtype (any floating dtype under
+                autocast) and device, in any memory format: one that is not channels_last is copied
+                once. B is at least 2 while BatchNorm is training.
+
+        Returns:
+            r1 [B, D, 1, 1], r5 [B, D, 5, 5] and r7 [B, D, 7, 7], channels_last.
+
+        Raises:
+            ValueError: the shape or device is wrong. TypeError: the dtype is wrong.
+        """
+        self._check(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        map_5 = map_7 = x
+        for index, layer in enumerate(self.layer_list):
+            if self.checkpoint_blocks and isinstance(layer, ResidualBlock | ResidualConv):
+                x = _checkpointed(layer, x)
+            else:
+                x = layer(x)
+            if index == self._layer_7:
+                map_7 = x
+            elif index == self._layer_5:
+                map_5 = x
+        return EncoderOutput(x, self.rkhs_block_5(map_5), self.rkhs_block_7(map_7))
+
+    def _check(self, x: Tensor) -> None:
+        expected = f"[B, {self.in_channels}, {self.size}, {self.size}]"
+        if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, self.size, self.size):
+            raise ValueError(f"x has shape {list(x.shape)}; it should be {expected}")
+        training = self.layer_list[-1].get_submodule("bn").training
+        least = 2 if training else 1
+        if x.shape[0] < least:
+            mode = "training, for BatchNorm" if training else "evaluation"
+            raise ValueError(f"x has {x.shape[0]} images; it should have {least} or more in {mode}")
+        weight = self.rkhs_block_5.conv1.weight
+        if x.device != weight.device:
+            raise ValueError(
+                f"x is on {x.device}; it should be on {weight.device}, as the encoder is"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"x is {x.dtype}; it should be normalised {weight.dtype}")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"x is {x.dtype}; it should be {weight.dtype}, as the encoder's weights"
+            )

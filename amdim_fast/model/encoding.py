@@ -1,0 +1,57 @@
+"""From images to features with a frozen encoder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from amdim_fast.model.encoder import Encoder
+from amdim_fast.views.preprocessing import Preprocessing
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule gets its own mode back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def encode(
+    encoder: Encoder, images: Tensor | Sequence[Tensor], preprocessing: Preprocessing | None
+) -> Tensor:
+    """Global features of images, in evaluation mode and without gradients.
+
+    Args:
+        encoder: its submodules' modes are restored.
+        images: uint8, as in ``center_view``, or normalised floating point
+            [N, in_channels, size, size].
+        preprocessing: for uint8 images.
+
+    Returns:
+        [N, D], dtype and device of the encoder.
+
+    Raises:
+        ValueError: a shape does not fit, or ``preprocessing`` is None and needed.
+        TypeError: images are neither uint8 nor of the encoder's dtype.
+    """
+    weight = encoder.rkhs_block_5.conv1.weight
+    if isinstance(images, Tensor) and images.is_floating_point():
+        x = images.to(weight.device)
+    elif preprocessing is None:
+        raise ValueError(
+            "the model does not know how uint8 images become its input; set model.preprocessing,"
+            " such as Preprocessing.of(POLICIES['cifar']), or give normalised floats"
+        )
+    else:
+        x = preprocessing(images).to(weight.device, weight.dtype)
+    with eval_mode(encoder):
+        return encoder(x).r1.flatten(1)

@@ -1,0 +1,89 @@
+"""Export: a checkpoint's encoder as safetensors with a JSON configuration, to share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from amdim_fast.checkpoints.checkpoint import CheckpointError
+from amdim_fast.checkpoints.export_config import (
+    ARCHITECTURE,
+    CONFIG,
+    MIXTURE,
+    WEIGHTS,
+    ExportConfig,
+)
+from amdim_fast.files import check_new_folder, folder_written_whole
+from amdim_fast.model.amdim import AMDIM
+from amdim_fast.model.pretrained import MIXTURE_PREFIX, read_pretrained
+from amdim_fast.version import __version__
+
+
+def export_encoder(
+    checkpoint: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    policy: str | None = None,
+) -> ExportConfig:
+    """Write the encoder of a checkpoint, for ``AMDIM.from_pretrained``.
+
+    The folder holds ``encoder.safetensors`` and ``config.json``: architecture, input normalisation
+    and test-time geometry, SHA-256 of the weights, versions, recipe and step. The head of its
+    components goes with it; the probes and the optimiser stay behind. Weights keep their dtype.
+
+    Args:
+        checkpoint: a file of ours, of the original or of lightning-bolts.
+        out_dir: folder to create; it takes its name once all of it is on disk.
+        policy: as in ``load_pretrained``.
+
+    Returns:
+        What ``config.json`` says.
+
+    Raises:
+        FileExistsError: out_dir exists. FileNotFoundError: the checkpoint, or the folder that
+            out_dir goes into, does not exist. CheckpointError: the checkpoint cannot be read.
+        ValueError: there is no such policy, or it is for another size.
+
+    Holds the weights in memory twice.
+    """
+    target = Path(out_dir)
+    check_new_folder(target)
+    if Path(checkpoint).is_dir():
+        raise CheckpointError(f"{checkpoint} is a folder; give the checkpoint file in it")
+    model, preprocessing, provenance = read_pretrained(checkpoint, policy=policy)
+    encoder, mixture = model.encoder, model.mixture
+    state = dict(encoder.state_dict())
+    if mixture is not None:
+        state |= {MIXTURE_PREFIX + name: value for name, value in mixture.state_dict().items()}
+    weights = save({name: value.contiguous() for name, value in state.items()})
+    config = ExportConfig(
+        architecture={name: getattr(encoder, name) for name in ARCHITECTURE},
+        preprocessing=preprocessing,
+        weights=WEIGHTS,
+        sha256=hashlib.sha256(weights).hexdigest(),
+        provenance={
+            "source": Path(checkpoint).name,
+            "recipe": provenance.get("recipe"),
+            "step": provenance.get("step"),
+            "amdim_fast": __version__,
+            "torch": torch.__version__,
+        },
+        mixture=None if mixture is None else _mixture_arguments(model),
+    )
+    with folder_written_whole(target) as folder:
+        (folder / WEIGHTS).write_bytes(weights)
+        (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    return config
+
+
+def _mixture_arguments(model: AMDIM) -> dict[str, int | float | None]:
+    values = {name: model.hyperparams[name] for name in MIXTURE}
+    whole = ("components", "mixture_hidden")
+    return {
+        name: value if value is None or name in whole else float(value)
+        for name, value in values.items()
+    }

@@ -1,0 +1,1 @@
+"""The contrastive loss: functions, modules, the registered op and its backends."""

@@ -1,0 +1,259 @@
+"""Mixtures of global features: K components an image, and the loss that lets locations choose.
+
+Source: our reading of Bachman, Hjelm, Buchwalter 2019 (arXiv:1906.00910), section 3.7, for which no
+code was released; ``docs/mixtures.md`` names every assumption.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from amdim_fast.distributed.agreement import ErrorsOnAllRanks
+from amdim_fast.nce import op as nce_op
+from amdim_fast.nce.feature_maps import (
+    check_locations,
+    check_pair,
+    draw_locations,
+    flatten_global,
+    flatten_local,
+)
+from amdim_fast.nce.functional import budget_value, check_options, clip_value, group_name
+
+# Standard deviation of what a component adds to f_1 at the start; the entries of f_1 have about 1.
+INITIAL_SPREAD = 0.1
+
+
+def responsibilities(log_prob: Tensor, tau: float) -> Tensor:
+    """Posterior over components: ``softmax_j(tau * log_prob[j])`` of [K, ...], in its dtype.
+
+    The argmax over K is the segmentation: which component explains a location best.
+    """
+    return torch.softmax(tau * log_prob, dim=0)
+
+
+class MixtureHead(nn.Module):
+    """K components of each global feature: ``f_1 + (linear(relu(linear(f_1))))_k``.
+
+    One fully connected net with one ReLU layer, shared by the components up to its last layer, and
+    a residual connection from f_1 to each component.
+
+    Args:
+        n_rkhs: D, width of the features.
+        components: K, 2 or more to be of use; 1 is one transformed feature.
+        hidden: width of the hidden layer; D when None.
+
+    Raises:
+        ValueError: an argument is not a whole number of 1 or more.
+
+    At the start each component is f_1 plus an independent deviation whose entries have a standard
+    deviation of about 0.1 where those of f_1 have 1, as after BatchNorm: near the identity, so that
+    training starts as AMDIM's, but different, because equal components would get equal gradients
+    and stay equal for ever. Biases start at 0.
+    """
+
+    def __init__(self, n_rkhs: int, components: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = n_rkhs if hidden is None else hidden
+        sizes = {"n_rkhs": n_rkhs, "components": components, "hidden": hidden}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+        self.n_rkhs, self.components, self.hidden = n_rkhs, components, hidden
+        self.linear_1 = nn.Linear(n_rkhs, hidden)
+        self.linear_2 = nn.Linear(hidden, components * n_rkhs)
+        nn.init.kaiming_normal_(self.linear_1.weight, nonlinearity="relu")
+        nn.init.normal_(self.linear_2.weight, std=INITIAL_SPREAD / math.sqrt(hidden))
+        nn.init.zeros_(self.linear_1.bias)
+        nn.init.zeros_(self.linear_2.bias)
+
+    def forward(self, r1: Tensor) -> Tensor:
+        """[B, D, 1, 1] or [B, D] global features -> [K, B, D] components in the dtype of r1."""
+        features = flatten_global("r1", r1)
+        if features.shape[1] != self.n_rkhs:
+            raise ValueError(f"r1 has width {features.shape[1]}; it must be {self.n_rkhs}")
+        residual = self.linear_2(torch.relu(self.linear_1(features)))
+        residual = residual.view(-1, self.components, self.n_rkhs).transpose(0, 1)
+        return features + residual.to(features.dtype)
+
+
+class MixtureLosses(NamedTuple):
+    """The four parts of the objective, and two detached figures of the 7x7 posterior."""
+
+    loss_1t5: Tensor
+    loss_1t7: Tensor
+    loss_5t5: Tensor
+    lgt_reg: Tensor  # weighted
+    entropy: Tensor  # scalar, nats: mean entropy of a location's posterior
+    usage: Tensor  # [K], mean posterior; sums to 1
+
+    @property
+    def usage_entropy(self) -> Tensor:
+        """Entropy of the mean posterior, nats: log K where all components are used alike."""
+        return torch.special.entr(self.usage).sum()
+
+
+class MixtureNCELoss(nn.Module):
+    """The objective of AMDIM with K components in the place of each global feature.
+
+    Equals ``reference.mixture.multiscale_mixture``. With s[j,b,l] the log-probability of component
+    j, as in ``nce_log_prob``, for each of the two directions:
+
+        q = softmax_j(tau * s)
+        loss_1t5, loss_1t7 = -mean_{b,l} (sum_j q s + alpha H(q))        to 5x5, to 7x7
+        loss_5t5 = that of LossMultiNCE
+        lgt_reg = 0.5 * reg_weight * the sum of the six mean squared raw scores,
+                  where a cost of K components counts as one with their mean
+
+    With one component it is LossMultiNCE. Where alpha = 1/tau, the loss is
+    ``-mean(logsumexp_j(tau s)) / tau`` and the gradient through q vanishes.
+
+    Args:
+        tau: inverse temperature of the posterior, 1/nats. At 0 all components share alike, for
+            large tau the best one takes all; 5 is what parted best in ``benchmarks/emergence.py``.
+        alpha: weight of the posterior's entropy; None is 1/tau, for which q is optimal.
+        tclip: bound on |score| in nats, or None.
+        reg_weight: weight of each mean squared raw score, before the factor 0.5.
+        group: as in ``nce_log_prob``: the images of all its ranks are negatives. Each loss is the
+            mean over this rank's images, the penalty that of the whole batch. Kept by name.
+        memory_budget: bytes for blocks of scores, as in ``nce_log_prob``.
+        backend: as in ``nce_log_prob``.
+
+    One call of the op for all 4 K + 2 costs; components are stacked sources, so nothing of size
+    K x B x B x L is stored beyond ``memory_budget``. No parameters and no buffers.
+    """
+
+    def __init__(
+        self,
+        tau: float = 5.0,
+        alpha: float | None = None,
+        tclip: float | None = 10.0,
+        reg_weight: float = 5e-2,
+        group: ProcessGroup | None = None,
+        *,
+        memory_budget: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_options(tclip, "tclip", backend, memory_budget)
+        for name, value in (("tau", tau), ("alpha", alpha), ("reg_weight", reg_weight)):
+            if value is not None and (not math.isfinite(value) or value < 0):
+                raise ValueError(f"{name} is {value}; it must be a finite number, 0 or more")
+        if alpha is None and tau == 0:
+            raise ValueError("tau is 0 and alpha None, which stands for 1/tau; give an alpha")
+        self.tau = tau
+        self.alpha = 1.0 / tau if alpha is None else alpha
+        self.tclip = tclip
+        self.reg_weight = reg_weight
+        self.memory_budget = memory_budget
+        self.group_name = group_name(group)
+        self.backend = backend
+
+    def extra_repr(self) -> str:
+        """The arguments by which two losses differ."""
+        return (
+            f"tau={self.tau}, alpha={self.alpha}, tclip={self.tclip},"
+            f" reg_weight={self.reg_weight}, backend={self.backend!r}"
+        )
+
+    def forward(
+        self,
+        components_x1: Tensor,
+        r5_x1: Tensor,
+        r7_x1: Tensor,
+        components_x2: Tensor,
+        r5_x2: Tensor,
+        r7_x2: Tensor,
+        *,
+        locations: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MixtureLosses:
+        """Losses of two views of B images.
+
+        Args:
+            components_x1: [K, B, D] of view 1, such as ``MixtureHead(r1)``.
+            r5_x1: [B, D, 5, 5] local features of view 1; other map sizes work too.
+            r7_x1: [B, D, 7, 7] local features of view 1; other map sizes work too.
+            components_x2: as components_x1, of view 2.
+            r5_x2: as r5_x1, of view 2.
+            r7_x2: as r7_x1, of view 2.
+            locations: as in ``LossMultiNCE``.
+            generator: as in ``LossMultiNCE``.
+
+        Returns:
+            MixtureLosses, float32 (float64 for float64 inputs); the training objective is the sum
+            of the first four.
+
+        Raises:
+            ValueError: shapes, devices or locations do not fit. TypeError: dtypes differ.
+        """
+        with ErrorsOnAllRanks(self.group_name):
+            for name, features in (
+                ("components_x1", components_x1),
+                ("components_x2", components_x2),
+            ):
+                if features.dim() != 3:
+                    raise ValueError(
+                        f"{name} has shape {list(features.shape)}; it must be [K, B, D]"
+                    )
+            r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
+            r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
+            maps = {"r5_x1": r5_1, "r7_x1": r7_1, "r5_x2": r5_2, "r7_x2": r7_2}
+            for name, feature_map in maps.items():
+                check_pair("components_x1", components_x1, name, feature_map)
+            if components_x2.shape != components_x1.shape:
+                raise ValueError(
+                    f"components_x2 has shape {list(components_x2.shape)} and components_x1"
+                    f" {list(components_x1.shape)}; they must be equal"
+                )
+            check_pair("components_x2", components_x2, "r5_x1", r5_1)
+            if locations is None:
+                locations = draw_locations(r5_1, generator), draw_locations(r5_2, generator)
+            for index, feature_map in enumerate((r5_1, r5_2)):
+                check_locations(f"locations[{index}]", locations[index], feature_map)
+
+        targets = [r5_2, r7_2, r5_1, r7_1]
+        # Of each direction: 1->5 and 5->5, which share targets, then 1->7.
+        loss, log_prob, mean_sq, _ = nce_op.nce_forward(
+            [components_x1, components_x1, components_x2, components_x2],
+            targets,
+            picks=locations,
+            pick_from=[2, nce_op.NO_PICK, 0, nce_op.NO_PICK],
+            clip=clip_value(self.tclip),
+            backend=self.backend,
+            memory_budget=budget_value(self.memory_budget),
+            group_name=self.group_name,
+        )
+        count, images, _ = components_x1.shape
+        sets = [count + 1, count] * 2
+        shapes = [(s, images, trg.shape[1]) for s, trg in zip(sets, targets, strict=True)]
+        scores = [
+            part.view(shape)[:count]
+            for part, shape in zip(
+                log_prob.split(list(map(math.prod, shapes))), shapes, strict=True
+            )
+        ]
+        first_1t5, first_1t7, second_1t5, second_1t7 = (self._expected(part) for part in scores)
+        losses, squares = loss.split(sets), mean_sq.split(sets)
+        penalty = squares[0][count] + squares[2][count]
+        penalty = penalty + torch.stack([part[:count].mean() for part in squares]).sum()
+        return MixtureLosses(
+            loss_1t5=0.5 * (first_1t5[0] + second_1t5[0]),
+            loss_1t7=0.5 * (first_1t7[0] + second_1t7[0]),
+            loss_5t5=0.5 * (losses[0][count] + losses[2][count]),
+            lgt_reg=0.5 * self.reg_weight * penalty,
+            entropy=0.5 * (first_1t7[1] + second_1t7[1]),
+            usage=0.5 * (first_1t7[2] + second_1t7[2]),
+        )
+
+    def _expected(self, log_prob: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, detached mean entropy of q, and detached mean q [K], of log_prob [K, B, L]."""
+        log_q = torch.log_softmax(self.tau * log_prob, dim=0)
+        q = log_q.exp()
+        loss = -(q * (log_prob - self.alpha * log_q)).sum(0).mean()
+        entropy = -(q * log_q).detach().sum(0).mean()
+        return loss, entropy, q.detach().mean(dim=(1, 2))

@@ -1,0 +1,130 @@
+"""Segmentation of image files: posteriors and overlays of each picture, written to a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amdim_fast.data.decoding import decode, pixels_of
+from amdim_fast.model.encoding import eval_mode
+from amdim_fast.model.pretrained import read_pretrained
+from amdim_fast.segmentation.posterior import (
+    SCALES,
+    enlarge,
+    overlay,
+    save_png,
+    save_posterior,
+    segment,
+    segment_picture,
+)
+from amdim_fast.views.preprocessing import Preprocessing
+
+DENSE = "dense"
+
+
+def segment_files(
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    bank: Sequence[str | Path] = (),
+    policy: str | None = None,
+    device: str = "cpu",
+    stride: int | None = None,
+    opacity: float = 0.5,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write what the components of a checkpoint make of some pictures.
+
+    For NAME.jpg: ``NAME-r7.png`` and ``NAME-r5.png``, the central square at its own resolution with
+    the color of the likeliest component blended over it; ``NAME-dense.png``, the whole picture
+    under a sliding encoder, if it is larger than the encoder's input; ``NAME.npz`` with the raw
+    posteriors ``r7`` [K, 7, 7], ``r5`` [K, 5, 5] and ``dense`` [K, H, W], float32.
+
+    Args:
+        checkpoint: of an AMDIM with components.
+        images: files.
+        out_dir: folder, created if missing.
+        bank: files whose locations are the negatives; the other ``images`` if none.
+        policy: as in ``load_pretrained``.
+        device: where the encoder runs.
+        stride: pixels between windows of the dense grid; None is a quarter of the encoder's size.
+        opacity: of the colors, 0 to 1.
+        overwrite: whether files of these names may be replaced.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: the checkpoint has no components, two images have one name, or one image has no
+            bank. FileExistsError: a file exists. BadImage, OSError: an image cannot be read.
+    """
+    names = [Path(path).stem for path in images]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"images has two files named {name!r}; segment them one by one")
+    if not bank and len(images) < 2:
+        raise ValueError("one image has no negatives; give more images, or files as a bank")
+    model, preprocessing, _ = read_pretrained(checkpoint, policy=policy)
+    if model.mixture is None:
+        raise ValueError(f"{checkpoint} has no components; pre-train with --mixture K")
+    square = replace(preprocessing, resize=preprocessing.size)
+    folder = Path(out_dir)
+    expected = [
+        folder / f"{name}{part}"
+        for name in names
+        for part in (*(f"-{scale}.png" for scale in (*SCALES, DENSE)), ".npz")
+    ]
+    for path in expected:
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists; take another folder, or --overwrite")
+    pictures = [torch.from_numpy(pixels_of(decode(path))) for path in images]
+    others = [torch.from_numpy(pixels_of(decode(path))) for path in bank]
+
+    model = model.to(device)
+    views = square(pictures).to(device)
+    banks: dict[str, Tensor | None] = dict.fromkeys(SCALES)
+    if others:
+        with eval_mode(model.encoder):
+            maps = model.encoder(square(others).to(device))
+        banks = {scale: getattr(maps, scale) for scale in SCALES}
+    posteriors = {scale: segment(model, views, scale=scale, bank=banks[scale]) for scale in SCALES}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for index, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+        arrays = {scale: maps[index] for scale, maps in posteriors.items()}
+        for scale, posterior in posteriors.items():
+            core = _central_square(picture)
+            pixels = enlarge(posterior[index : index + 1], square.size)
+            shape = (core.shape[0], core.shape[1])
+            pixels = F.interpolate(pixels, shape, mode="bilinear", align_corners=False)[0].cpu()
+            written.append(folder / f"{name}-{scale}.png")
+            save_png(written[-1], overlay(core, pixels, opacity=opacity))
+        if min(picture.shape[:2]) >= square.size and max(picture.shape[:2]) > square.size:
+            dense = segment_picture(
+                model, _normalized(picture, square, device), stride=stride, bank=banks["r7"]
+            ).cpu()
+            arrays[DENSE] = dense
+            written.append(folder / f"{name}-{DENSE}.png")
+            save_png(written[-1], overlay(picture, dense, opacity=opacity))
+        written.append(folder / f"{name}.npz")
+        save_posterior(written[-1], **arrays)
+    return written
+
+
+def _central_square(picture: Tensor) -> Tensor:
+    side = min(picture.shape[:2])
+    top, left = (round((length - side) / 2) for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
+
+
+def _normalized(picture: Tensor, square: Preprocessing, device: str) -> Tensor:
+    """[3, H, W] of a picture at its own size."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (square.mean, square.std))
+    return ((picture.permute(2, 0, 1) / 255 - mean) / std).to(device)

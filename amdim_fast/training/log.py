@@ -1,0 +1,192 @@
+"""The folder of a run: configuration, log, summary, curves and TensorBoard's events."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from amdim_fast.files import written_whole
+from amdim_fast.training.tensorboard import TensorBoardServer
+
+CONFIG, LOG, SUMMARY, CURVES, EVENTS = (
+    "config.json",
+    "log.jsonl",
+    "summary.json",
+    "curves.png",
+    "tensorboard",
+)
+_PANELS = {
+    ("contrastive losses", "NCE loss, nats"): {
+        "loss_1t5": "1 -> 5",
+        "loss_1t7": "1 -> 7",
+        "loss_5t5": "5 -> 5",
+    },
+    ("regulariser", "penalty on raw scores"): {"lgt_reg": "raw scores"},
+    ("online probes", "training accuracy"): {
+        "accuracy_linear": "linear",
+        "accuracy_mlp": "MLP",
+    },
+}
+
+
+class RunLog:
+    """Keeps in ``folder`` what a run says of itself.
+
+    Files: ``config.json``, ``log.jsonl`` (one line a record), ``summary.json``, ``curves.png``
+    where matplotlib is installed, and ``tensorboard/`` if asked for.
+
+    Args:
+        folder: of the run; it must not exist, unless ``resume_step`` is given.
+        config: plain values; kept as it is where a run is resumed.
+        resume_step: go on with an existing folder after this step; later records are dropped.
+        tensorboard: also write events for TensorBoard.
+        tensorboard_port: serve them there until the log is closed.
+
+    Raises:
+        FileExistsError: the folder exists; it is left alone. OSError: it cannot be created.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        resume_step: int | None = None,
+        tensorboard: bool = False,
+        tensorboard_port: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.records: list[dict[str, Any]] = []
+        if resume_step is None:
+            _create(self.folder)
+            self._write_json(CONFIG, config)
+        else:
+            self.records = _records_until(self.folder / LOG, resume_step)
+            with written_whole(self.folder / LOG) as file:
+                file.write("".join(json.dumps(r) + "\n" for r in self.records).encode())
+        self._log = open(self.folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
+        self._events: Any = None
+        self._server: TensorBoardServer | None = None
+        if tensorboard or tensorboard_port is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if resume_step is None else resume_step + 1
+            self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=purge)
+        if tensorboard_port is not None:
+            self._server = TensorBoardServer(self.folder / EVENTS, tensorboard_port)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._log.close()
+        if self._events is not None:
+            self._events.close()
+        if self._server is not None:
+            self._server.close()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record to ``log.jsonl``; the system has it when this returns.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.records.append(dict(record))
+        self._log.write(json.dumps(record) + "\n")
+        self._log.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                if name != "step" and value is not None:
+                    self._events.add_scalar(name, value, record["step"])
+            self._events.flush()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json`` and the curves."""
+        self._write_json(SUMMARY, summary)
+        self.draw_curves()
+
+    def draw_curves(self) -> None:
+        """Losses, regulariser and online accuracies against steps, into ``curves.png``."""
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError:
+            return
+        panels = {
+            labels: {k: v for k, v in curves.items() if any(k in r for r in self.records)}
+            for labels, curves in _PANELS.items()
+        }
+        panels = {labels: curves for labels, curves in panels.items() if curves}
+        if not panels:
+            return
+        figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, ((title, ylabel), curves) in zip(axes, panels.items(), strict=True):
+            for key, label in curves.items():
+                points = [(r["step"], r[key]) for r in self.records if r.get(key) is not None]
+                axis.plot(*zip(*points, strict=True), label=label) if points else None
+            axis.set(xlabel="step", ylabel=ylabel, title=title)
+            axis.legend()
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=110)
+        with written_whole(self.folder / CURVES) as file:
+            file.write(image.getvalue())
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        with written_whole(self.folder / name) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a run.
+
+    Raises:
+        FileNotFoundError: it is missing. ValueError: it is not what a run wrote.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; {folder} is no run's folder")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is damaged; it must be the JSON that the run wrote") from None
+
+
+def _create(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise FileExistsError(
+            f"run folder {folder} exists already; choose another --name, move it away, or go on"
+            f" with --resume {folder}"
+        ) from None
+    except OSError as error:
+        raise type(error)(
+            f"run folder {folder} cannot be created ({error.strerror}); choose another --runs-dir"
+        ) from None
+
+
+def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Records of the steps up to ``step``; a line that a kill cut short is dropped."""
+    records = []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] > step:
+            break
+        records.append(record)
+    return records

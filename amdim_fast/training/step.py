@@ -1,0 +1,234 @@
+"""A model in training: what one step reads and changes, and its state."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from amdim_fast.data.loading import Batch
+from amdim_fast.devices import computes_bfloat16
+from amdim_fast.distributed.agreement import ErrorsOnAllRanks
+from amdim_fast.distributed.ranks import Ranks
+from amdim_fast.model.amdim import AMDIM
+from amdim_fast.model.gradient_cache import CachedEncoding
+from amdim_fast.model.probes import probe_loss
+from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
+from amdim_fast.training.randomness import seed_step
+from amdim_fast.training.recipes import Recipe
+from amdim_fast.views.augment import TwoViews
+from amdim_fast.views.params import POLICIES
+
+LOSS_TERMS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
+MIXTURE_TERMS = ("posterior_entropy", "usage_entropy")  # nats
+PROBE_TERMS = ("probe_mlp", "probe_linear")
+COUNTS = ("correct_mlp", "correct_linear", "labeled")
+# Whether the forward copies rank 0's buffers, before and since torch 2.14.
+_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+SOURCE_LOCATIONS = 25  # of the 5x5 map, of which the 5->5 sources are drawn
+
+
+def build_model(recipe: Recipe, n_classes: int | None, group: ProcessGroup | None = None) -> AMDIM:
+    """The model of a recipe, with online probes where there are classes."""
+    return AMDIM(
+        POLICIES[recipe.policy].size,
+        recipe.ndf,
+        recipe.n_rkhs,
+        recipe.depth,
+        recipe.use_bn,
+        n_classes=n_classes,
+        group=group,
+        tclip=recipe.tclip,
+        reg_weight=recipe.reg_weight,
+        components=recipe.mixture or None,
+        tau=recipe.tau,
+    )
+
+
+def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether encoder and loss run under autocast to bfloat16."""
+    if recipe.precision == "auto":
+        return computes_bfloat16(device)
+    return recipe.precision == "bfloat16"
+
+
+class Training:
+    """Model, optimiser, random generators and step; ``state`` holds all of it but the model.
+
+    As in the public code, one Adam updates the encoder and the online probes with one rate, and
+    both views of a labelled image are examples of the probes, which see detached features.
+
+    Args:
+        model: on its device.
+        recipe: sizes excepted, what to do.
+        images: number of training images.
+        seed: of views and 5x5 locations; the model has been drawn already.
+        ranks: the processes that share each batch; all construct and update at the same time, with
+            the same model. The encoder's gradients are averaged while they come, by
+            DistributedDataParallel; those of the small modules, which take part in a backward of
+            their own kind, afterwards. Buffers stay each process's own.
+
+    Attributes:
+        step: steps done.
+        names: of the values that ``update`` returns.
+    """
+
+    def __init__(
+        self, model: AMDIM, recipe: Recipe, images: int, seed: int, ranks: Ranks | None = None
+    ) -> None:
+        self.model, self.recipe = model, recipe
+        self.ranks = ranks or Ranks()
+        self.seed = seed
+        self.step = 0
+        self.steps_per_epoch = recipe.steps_per_epoch(images)
+        self.total_steps = recipe.total_steps(images)
+        trained = [model.encoder] if model.mixture is None else [model.encoder, model.mixture]
+        self._parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
+        self.device = self._parameters[0].device
+        self._bfloat16 = uses_bfloat16(recipe, self.device)
+        probes = [] if model.evaluator is None else list(model.evaluator.parameters())
+        self.optimizer = torch.optim.Adam(
+            [{"params": group} for group in (self._parameters, probes) if group],
+            lr=recipe.learning_rate,
+            betas=(recipe.beta1, recipe.beta2),
+            eps=recipe.epsilon,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self._view_generator = torch.Generator().manual_seed(seed)
+        self._location_generator = torch.Generator(self.device).manual_seed(seed)
+        dtype = torch.bfloat16 if self._bfloat16 else torch.float32
+        self._two_views = TwoViews(recipe.policy, dtype=dtype, channels_last=True)
+        self.names = (
+            LOSS_TERMS
+            + (() if model.mixture is None else MIXTURE_TERMS)
+            + ((*PROBE_TERMS, *COUNTS) if probes else ())
+        )
+        model.encoder.checkpoint_blocks = recipe.checkpoint_blocks
+        if recipe.compile:
+            model.encoder.compile()
+        model.train()
+        if recipe.freeze_bn:
+            for module in model.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        self._encoder = self._shared(model.encoder)
+        self._small = [
+            p for part in (model.mixture, model.evaluator) if part for p in part.parameters()
+        ]
+
+    def _shared(self, encoder: nn.Module) -> nn.Module:
+        """What encodes; with several processes its backward averages their gradients."""
+        group = self.ranks.group
+        if group is None:
+            return encoder
+        if self.recipe.sync_bn:
+            synchronize_batchnorm(self.model, group.group_name)
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, _BUFFERS: False}
+        return DistributedDataParallel(encoder, process_group=group, **options)
+
+    def _draw_locations(self, images: int) -> tuple[Tensor, Tensor]:
+        """As the loss would for the whole batch; those of this process's ``images``."""
+        ranks, batch = self.ranks, self.ranks.world_size * images
+        options: dict[str, Any] = {"generator": self._location_generator, "device": self.device}
+        first, second = (
+            torch.randint(0, SOURCE_LOCATIONS, (batch,), **options).chunk(ranks.world_size)[
+                ranks.rank
+            ]
+            for _ in range(2)
+        )
+        return first, second
+
+    def views(self, batch: Batch) -> Tensor:
+        """Two views of a batch, [2, B, 3, size, size]."""
+        return self._two_views(
+            batch.images, generator=self._view_generator, sample_index=batch.indices
+        )
+
+    def update(
+        self, views: Tensor, labels: Tensor, locations: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Take one step.
+
+        Args:
+            views: of ``views``, this process's part of the batch.
+            labels: int64 [B], -1 where unknown; not read without probes.
+            locations: 5x5 locations of the 5->5 sources, as in ``AMDIM``; None draws them.
+
+        Returns:
+            The values of ``names``, float32, on the device; they are not waited for.
+        """
+        x1, x2 = views
+        encoding = None
+        ranks = self.ranks
+        if ranks.world_size > 1:  # dropout must differ
+            seed_step(self.seed, self.step, ranks.rank)
+        locations = locations or self._draw_locations(len(x1))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            if self.recipe.micro_batch:
+                with ErrorsOnAllRanks(self.model.g2l_loss.group_name):
+                    encoding = CachedEncoding(self._encoder, (x1, x2), self.recipe.micro_batch)
+                features = encoding.features
+            else:
+                features = self._encoder(x1), self._encoder(x2)
+            output = self.model.objective(*features, locations=locations)
+        values = [getattr(output, term) for term in LOSS_TERMS]
+        loss = output.loss
+        if output.entropy is not None and output.usage is not None:
+            usage = ranks.sum(output.usage) / ranks.world_size
+            values += [output.entropy, torch.special.entr(usage).sum()]
+        if self.model.evaluator is not None:
+            labels = labels.repeat(2)
+            logits = self.model.evaluator(torch.cat([output.r1_x1, output.r1_x2]))
+            count = ranks.sum((labels >= 0).sum()).clamp(min=1) / ranks.world_size
+            losses = [probe_loss(part, labels, count) for part in logits]
+            loss = loss + losses[0] + losses[1]
+            correct = [(part.argmax(1) == labels).sum() for part in logits]
+            values += [*losses, *correct, (labels >= 0).sum()]
+        found = torch.stack([value.detach().float() for value in values])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if encoding is not None:
+            del loss, output, values, features  # through their graph they hold the features
+            encoding.backward()
+        ranks.average_gradients(self._small)
+        if self.recipe.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
+        factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * factor
+        self.optimizer.step()
+        self.step += 1
+        return found
+
+    def weights_are_finite(self) -> bool:
+        """Whether no weight and no buffer of the model is NaN or infinite; waits for the device."""
+        floating = [v for v in self.model.state_dict().values() if v.is_floating_point()]
+        return bool(torch.stack([value.isfinite().all() for value in floating]).all())
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values: optimiser, generators and step."""
+        return {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {
+                "views": self._view_generator.get_state(),
+                "locations": self._location_generator.get_state(),
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state`` returned; the model's weights are loaded by the caller."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._view_generator.set_state(state["generators"]["views"])
+        self._location_generator.set_state(state["generators"]["locations"])

@@ -1,0 +1,52 @@
+"""The compiled libraries: found beside the package, loaded once, missed in one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+# Of the ops that are registered in Python.
+LIBRARY = torch.library.Library("amdim_fast", "FRAGMENT")
+FOLDER = Path(__file__).resolve().parents[1]
+HOW_TO_BUILD = "pip install . (or make test, in a clone) builds it and needs a C++20 compiler"
+_FOUND: dict[str, bool] = {}
+
+
+def load_cpu() -> bool:
+    """Load the schemas and the CPU ops; whether they are built."""
+    return _load("_cpu.so")
+
+
+def load_cuda() -> bool:
+    """Load the CUDA ops, where torch has CUDA; whether they are built."""
+    return load_cpu() and torch.version.cuda is not None and _load("_cuda.so")
+
+
+def _load(name: str) -> bool:
+    # torch.compile follows a look-up here, but not functools.cache.
+    if name not in _FOUND:
+        path = FOLDER / name
+        if path.exists():
+            torch.ops.load_library(path)
+        _FOUND[name] = path.exists()
+    return _FOUND[name]
+
+
+def require(device_type: str) -> None:
+    """Raise a RuntimeError, one sentence, unless the ops of this device are there."""
+    if not load_cpu():
+        raise RuntimeError(
+            f"the compiled library of amdim_fast is not built: {HOW_TO_BUILD};"
+            ' backend="reference" runs plain PyTorch instead'
+        )
+    if device_type == "cuda" and not load_cuda():
+        raise RuntimeError(
+            f"the CUDA library of amdim_fast is not built: {HOW_TO_BUILD} and nvcc on the PATH;"
+            ' backend="reference" runs plain PyTorch instead'
+        )
+    if device_type not in ("cpu", "cuda"):
+        raise RuntimeError(
+            f"the compiled library of amdim_fast runs on cpu and cuda, not {device_type};"
+            ' backend="reference" runs plain PyTorch instead'
+        )

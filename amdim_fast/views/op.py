@@ -1,0 +1,152 @@
+"""``amdim_fast::augment``, compiled, and ``amdim_fast::pack_views``, which checks what it takes.
+
+One record of 19 int32 words describes a view: crop (top, left, height, width), resized height and
+width, first row and column of the output in the resized crop, translation (dy, dx), order, the four
+factors by their bits, and flags. ``csrc/shared/view.h`` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from amdim_fast.views import library as compiled
+from amdim_fast.views.library import LIBRARY
+from amdim_fast.views.params import VIEW_FIELDS, ViewParams
+
+RECORD_WORDS = 19
+_FIELDS = tuple(VIEW_FIELDS)
+
+LIBRARY.define(
+    f"pack_views({', '.join(f'Tensor {name}' for name in _FIELDS)}, Tensor sizes, Tensor windows)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _pack_views(*arguments: Tensor) -> Tensor:
+    """Records [V, N, 19] of checked parameters.
+
+    Values on a CPU are checked; on a GPU that would stop the stream, and the op clamps them.
+    """
+    *values, sizes, windows = arguments
+    params = ViewParams(*values)
+    params.check_types()
+    if params.crop.device.type == "cpu" and len(sizes) == len(params):
+        contiguous = [value.contiguous() for value in (*values, sizes, windows)]
+        records, impossible = torch.ops.amdim_fast.view_records(*contiguous)
+        if not impossible.item():
+            return records
+    if params.crop.device.type == "cpu":
+        params.validate(sizes)
+        raise AssertionError("view_records and ViewParams.validate disagree; please report it")
+    flags = params.flip.int() + 2 * params.jitter.int() + 4 * params.gray.int()
+    factors = (params.brightness, params.contrast, params.saturation, params.hue)
+    parts = [
+        params.crop,
+        windows.expand(*params.crop.shape[:2], 4),
+        params.translate,
+        params.order,
+        torch.stack(factors, -1).view(torch.int32),
+        flags[..., None],
+    ]
+    return torch.cat(parts, -1)
+
+
+def _fake_pack_views(*arguments: Tensor) -> Tensor:
+    crop = arguments[0]
+    return crop.new_empty(*crop.shape[:2], RECORD_WORDS)
+
+
+LIBRARY.impl("pack_views", _pack_views, "CPU")
+LIBRARY.impl("pack_views", _pack_views, "CUDA")
+torch.library.register_fake("amdim_fast::pack_views", _fake_pack_views, lib=LIBRARY)
+
+
+def _fake_augment(
+    images: Tensor,
+    layout: Tensor | None,
+    params: Tensor,
+    table: Tensor,
+    size: int,
+    height: int,
+    width: int,
+    channels_last: bool,
+) -> Tensor:
+    shape = (size, size, 3) if channels_last else (3, size, size)
+    return table.new_empty(*params.shape[:2], *shape)
+
+
+if compiled.load_cpu():
+    torch.library.register_fake("amdim_fast::augment", _fake_augment, lib=LIBRARY)
+    compiled.load_cuda()
+
+
+def make_views(
+    pixels: Tensor | Sequence[Tensor],
+    params: ViewParams,
+    windows: Tensor,
+    sizes: Tensor,
+    table: Tensor,
+    *,
+    size: int,
+    channels_last: bool,
+) -> Tensor:
+    """All views in one launch.
+
+    Args:
+        pixels: uint8 [N, H, W, 3] with any strides, or N > 0 tensors [H, W, 3].
+        params: [V, N], on the CPU or on the device of the images.
+        windows: int32 [4] or [N, 4] on the device of ``params``: height and width that the crop is
+            resized to, then top and left of the output in it.
+        sizes: int64 [N, 2] on the CPU, height and width of each image.
+        table: [3, 256], what each level of each channel becomes; its dtype is the output's.
+        size: side of the output.
+        channels_last: order of the output.
+
+    Returns:
+        [V, N, 3, size, size], or [V, N, size, size, 3] for ``channels_last``, where the images are.
+    """
+    device = pixels.device if isinstance(pixels, Tensor) else pixels[0].device
+    compiled.require(device.type)
+    values = [getattr(params, name) for name in _FIELDS]
+    records = torch.ops.amdim_fast.pack_views(*values, sizes, windows)
+    images, layout, (height, width) = _as_buffer(pixels, sizes)
+    return torch.ops.amdim_fast.augment(
+        images,
+        None if layout is None else _moved(layout, device),
+        _moved(records, device),
+        table,
+        size,
+        height,
+        width,
+        channels_last,
+    )
+
+
+def _as_buffer(
+    pixels: Tensor | Sequence[Tensor], sizes: Tensor
+) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+    """The images; if packed, int64 [N, 3] offset, height, width of each; the largest size."""
+    if isinstance(pixels, Tensor):
+        return pixels, None, (pixels.shape[1], pixels.shape[2])
+    lengths = 3 * sizes.prod(1)
+    layout = torch.cat([(lengths.cumsum(0) - lengths)[:, None], sizes], 1)
+    height, width = (max(image.shape[axis] for image in pixels) for axis in (0, 1))
+    return torch.cat([image.reshape(-1) for image in pixels]), layout, (height, width)
+
+
+def _moved(small: Tensor, device: torch.device) -> Tensor:
+    """Through pinned memory, so that the host does not wait for the stream."""
+    if small.device == device:
+        return small
+    if device.type == "cuda" and small.device.type == "cpu":
+        if not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph cannot replay what is copied from the CPU; give params on the GPU and"
+                " images of one size as one tensor"
+            )
+        return small.pin_memory().to(device, non_blocking=True)
+    return small.to(device)

@@ -1,0 +1,1 @@
+"""Tests; folders as the package's."""

@@ -1,0 +1,174 @@
+"""Tuning with an invented clock: what is tried, checked, chosen, recorded and written."""
+
+import json
+
+import pytest
+import torch
+from amdim_fast.kernels import nce_blocks
+from amdim_fast.kernels.nce_tiles import Tile
+
+from amdim_fast.nce import tile_file as nce_block_file
+from amdim_fast.nce import tiles
+from amdim_fast.nce import triton_backend as nce_triton
+from amdim_fast.nce.tile_file import VARIABLE, Key, read_file
+from benchmarks import autotune_nce, harness
+from benchmarks.autotune_nce import FIELDS, Case, candidates_of, tune
+from benchmarks.tuning_candidates import fused_tiles, read_tiles, shared_bytes
+from tests.nce.cases import DEVICE, TILE, blocks
+
+CASE = Case(20, 4, 24, torch.float32, DEVICE, repeats=2, warm_ups=0)
+SLOW, FAST = TILE, TILE._replace(group=4)
+CHOICES = {field: [SLOW, FAST] for field in FIELDS}
+
+
+class Clock:
+    """Milliseconds by the tiles in use: 1 for FAST, 2 for others, 10 more for elementwise."""
+
+    def __init__(self, monkeypatch, elementwise=10.0):
+        self.elementwise = elementwise
+        for name in ("forward", "backward"):
+            monkeypatch.setattr(nce_triton, name, self.watched(name, getattr(nce_triton, name)))
+
+    def watched(self, name, function):
+        def wrapped(*arguments, **options):
+            chosen = tiles.choose(None, torch.float32, 24)
+            tile = getattr(chosen, name if chosen.fused else f"read_{name}")
+            self.now += (1.0 if tile == FAST else 2.0) + (not chosen.fused) * self.elementwise
+            return function(*arguments, **options)
+
+        return wrapped
+
+    def measure(self, call):
+        self.now = 0.0
+        call()
+        return self.now
+
+    now = 0.0
+
+
+@pytest.fixture
+def recorded():
+    return []
+
+
+@pytest.mark.parametrize("elementwise", [10.0, -0.5])
+def test_the_fastest_of_each_kernel_wins(monkeypatch, recorded, elementwise):
+    clock = Clock(monkeypatch, elementwise)
+    before = tiles.choose
+    best = tune(CASE, blocks("fused"), CHOICES, clock.measure, lambda *row: recorded.append(row))
+    assert best == blocks("fused")._replace(fused=elementwise > 0, **dict.fromkeys(FIELDS, FAST))
+    assert tiles.choose is before
+    assert len(recorded) == 2 * len(FIELDS) + 2
+    assert {len(times) for _, _, times in recorded} == {2}
+    assert [times[0] for field, _, times in recorded if field == "forward"] == [2.0, 1.0]
+
+
+def test_what_is_wrong_is_neither_timed_nor_chosen(monkeypatch, recorded, capsys):
+    clock = Clock(monkeypatch)
+    right = nce_triton.backward
+
+    def wrong(*arguments, **options):
+        grad_src, grad_trg = right(*arguments, **options)
+        chosen = tiles.choose(None, torch.float32, 24)
+        return grad_src * (1.01 if chosen.fused and chosen.backward == FAST else 1.0), grad_trg
+
+    monkeypatch.setattr(nce_triton, "backward", wrong)
+    best = tune(CASE, blocks("fused"), CHOICES, clock.measure, lambda *row: recorded.append(row))
+    assert (best.forward, best.backward, best.read_backward) == (FAST, SLOW, FAST)
+    assert len(recorded) == 2 * len(FIELDS) + 2 - 1
+    assert "backward rows 16" in (printed := capsys.readouterr().out)
+    assert "from the reference, 1e-04 allowed; left out" in printed
+
+
+def test_nothing_right_is_an_error(monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(autotune_nce, "fault", lambda *_: "is wrong")
+    with pytest.raises(RuntimeError, match="no candidate for forward is right"):
+        tune(CASE, blocks("fused"), CHOICES, clock.measure, print)
+
+
+def test_candidates_fit_the_gpu():
+    for capability, limit in (((8, 0), 163), ((8, 9), 99), ((9, 0), 227), ((12, 0), 99)):
+        for dtype in (torch.bfloat16, torch.float32):
+            start = nce_blocks.built_in(capability, dtype, 2048)
+            found = candidates_of(dtype, capability, start)
+            for field, tried in found.items():
+                assert tried[0] == getattr(start, field)
+                assert 3 < len(tried) == len(set(tried)) < 100
+                assert all(shared_bytes(t, dtype.itemsize) <= limit * 1024 for t in tiles[1:])
+                asked = {t.descriptors for t in tiles if t.width}
+                assert asked <= ({True, False} if capability >= (9, 0) else {False})
+
+
+def test_small_shared_memory_leaves_tiles_out():
+    many, few = (fused_tiles(2, (9, 0), limit) for limit in (227 * 1024, 48 * 1024))
+    assert set(few) < set(many)
+    assert fused_tiles(2, (9, 0), 1024) == []
+
+
+def test_compiled_kernels_take_no_more_shared_memory_than_is_filtered_by():
+    """The rows of the ahead-of-time gate are the independent truth; barriers take some bytes."""
+    path = harness.RESULTS / "aot.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    fused = [row for row in rows if "fused" in row["name"] and row["arithmetic"] != "ieee"]
+    assert len(fused) > 100
+    for row in fused:
+        sizes = {k: v for k, v in row["block_row"].items() if k in Tile._fields}
+        itemsize = 4 if row["dtype"] == "fp32" else 2
+        assert row["shared_bytes"] <= shared_bytes(Tile(**sizes), itemsize) + 256
+
+
+def test_read_tiles_multiply_nothing():
+    assert {
+        tile.width for field in ("read_forward", "read_backward") for tile in read_tiles(field)
+    } == {0}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The parts of torch that ask for a GPU, answered as an H200 would."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(harness, "device_name", lambda _: "some GPU")
+    monkeypatch.setattr(harness, "stopwatch", lambda _: None)
+
+
+def test_the_row_is_written_and_taken(monkeypatch, tmp_path, gpu):
+    file, out = tmp_path / "blocks.json", tmp_path / "rows.jsonl"
+    read = TILE._replace(width=0)
+    found = blocks("descriptors")._replace(read_forward=read, read_backward=read)
+
+    def tuned(case, start, candidates, measure, record):
+        assert (case.images, case.width, case.dtype) == (64, 512, torch.float16)
+        record("forward", "some tile", [1.0, 3.0, 2.0])
+        return found
+
+    monkeypatch.setattr(autotune_nce, "tune", tuned)
+    arguments = ["--dtype", "float16", "--width", "512", "--images", "64", "--out", str(out)]
+    assert autotune_nce.main([*arguments, "--file", str(file)]) == 0
+    ((key, (written, note)),) = read_file(file).items()
+    assert (key, written) == (Key("sm_90", "half", True), found)
+    assert note["device"] == "some GPU"
+    row = json.loads(out.read_text())
+    assert (row["name"], row["mode"], row["provider"]) == ("tuning", "forward", "some tile")
+    assert (row["q50"], row["n"], row["shapes"]["D"]) == (2.0, 3, 512)
+    monkeypatch.setenv(VARIABLE, str(file))
+    nce_block_file._read_once.cache_clear()
+    assert tiles.choose((9, 0), torch.bfloat16, 128) == found
+
+
+def test_obstacles_are_one_sentence(monkeypatch, tmp_path, capsys, request):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert autotune_nce.main(["--file", "x.json"]) == 2
+    assert "torch finds no CUDA device here" in capsys.readouterr().err
+    request.getfixturevalue("gpu")
+    assert autotune_nce.main([]) == 2
+    assert "give --file or set AMDIM_FAST_BLOCKS" in capsys.readouterr().err
+    bad = tmp_path / "blocks.json"
+    bad.write_text("[]]")
+    monkeypatch.setenv(VARIABLE, str(bad))
+    assert autotune_nce.main([]) == 2
+    printed = capsys.readouterr().err
+    assert "is not JSON" in printed
+    assert printed.count("\n") == 1

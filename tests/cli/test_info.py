@@ -1,0 +1,84 @@
+"""``amdim-fast info``."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import amdim_fast
+from amdim_fast import AMDIM, export_encoder, save_checkpoint
+from amdim_fast.cli import main
+from amdim_fast.cli.installation import describe_installation, describe_model
+from amdim_fast.training.recipes import RECIPES
+from amdim_fast.views import library as compiled
+
+
+def test_installation_as_a_process():
+    command = [sys.executable, "-m", "amdim_fast", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, value in {"amdim_fast": amdim_fast.__version__, "torch": torch.__version__}.items():
+        line = next(line for line in done.stdout.splitlines() if line.startswith(name + " "))
+        assert line.split()[-1] == value
+    assert "loss, triton backend" in done.stdout
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    assert describe_installation()["views, CPU library"] == "built"
+    monkeypatch.setattr(compiled, "load_cpu", lambda: False)
+    monkeypatch.setattr(compiled, "load_cuda", lambda: False)
+    monkeypatch.setattr("amdim_fast.cli.installation.PACKAGES", ("numpy", "no-such-package"))
+    facts = describe_installation()
+    assert facts["views, CPU library"] == "not built"
+    assert facts["views, CUDA library"] != "built"
+    assert facts["no-such-package"] == "not installed"
+    if not torch.cuda.is_available():
+        assert facts["CUDA devices"] == "none"
+
+
+def test_models(golden, tmp_path, capsys):
+    model = AMDIM(32, 4, 8, 1, n_classes=3)
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, model, recipe=asdict(RECIPES["digits"]), step=7)
+    export_encoder(path, tmp_path / "export")
+    total = sum(value.numel() for value in model.parameters())
+    inside = sum(value.numel() for value in model.encoder.parameters())
+    facts = describe_model(path)
+    assert facts["parameters"] == f"{inside:,} in the encoder, {total:,} in all"
+    assert facts["architecture"] == "ndf 4, n_rkhs 8, depth 1, use_bn False"
+    assert (facts["recipe"], facts["step"], facts["probes"]) == ("digits", "7", "3 classes")
+    exported = describe_model(tmp_path / "export")
+    assert (exported["recipe"], exported["step"], exported["probes"]) == ("digits", "7", "none")
+    assert exported["source"] == "checkpoint.pt"
+    assert main(["info", str(golden / "amdim_public_64.pth")]) == 0
+    printed = capsys.readouterr().out
+    assert "3 x 64 x 64 px, images resized to 70 px" in printed
+    assert "recipe" in printed
+    assert "not known" in printed
+
+
+@pytest.mark.parametrize("name", ["none.pt", "empty.pt"])
+def test_no_checkpoint(tmp_path, capsys, name):
+    (tmp_path / "empty.pt").write_bytes(b"")
+    assert main(["info", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["bench", "evaluate", "export", "info", "views"])
+def test_help_has_defaults(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"usage: amdim-fast {command}" in text
+    expected = {
+        "bench": ("width D of the features (default: 1024)", "cpu or cuda (default: cpu)"),
+        "evaluate": ("neighbours that vote (default: 20)", "GiB (default: 16.0)"),
+        "export": ("folder to create",),
+        "info": ("checkpoint file or folder of an export",),
+        "views": ("views of each image (default: 4)",),
+    }
+    assert all(part in text for part in expected[command])

@@ -1,0 +1,308 @@
+"""Batches: a pure function of seed and step; errors arrive; nothing is left behind."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+
+import pytest
+import torch
+
+from amdim_fast.data.image_sets import FileImages, TensorImages
+from amdim_fast.data.loading import Loader, ordered_batches, training_batches, training_indices
+from amdim_fast.data.packing import pack
+from amdim_fast.data.sets import load_data
+from tests.data.image_files import assert_group_ends, write_folder
+
+
+def numbered(count=40):
+    """Image i is filled with i, its label is 2 i."""
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 4, 5, 3)
+    return TensorImages(images, 2 * torch.arange(count))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """One set in three forms, sizes differing."""
+    folder = tmp_path_factory.mktemp("sources")
+    write_folder(folder / "files", train=12, test=0, sizes=((20, 30), (9, 14), (20, 30)))
+    pack(folder / "files", folder / "store", workers=0, progress=False)
+    return {
+        "files": load_data("folder", folder / "files").train,
+        "packed": load_data("folder", folder / "store").train,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    before = set(threading.enumerate())
+    yield
+    assert_nothing_is_left(before)
+
+
+def assert_nothing_is_left(before, seconds=10):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        threads = set(threading.enumerate()) - before
+        if not threads and not multiprocessing.active_children():
+            return
+        time.sleep(0.02)
+    pytest.fail(f"left behind: {threads}, {multiprocessing.active_children()}")
+
+
+def take(iterator, count):
+    return list(islice(iterator, count))
+
+
+def test_every_image_once_an_epoch_and_the_rest_dropped():
+    batches = take(training_indices(10, 3, seed=0), 6)
+    assert all(batch.shape == (3,) and batch.dtype == torch.int64 for batch in batches)
+    first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
+    assert len(first.unique()) == len(second.unique()) == 9
+    assert 0 <= int(first.min()) <= int(first.max()) <= 9
+    assert not torch.equal(first, second)
+
+
+def test_seed_and_epoch_do_not_mix():
+    """seed + epoch would make epoch 1 of seed 0 equal epoch 0 of seed 1."""
+    epochs = [
+        tuple(batch.tolist())
+        for seed in range(4)
+        for batch in take(training_indices(30, 30, seed=seed), 4)
+    ]
+    assert len(set(epochs)) == 16
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 7, 3 * 10**9])
+def test_start_at_any_step(start):
+    whole = take(training_indices(10, 3, seed=5), 12)
+    if start < 10:
+        assert torch.equal(
+            torch.stack(take(training_indices(10, 3, seed=5, start=start), 5)),
+            torch.stack(whole[start : start + 5]),
+        )
+    else:
+        assert len(next(training_indices(10, 3, seed=5, start=start))) == 3
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_ranks_share_the_same_batch(world_size):
+    options = {"seed": 3, "start": 1, "world_size": world_size}
+    ranks = [take(training_indices(20, 6, rank=r, **options), 5) for r in range(world_size)]
+    joined = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
+    assert torch.equal(
+        torch.stack(joined), torch.stack(take(training_indices(20, 6, seed=3, start=1), 5))
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((10, 11), {}, "batch_size is 11; the set has 10 images"),
+        ((10, 0), {}, "batch_size is 0"),
+        ((10, 4), {"rank": 2, "world_size": 2}, r"rank is 2; it must be in \[0, 2\)"),
+        ((10, 4), {"world_size": 3}, "batch_size is 4; 3 processes cannot share it"),
+        ((10, 4), {"seed": -1}, "seed is -1; it must be 0 or more"),
+        ((10, 4), {"start": -1}, "start is -1; it must be 0 or more"),
+    ],
+)
+def test_bad_arguments(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        training_indices(*arguments, **{"seed": 0, **options})
+    with pytest.raises(ValueError, match="prefetch is 0"):
+        training_batches(numbered(), 4, seed=0, prefetch=0)
+    with pytest.raises(ValueError, match="workers is -1"):
+        training_batches(numbered(), 4, seed=0, workers=-1)
+
+
+def test_batches_are_what_their_indices_say():
+    with training_batches(numbered(), 7, seed=1) as loader:
+        for batch in take(loader, 12):
+            assert torch.equal(batch.images[:, 3, 4, 2].long(), batch.indices)
+            assert torch.equal(batch.labels, 2 * batch.indices)
+            assert batch.images.shape == (7, 4, 5, 3)
+        assert loader.waited > 0
+
+
+def test_kept_batches_stay_as_they_were():
+    with training_batches(numbered(), 4, seed=1, prefetch=1) as loader:
+        kept = take(loader, 25)
+    assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices) for batch in kept)
+
+
+def test_in_order_with_the_rest():
+    with ordered_batches(numbered(10), 4) as loader:
+        indices = [batch.indices.tolist() for batch in loader]
+        assert next(loader, None) is None
+    assert indices == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("files", {"workers": 0, "prefetch": 1}),
+        ("files", {"workers": 1, "prefetch": 3}),
+        ("files", {"workers": 2, "prefetch": 2}),
+        ("packed", {"prefetch": 1}),
+        ("packed", {"prefetch": 5}),
+    ],
+)
+def test_same_batches_however_they_are_read(sources, source, options):
+    truth = sources["files"]
+    state = torch.random.get_rng_state()
+    with training_batches(sources[source], 5, seed=2, start=3, **options) as loader:
+        for batch, index in zip(
+            loader, take(training_indices(24, 5, seed=2, start=3), 9), strict=False
+        ):
+            assert torch.equal(batch.indices, index)
+            assert torch.equal(batch.labels, truth.labels[index])
+            for found, wanted in zip(batch.images, truth.batch(index), strict=True):
+                assert torch.equal(found, wanted)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_closing_early(sources, workers):
+    before = set(threading.enumerate())
+    loader = training_batches(sources["files"], 5, seed=0, workers=workers, prefetch=4)
+    next(loader)
+    loader.close()
+    assert_nothing_is_left(before, seconds=1)
+    assert next(loader, None) is None
+    loader.close()
+    dropped = training_batches(sources["files"], 5, seed=0, workers=workers)
+    next(dropped)
+    del dropped
+    assert_nothing_is_left(before, seconds=1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_vanished_file_is_named(tmp_path, workers):
+    write_folder(tmp_path, train=40, test=0)
+    images = load_data("folder", tmp_path).train
+    with training_batches(images, 4, seed=0, workers=workers) as loader:
+        next(loader)
+        for path in (tmp_path / "train").rglob("*.png"):
+            path.unlink()
+        with pytest.raises(FileNotFoundError, match=r"/train/.*\.png cannot be read \(No such"):
+            take(loader, 40)
+        assert next(loader, None) is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_file_is_named(tmp_path, workers):
+    write_folder(tmp_path, test=0)
+    (tmp_path / "train" / "cat" / "003.png").write_bytes(b"x")
+    images = load_data("folder", tmp_path).train
+    with (
+        ordered_batches(images, 2, workers=workers) as loader,
+        pytest.raises(ValueError, match=r"cat/003\.png is not an image that Pillow knows"),
+    ):
+        take(loader, 6)
+
+
+class Failing(TensorImages):
+    def read_into(self, index, out):
+        if 20 in index:
+            raise RuntimeError("planted")
+        super().read_into(index, out)
+
+
+def test_error_in_the_thread_arrives_once_and_in_its_place():
+    images = Failing(numbered().images)
+    with ordered_batches(images, 8) as loader:
+        assert [next(loader).indices[0] for _ in range(2)] == [0, 8]
+        with pytest.raises(RuntimeError, match=r"^planted$"):
+            next(loader)
+        assert next(loader, None) is None
+
+
+class Dying(FileImages):
+    """Kills the process that decodes image 9, as the system does when memory runs out."""
+
+    def batch(self, index):
+        if 9 in index:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(index)
+
+
+def test_killed_worker(sources):
+    files = sources["files"]
+    images = Dying(files.root, [files.name(i) for i in range(12)])
+    with (
+        ordered_batches(images, 3, workers=2) as loader,
+        pytest.raises(ChildProcessError, match=r"a worker process died, .* use fewer workers"),
+    ):
+        take(loader, 4)
+
+
+SCRIPT = """
+import sys
+from amdim_fast.data.sets import load_data
+from amdim_fast.data.loading import training_batches
+if __name__ == "__main__":
+    loader = training_batches(load_data("folder", sys.argv[1]).train, 2, seed=0, workers=2)
+    next(loader)
+    print("ready", flush=True)
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("sys.stdin.read()", -9), ("sys.exit(3)", 3), ("1 / 0", 1)]
+)
+def test_processes_end_with_the_program(tmp_path, end, code):
+    write_folder(tmp_path / "images", train=30, test=0)
+    (tmp_path / "script.py").write_text(SCRIPT.format(end=end))
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "images")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    if code == -9:
+        process.kill()
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert ("ZeroDivisionError" in error) == (code == 1)
+    assert_group_ends(process.pid)
+
+
+def test_waiting_is_counted():
+    def slow():
+        for index in torch.arange(12).split(4):
+            time.sleep(0.1)
+            yield index
+
+    with Loader(numbered(), slow()) as loader:
+        next(loader)
+        first = loader.waited
+        time.sleep(0.5)
+        take(loader, 2)
+        assert first >= 0.09
+        assert loader.waited - first < 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("source", ["files", "packed", "memory"])
+def test_cuda_batches_are_the_cpus(sources, source):
+    images = numbered() if source == "memory" else sources[source]
+    stream = torch.cuda.Stream()
+    options = {"seed": 4, "workers": 1}
+    with (
+        training_batches(images, 6, device="cuda", prefetch=3, **options) as loader,
+        training_batches(images, 6, **options) as truth,
+        torch.cuda.stream(stream),
+    ):
+        for batch, expected in islice(zip(loader, truth, strict=True), 40):
+            # Work queued before the copy is read keeps the stream busy while memory is reused.
+            torch.cuda._sleep(200_000)
+            for found, wanted in zip(batch.images, expected.images, strict=True):
+                assert found.is_cuda
+                assert torch.equal(found.cpu(), wanted)
+            assert torch.equal(batch.labels.cpu(), expected.labels)
+            assert not batch.indices.is_cuda

@@ -1,0 +1,168 @@
+"""The registered op over the Triton kernels: opcheck, compile, autocast, backward twice."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
+from amdim_fast.nce import tiles
+from amdim_fast.nce import triton_backend as nce_triton
+from amdim_fast.nce.backend import _warn_once, resolve_backend
+from amdim_fast.nce.op import NO_PICK
+from tests.nce.cases import DEVICE, WAYS, blocks, evaluate, features, upstream_like
+
+
+@pytest.fixture(autouse=True, params=WAYS)
+def _small_blocks(request, monkeypatch):
+    monkeypatch.setattr(tiles, "choose", lambda *_: blocks(request.param))
+
+
+def op_arguments(dtype=torch.float32, budget=0, clip=20.0, same_location=False):
+    srcs = [torch.randn(s, 5, 8, device=DEVICE).to(dtype) for s in (1, 2)]
+    trgs = [torch.randn(5, n, 8, device=DEVICE).to(dtype) for n in (4, 6)]
+    for tensor in (*srcs, *trgs):
+        tensor.requires_grad_()
+    picks = [torch.tensor([0, 5, 2, 3, 1], device=DEVICE)]
+    return (srcs, trgs, picks, [1, NO_PICK], clip, same_location, "triton", budget, True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(
+    ("budget", "clip", "same_location"),
+    [(0, 20.0, False), (2**20, 20.0, False), (3_500, None, True)],
+)
+def test_opcheck(budget, clip, same_location):
+    arguments = op_arguments(budget=budget, clip=clip, same_location=same_location)
+    torch.library.opcheck(torch.ops.amdim_fast.nce_forward.default, arguments)
+
+
+@pytest.mark.parametrize("budget", [0, 2**20])
+def test_opcheck_backward(budget):
+    srcs, trgs, picks, *settings, with_grad = op_arguments(dtype=torch.float16, budget=budget)
+    with torch.no_grad():
+        loss, _, mean_sq, pos, neg, kept = torch.ops.amdim_fast.nce_forward(
+            srcs, trgs, picks, *settings, with_grad
+        )
+    inputs = ([t.detach() for t in srcs], [t.detach() for t in trgs], picks)
+    upstream = (torch.randn_like(loss), torch.randn_like(pos), torch.randn_like(mean_sq))
+    arguments = (*inputs, pos, neg, kept, *upstream, *settings, [True, False], [True, True])
+    torch.library.opcheck(torch.ops.amdim_fast.nce_backward.default, arguments)
+
+
+def test_compiled_equals_eager_bit_for_bit():
+    maps = [
+        torch.randn(6, 16, side, side, device=DEVICE)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+        for side in (1, 5, 7) * 2
+    ]
+    picked = (torch.arange(6, device=DEVICE), torch.arange(6, device=DEVICE) + 7)
+    loss = LossMultiNCE(tclip=20.0, backend="triton")
+    results = []
+    for module in (loss, torch.compile(loss, fullgraph=True)):
+        outputs = module(*maps, locations=picked)
+        results.append([*outputs, *torch.autograd.grad(sum(outputs), maps)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(autocast_dtype):
+    src, trg = features(7, 4, 12)
+    upstream = upstream_like(src, trg)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast(DEVICE, dtype=autocast_dtype, enabled=enabled):
+            results.append(evaluate(nce_log_prob, src, trg, upstream, backend="triton"))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("budget", [0, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_two_backwards_agree_and_runs_repeat_bit_for_bit(budget, dtype):
+    src, trg = features(21, 5, 24, sets=2, dtype=dtype)
+    grads = []
+    for _ in range(2):
+        loss, mean_sq = nce_loss(src, trg, memory_budget=budget, backend="triton")
+        total = (loss + mean_sq).sum()
+        grads.append(torch.autograd.grad(total, (src, trg), retain_graph=True))
+        grads.append(torch.autograd.grad(total, (src, trg)))
+    for other in grads[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, grads[0], strict=True))
+
+
+@pytest.mark.parametrize("need", [(True, False), (False, True)])
+def test_frozen_inputs_cost_no_product(monkeypatch, need):
+    counted = []
+    monkeypatch.setattr(nce_triton, "write_product", lambda *_: counted.append("trg"))
+    multiply = nce_triton.multiply
+    monkeypatch.setattr(nce_triton, "multiply", lambda a, b: counted.append("") or multiply(a, b))
+    src, trg = features(9, 4, 8)
+    src.requires_grad_(need[0])
+    trg.requires_grad_(need[1])
+    loss, _ = nce_loss(src, trg, backend="triton")
+    counted.clear()
+    loss.backward()
+    assert counted == ([""] if need[0] else ["trg"])
+    assert (src.grad is not None, trg.grad is not None) == need
+
+
+def test_second_derivative_is_refused():
+    src, trg = features(3, 2, 4)
+    loss, _ = nce_loss(src, trg, backend="triton")
+    (grad,) = torch.autograd.grad(loss, src, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative is not supported"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("setup", "message"),
+    [
+        ("", "the tensors are on cpu; its kernels run on a GPU, or on the CPU in Triton's"),
+        ("import sys; sys.modules['triton'] = None; ", "the package triton is not installed"),
+    ],
+)
+def test_triton_where_it_cannot_run(setup, message):
+    code = setup + (
+        "import torch, amdim_fast\n"
+        "try: amdim_fast.nce_loss(torch.ones(2, 3), torch.ones(2, 1, 3), backend='triton')\n"
+        "except ValueError as error: print(error)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert message in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1
+
+
+def test_rocm(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(ValueError, match="this torch is built for ROCm and the kernels are proved"):
+        resolve_backend("triton", torch.float32, torch.device("cuda:0"))
+
+
+def test_old_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    device = torch.device("cuda:0")
+    sentence = r"cuda:0 has compute capability 7\.5 and the kernels need 8\.0 or"
+    _warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=f"'auto' is 'torch' here: {sentence}"):
+        resolve_backend("auto", torch.float32, device)
+    assert resolve_backend("auto", torch.float32, device) == "torch"  # without another warning
+    with pytest.raises(ValueError, match=sentence):
+        resolve_backend("triton", torch.float32, device)
+    assert resolve_backend("torch", torch.float32, device) == "torch"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_auto_is_triton_on_a_gpu(monkeypatch, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device = torch.device("cuda:0")
+    assert resolve_backend("triton", dtype, device) == "triton"
+    assert resolve_backend("auto", dtype, device) == "triton"
+    assert resolve_backend("torch", dtype, device) == "torch"
+    assert resolve_backend("auto", torch.float64, device) == "torch"
+    assert resolve_backend("auto", dtype, torch.device("cpu")) == "torch"

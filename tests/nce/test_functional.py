@@ -1,0 +1,271 @@
+"""``nce_log_prob`` and ``nce_loss`` against the reference in float64."""
+
+import itertools
+
+import pytest
+import torch
+
+from amdim_fast import last_plan, nce_log_prob, nce_loss
+from amdim_fast.nce import reference
+from amdim_fast.nce import torch_backend as nce_torch
+from amdim_fast.nce.functional import NEGATIVES
+from tests.nce.cases import evaluate, make_extreme, relative_error
+
+CLIPS = (5.0, 20.0, 43.0, 100.0, None)
+# Bytes: one image a block; a few images a block, some groups kept; the default.
+BUDGETS = (0, 4_000, None)
+
+
+def features(images, locations, width, *, sets=None, dtype=torch.float64, scale=2.0, device="cpu"):
+    shape = (images, width) if sets is None else (sets, images, width)
+    src = (scale * torch.randn(shape, dtype=torch.float64, device=device)).to(dtype)
+    trg = torch.randn(images, locations, width, dtype=torch.float64, device=device).to(dtype)
+    return src.requires_grad_(), trg.requires_grad_()
+
+
+def upstream_like(src, trg):
+    log_prob_shape = (*src.shape[:-1], trg.shape[1])
+    return (
+        torch.randn(log_prob_shape, dtype=torch.float64, device=src.device),
+        torch.randn(src.shape[:-2], dtype=torch.float64, device=src.device),
+    )
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("sets", [None, 1, 3])
+def test_equals_reference(sets, clip, negatives):
+    for images, locations, width in itertools.product((1, 2, 7), (1, 4), (1, 17, 63)):
+        src, trg = features(images, locations, width, sets=sets)
+        upstream = upstream_like(src, trg)
+        options = {"clip": clip, "negatives": negatives}
+        truth = evaluate(reference.nce_log_prob, src, trg, upstream, **options)
+        for budget in BUDGETS:
+            ours = evaluate(nce_log_prob, src, trg, upstream, memory_budget=budget, **options)
+            for value, expected in zip(ours, truth, strict=True):
+                torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_error_no_worse_than_eager(dtype, clip, negatives):
+    """Against float64 on the same rounded inputs, no further than eager in this dtype.
+
+    The margin is float32's: a few roundings, and one of the exponent ``score - clip``.
+    """
+    shift = clip if clip is not None and clip <= nce_torch.LARGEST_SHIFTED_CLIP else 0.0
+    margin = (4 + shift) * torch.finfo(torch.float32).eps
+    src, trg = features(40, 9, 65, sets=2, dtype=dtype)
+    upstream = upstream_like(src, trg)
+    options = {"clip": clip, "negatives": negatives}
+    wide = [tensor.detach().double().requires_grad_() for tensor in (src, trg)]
+    truth = evaluate(reference.nce_log_prob, *wide, upstream, **options)
+    eager = evaluate(reference.nce_log_prob, src, trg, upstream, **options)
+    for budget in BUDGETS:
+        ours = evaluate(nce_log_prob, src, trg, upstream, memory_budget=budget, **options)
+        for value, baseline, expected in zip(ours, eager, truth, strict=True):
+            assert relative_error(value, expected) <= relative_error(baseline, expected) + margin
+        assert all(value.dtype == torch.float32 for value in ours[:3])
+        assert all(value.dtype == dtype for value in ours[3:])
+
+
+@pytest.mark.parametrize("clip", [5.0, 20.0, None])
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("budget", [0, None])
+def test_gradcheck(clip, negatives, budget):
+    src, trg = features(4, 3, 5, sets=2, scale=1.0)
+
+    def function(src, trg):
+        output = nce_log_prob(src, trg, clip=clip, negatives=negatives, memory_budget=budget)
+        return output.log_prob, output.mean_sq
+
+    assert torch.autograd.gradcheck(function, (src, trg))
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("value", ["constant", "huge", "opposed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_features_stay_finite(clip, value, dtype):
+    src, trg = features(6, 4, 33, dtype=dtype)
+    make_extreme(src, trg, value)
+    loss, mean_sq = nce_loss(src, trg, clip=clip)
+    (loss + 1e-9 * mean_sq).backward()
+    for tensor in (loss, mean_sq, src.grad, trg.grad):
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_one_image_has_no_negatives(clip, negatives):
+    src, trg = features(1, 5, 8, sets=2, dtype=torch.float32)
+    output = nce_log_prob(src, trg, clip=clip, negatives=negatives)
+    assert (output.log_prob == 0).all()
+    grads = torch.autograd.grad(output.log_prob.sum(), (src, trg))
+    assert all((grad == 0).all() for grad in grads)
+
+
+def test_plan_follows_the_budget():
+    src, trg = features(16, 4, 8, dtype=torch.float32)
+    scores = 16 * 16 * 4 * 4
+    nce_log_prob(src, trg)
+    plan = last_plan()
+    assert (plan.backend, plan.groups[0].mode, plan.kept_bytes) == ("torch", "keep", scores)
+    assert plan.groups[0].gemms == 3
+    nce_log_prob(src, trg, memory_budget=0)
+    plan = last_plan()
+    assert (plan.groups[0].mode, plan.groups[0].block_images) == ("recompute", 1)
+    assert (plan.kept_bytes, plan.groups[0].gemms) == (0, 4)
+    with torch.no_grad():
+        nce_log_prob(src, trg)
+    assert last_plan().groups[0].mode == "forward"
+    for budget in (1_000, 5_000, 20_000, 100_000):
+        nce_log_prob(src, trg, memory_budget=budget)
+        plan = last_plan()
+        assert plan.kept_bytes + plan.work_bytes <= max(budget, 3 * scores // 16)
+
+
+def test_saved_for_backward_is_what_the_plan_says():
+    src, trg = features(24, 9, 16, dtype=torch.float32)
+    for budget in (0, None):
+        saved = []
+
+        def pack(tensor, saved=saved):
+            saved.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            nce_log_prob(src, trg, memory_budget=budget)
+        extra = sum(t.nbytes for t in saved) - src.nbytes - trg.nbytes
+        small = 4 * (24 * 9 + 24)
+        assert extra == small + last_plan().kept_bytes
+
+
+@pytest.mark.parametrize("budget", [0, None])
+def test_two_backwards_agree(budget):
+    src, trg = features(9, 4, 12, dtype=torch.float32)
+    loss, mean_sq = nce_loss(src, trg, memory_budget=budget)
+    first = torch.autograd.grad(loss + mean_sq, (src, trg), retain_graph=True)
+    second = torch.autograd.grad(loss + mean_sq, (src, trg))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_reproducible_bit_for_bit():
+    src, trg = features(33, 9, 40, sets=2, dtype=torch.float32)
+    upstream = [tensor.float() for tensor in upstream_like(src, trg)]
+    runs = [evaluate(nce_log_prob, src, trg, upstream, memory_budget=10_000) for _ in range(3)]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_frozen_inputs_cost_no_product(monkeypatch):
+    counted = []
+
+    def count(function):
+        return lambda *arguments: counted.append(1) or function(*arguments)
+
+    for name in ("product", "product_into"):
+        monkeypatch.setattr(nce_torch, name, count(getattr(nce_torch, name)))
+    for need_src, need_trg, expected in ((True, True, 3), (True, False, 2), (False, True, 2)):
+        counted.clear()
+        src, trg = features(6, 4, 8, dtype=torch.float32)
+        src.requires_grad_(need_src)
+        trg.requires_grad_(need_trg)
+        nce_loss(src, trg)[0].backward()
+        assert len(counted) == expected
+        assert (src.grad is not None, trg.grad is not None) == (need_src, need_trg)
+
+
+def test_channels_last_map_is_not_copied(monkeypatch):
+    seen = []
+    product = nce_torch.product
+    monkeypatch.setattr(nce_torch, "product", lambda a, b: seen.append(a) or product(a, b))
+    feature_map = torch.randn(6, 16, 5, 5).contiguous(memory_format=torch.channels_last)
+    trg = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+    with torch.no_grad():
+        nce_log_prob(torch.randn(6, 16), trg)
+    pointers = {tensor.untyped_storage().data_ptr() for tensor in seen}
+    assert pointers == {feature_map.untyped_storage().data_ptr()}
+
+
+def test_strided_inputs():
+    src, trg = features(7, 6, 10)
+    wide_src = torch.randn(7, 20, dtype=torch.float64)[:, ::2].copy_(src.detach())
+    wide_trg = torch.randn(10, 6, 7, dtype=torch.float64).permute(2, 1, 0).copy_(trg.detach())
+    a = nce_log_prob(src, trg)
+    b = nce_log_prob(wide_src.requires_grad_(), wide_trg.requires_grad_())
+    torch.testing.assert_close(a.log_prob, b.log_prob)
+
+
+def test_mean_sq_alone_and_log_prob_alone():
+    src, trg = features(5, 4, 6)
+    for pick in ("log_prob", "mean_sq"):
+        ours = torch.autograd.grad(getattr(nce_log_prob(src, trg), pick).sum(), (src, trg))
+        truth = torch.autograd.grad(
+            getattr(reference.nce_log_prob(src, trg), pick).sum(), (src, trg)
+        )
+        for value, expected in zip(ours, truth, strict=True):
+            torch.testing.assert_close(value, expected)
+
+
+def test_score_is_detached():
+    output = nce_log_prob(*features(3, 2, 4))
+    assert not output.score.requires_grad
+    assert output.log_prob.requires_grad
+
+
+def test_second_derivative_is_refused():
+    src, trg = features(3, 2, 4)
+    loss, _ = nce_loss(src, trg)
+    (grad,) = torch.autograd.grad(loss, src, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative is not supported"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_no_result_is_left_unwritten(monkeypatch, budget):
+    """Buffers that start as NaN change nothing."""
+    src, trg = features(7, 4, 9, sets=2)
+    upstream = upstream_like(src, trg)
+    expected = evaluate(nce_log_prob, src, trg, upstream, memory_budget=budget)
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(float("nan"))
+    )
+    found = evaluate(nce_log_prob, src, trg, upstream, memory_budget=budget)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def planted(name):
+    """Replace one piece of the blocked arithmetic by a wrong one."""
+    own, slope = nce_torch._own, nce_torch.row_gradients
+    return {
+        "own image shifted by one": ("_own", lambda b, i, j: own(b.roll(1, 1), i, j)),
+        "weights of the wrong sign": (
+            "row_gradients",
+            lambda *a: (slope(*a)[0], -slope(*a)[1]),
+        ),
+        "no gradient of the positives": (
+            "row_gradients",
+            lambda *a: (torch.zeros_like(a[1]), slope(*a)[1]),
+        ),
+        "product off by one in ten thousand": (
+            "product",
+            lambda a, b: 1.0001 * (a @ b.t()),
+        ),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "own image shifted by one",
+        "weights of the wrong sign",
+        "no gradient of the positives",
+        "product off by one in ten thousand",
+    ],
+)
+def test_planted_errors_are_caught(monkeypatch, name):
+    monkeypatch.setattr(nce_torch, *planted(name))
+    with pytest.raises(AssertionError):
+        test_equals_reference(2, 20.0, "other_images")

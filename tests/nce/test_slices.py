@@ -1,0 +1,87 @@
+"""Rows against slices of the targets, as on several ranks: the parts add up to the reference."""
+
+import itertools
+
+import pytest
+import torch
+
+from amdim_fast.nce import reference, tiles
+from amdim_fast.nce import torch_backend as nce_torch
+from amdim_fast.nce import triton_backend as nce_triton
+from amdim_fast.nce import triton_problem as nce_problem
+from amdim_fast.nce.plan import GroupPlan
+from tests.nce.cases import DEVICE, blocks, features, upstream_like
+
+SETS, IMAGES, LOCATIONS, WIDTH = 2, 21, 4, 24
+# The last has a slice of one image; rows whose own image is elsewhere are in each.
+CUTS = [(0, 8, 21), (0, 1, 7, 13, 21)]
+BACKENDS = {"torch": (nce_torch, torch.float64), "triton": (nce_triton, torch.float32)}
+
+
+def parts_of(cuts):
+    return list(itertools.pairwise(cuts))
+
+
+def truth(src, trg, upstream, **options):
+    wide = [tensor.detach().double().requires_grad_() for tensor in (src, trg)]
+    output = reference.nce_log_prob(*wide, **options)
+    objective = (output.log_prob * upstream[0]).sum() + (output.mean_sq * upstream[1]).sum()
+    return output, torch.autograd.grad(objective, wide)
+
+
+@pytest.mark.parametrize("way", ["fused", "descriptors", "elementwise", "torch"])
+@pytest.mark.parametrize("mode", ["keep", "recompute"])
+@pytest.mark.parametrize("same_location", [False, True])
+@pytest.mark.parametrize("clip", [20.0, None])
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_slices_equal_the_whole(monkeypatch, cuts, clip, same_location, mode, way):
+    monkeypatch.setattr(tiles, "choose", lambda *_: blocks(way))
+    monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 5)
+    module, dtype = BACKENDS["torch" if way == "torch" else "triton"]
+    src, trg = (t.detach().to(dtype) for t in features(IMAGES, LOCATIONS, WIDTH, sets=SETS))
+    upstream = [tensor.to(dtype) for tensor in upstream_like(src, trg)]
+    options = {"clip": clip, "negatives": "same_location" if same_location else "other_images"}
+    output, grads = truth(src, trg, upstream, **options)
+
+    groups = [
+        nce_torch.Group(src, trg[i:j], clip, same_location, GroupPlan(mode, 4, 0, 0))
+        for i, j in parts_of(cuts)
+    ]
+    offsets = [-i for i, _ in parts_of(cuts)]
+    found = [module.forward(*pair) for pair in zip(groups, offsets, strict=True)]
+    for (pos, *_), (i, j) in zip(found, parts_of(cuts), strict=True):
+        elsewhere = torch.ones(IMAGES, dtype=torch.bool, device=DEVICE)
+        elsewhere[i:j] = False
+        assert (pos[:, elsewhere] == 0).all()
+    pos = sum(part[0] for part in found)
+    neg = torch.logsumexp(torch.stack([part[1] for part in found]), dim=0)
+    shares = [(j - i) / IMAGES for i, j in parts_of(cuts)]
+    mean_sq = sum(share * part[2] for share, part in zip(shares, found, strict=True))
+    close = (
+        {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-5}
+    )
+    for value, expected in ((pos, output.score), (mean_sq, output.mean_sq)):
+        torch.testing.assert_close(value.double(), expected.detach(), **close)
+    log_prob = -torch.nn.functional.softplus(neg - pos)
+    torch.testing.assert_close(log_prob.double(), output.log_prob.detach(), **close)
+
+    sums = []
+    for group, offset, share, part in zip(groups, offsets, shares, found, strict=True):
+        given = (group, part[3], pos, neg, upstream[0], upstream[1] * share)
+        sums.append(module.backward(*given, need_src=True, need_trg=True, image_offset=offset))
+    grad_src, grad_trg = sum(s for s, _ in sums), torch.cat([t for _, t in sums])
+    torch.testing.assert_close(grad_src.double(), grads[0], **close)
+    torch.testing.assert_close(grad_trg.double(), grads[1], **close)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_a_wrong_offset_is_caught(monkeypatch, backend, offset):
+    monkeypatch.setattr(tiles, "choose", lambda *_: blocks("fused"))
+    module, dtype = BACKENDS[backend]
+    src, trg = (t.detach().to(dtype) for t in features(9, 4, 8, sets=1))
+    group = nce_torch.Group(src, trg, 20.0, False, GroupPlan("recompute", 4, 0, 0))
+    (expected, *_), (found, *_) = module.forward(group), module.forward(group, offset)
+    assert (found - expected).abs().max() > 0.1
+    outside = 0 if offset < 0 else -1
+    assert (found[:, outside] == 0).all()

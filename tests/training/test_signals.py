@@ -1,0 +1,54 @@
+"""Signals that stop a run: the first, its echo, and an impatient second one."""
+
+import signal
+
+import pytest
+
+from amdim_fast.training import signals as stopping
+from amdim_fast.training.signals import Stopped, StopSignals
+
+
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """Those of a process in the foreground; one in the background ignores SIGINT."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that only the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_an_echo_is_not_a_second_signal(clock):
+    with StopSignals() as signals, signals.finishing():
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+            clock[0] += 0.4
+        assert signals.requested
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_later_signal_has_its_usual_effect(clock, first):
+    with StopSignals() as signals, signals.finishing():
+        signal.raise_signal(first)
+        clock[0] += 1.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_outside_of_a_step_the_first_raises_and_its_echo_does_not(clock):
+    with StopSignals() as signals:
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            signals.check()

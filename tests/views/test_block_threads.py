@@ -1,0 +1,84 @@
+"""The block function that GPUs run, on host threads with a real barrier, under sanitizers."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "tests" / "csrc" / "block.cpp"
+FLAGS = (
+    *("-std=c++20", "-O1", "-g", "-pthread", "-ffp-contract=off"),
+    *("-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"),
+)
+ENUM = re.search(r"enum Site \{(.*?)\}", (ROOT / "csrc/shared/team.h").read_text(), re.DOTALL)
+SITES = [name.strip() for name in ENUM.group(1).split(",")]
+RACE = "WARNING: ThreadSanitizer: data race"
+
+
+class Program:
+    """block.cpp under one sanitizer."""
+
+    def __init__(self, folder, sanitizer):
+        compiler = os.environ.get("CXX", "g++")
+        assert shutil.which(compiler), f"{compiler} is not on the PATH: {SOURCE.name} needs GCC 11"
+        self.path = folder / sanitizer.partition(",")[0]
+        command = [compiler, *FLAGS, f"-fsanitize={sanitizer}", str(SOURCE), "-o", str(self.path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+    def __call__(self, kind, *, threads, jobs, left_out=-1, seed=0, short=0):
+        arguments = (kind, threads, left_out, seed, jobs, short)
+        return subprocess.run(
+            [self.path, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "OMP_NUM_THREADS": "1"},
+        )
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory):
+    return Program(tmp_path_factory.mktemp("block"), "thread")
+
+
+@pytest.fixture(scope="module")
+def bounds(tmp_path_factory):
+    return Program(tmp_path_factory.mktemp("block"), "address,undefined")
+
+
+@pytest.mark.parametrize("kind", ["possible", "any"])
+@pytest.mark.parametrize(("threads", "jobs"), [(1, 200), (2, 200), (5, 200), (32, 30)])
+def test_a_team_gives_the_bits_of_one_thread_without_a_race(races, kind, threads, jobs):
+    done = races(kind, threads=threads, jobs=jobs)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# The last is not of the block function: the barrier between two views in the same memory.
+@pytest.mark.parametrize("site", range(len(SITES)), ids=SITES)
+@pytest.mark.parametrize("threads", [2, 5])
+def test_a_missing_barrier_is_caught(races, site, threads):
+    done = races("possible", threads=threads, jobs=200, left_out=site)
+    assert done.returncode != 0
+    assert RACE in done.stderr
+
+
+@pytest.mark.parametrize("threads", [2, 5, 32])
+def test_a_team_stays_within_its_memory(bounds, threads):
+    done = bounds("any", threads=threads, jobs=200, seed=1)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ten_thousand_impossible_jobs_stay_within_their_memory(bounds):
+    done = bounds("any", threads=1, jobs=10_000, seed=2)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_one_missing_byte_is_caught(bounds):
+    done = bounds("any", threads=1, jobs=200, short=1)
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr

@@ -1,0 +1,122 @@
+"""``amdim-fast views`` and the sheets it writes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from amdim_fast import augment, sample_view_params
+from amdim_fast.cli.main import main
+from amdim_fast.views.params import POLICIES
+from amdim_fast.views.sheets import GAP, sheet
+from tests.data.image_files import picture
+
+SIZES = ((20, 30), (50, 40))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two image files of different sizes and their pixels."""
+    pixels = [picture(seed, *size) for seed, size in enumerate(SIZES)]
+    paths = [tmp_path / f"{number}.png" for number in range(len(SIZES))]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    return [str(path) for path in paths], pixels
+
+
+def tiles_of(path, size):
+    """[row, column] to the pixels of a tile, cut out of the file by slices."""
+    pixels = np.array(Image.open(path))
+    step = size + 2 * GAP
+    return lambda row, column: pixels[
+        row * step + GAP : row * step + GAP + size, column * step + GAP : column * step + GAP + size
+    ]
+
+
+def normalised(pixels, policy):
+    plain = torch.from_numpy(pixels).float().div(255)
+    return plain.sub(torch.tensor(policy.mean)).div(torch.tensor(policy.std)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_tiles_are_what_augment_makes(files, tmp_path, name):
+    paths, pixels = files
+    policy = POLICIES[name]
+    out = tmp_path / "sheet.png"
+    flags = [f"--policy={name}", "--views=3", "--seed=7", f"--out={out}"]
+    assert main(["views", *paths, *flags]) == 0
+    params = sample_view_params(policy, SIZES, views=3, generator=torch.Generator().manual_seed(7))
+    images = [torch.from_numpy(image) for image in pixels]
+    expected = augment(images, params, size=policy.size, mean=policy.mean, std=policy.std)
+    tile = tiles_of(out, policy.size)
+    for row in range(2):
+        for view in range(3):
+            found = normalised(tile(row, view + 1), policy)
+            assert torch.equal(found, expected[view, row])
+    assert not np.array_equal(tile(0, 1), tile(0, 2))
+    whole = ImageOps.contain(
+        Image.fromarray(pixels[1]), (policy.size,) * 2, Image.Resampling.BICUBIC
+    )
+    left = (policy.size - whole.width) / 2
+    shown = tile(1, 0)[:, round(left) : round(left) + whole.width]
+    np.testing.assert_array_equal(shown, np.array(whole))
+
+
+def test_as_a_process(files, tmp_path):
+    paths, _ = files
+    command = [sys.executable, "-m", "amdim_fast", "views", *paths, "--policy=digits"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "wrote views.png: 2 images, 4 views of each" in done.stdout
+    with Image.open(tmp_path / "views.png") as image:
+        assert image.size == (5 * (32 + 2 * GAP), 2 * (32 + 2 * GAP))
+    before = (tmp_path / "views.png").read_bytes()
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "amdim-fast: views.png exists already; choose another name or allow --overwrite\n"
+    )
+    assert (tmp_path / "views.png").read_bytes() == before
+    command += ["--overwrite", "--seed=1"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert (tmp_path / "views.png").read_bytes() != before
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(files, tmp_path, capsys):
+    paths, _ = files
+    (tmp_path / "empty.png").write_bytes(b"")
+    small = tmp_path / "small.png"
+    Image.fromarray(picture(0, 4, 4)).save(small)
+    out = tmp_path / "sheet.png"
+    cases = [
+        ([str(tmp_path / "empty.png")], "empty.png is empty"),
+        ([str(tmp_path / "none.png")], "none.png cannot be read"),
+        ([*paths, "--views=0"], "views must be at least 1, got 0"),
+        ([str(small), "--policy=cifar"], "sizes must be larger than the policy's max_translation"),
+        ([*paths, f"--out={tmp_path}"], "is a folder; give the name of a file"),
+        ([*paths, f"--out={tmp_path / 'no' / 'x.png'}"], "is no folder; create it"),
+    ]
+    for arguments, message in cases:
+        given = [] if any("--out" in argument for argument in arguments) else [f"--out={out}"]
+        assert main(["views", *arguments, *given]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not out.exists()
+
+
+def test_sheet_puts_tiles_in_their_places():
+    tiles = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 5, 5, 3)
+    edges = torch.full((2, 3, 3), 9, dtype=torch.uint8)
+    made = sheet(tiles.view(2, 3, 5, 5, 3), edges)
+    step = 5 + 2 * GAP
+    assert made.shape == (2 * step, 3 * step, 3)
+    for number in range(6):
+        row, column = divmod(number, 3)
+        cell = made[row * step : (row + 1) * step, column * step : (column + 1) * step]
+        assert (cell[GAP:-GAP, GAP:-GAP] == number).all()
+        assert (cell[:GAP] == 9).all()
+        assert (cell[:, -GAP:] == 9).all()
