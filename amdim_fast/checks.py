@@ -1,0 +1,20 @@
+"""Checks of arguments, each with one sentence for all that make it."""
+
+from __future__ import annotations
+
+
+def whole_number(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
+    """Raise unless ``value`` is an int, not a bool, of ``least`` or more and ``most`` or less.
+
+    Raises:
+        ValueError: it is not; names the argument.
+    """
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and least <= value
+        and (most is None or value <= most)
+    ):
+        return
+    bounds = f", {least} or more" if most is None else f" from {least} to {most}"
+    raise ValueError(f"{name} is {value!r}; it must be a whole number{bounds}")
