@@ -1,68 +1,73 @@
-"""Which files make what a bench measures: a row is of older code when their digest has changed.
+"""Which sources a bench measures; a row is of older code once their digest has changed.
 
-Contents alone count, so a checkout, a shallow clone and an unpacked sdist give one digest.
+The digest of Python sources is of their statements, in any order and from any file, without imports,
+docstrings and comments: moving code leaves rows as they are. Of C++ it is the contents.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LOSS = (
-    "kernels/*.py",
-    "amdim_fast/ops/nce*.py",
-    *(
-        f"amdim_fast/ops/{name}.py"
-        for name in ("agreement", "backend", "collectives", "half", "plan", "product")
-    ),
-)
-VIEWS = (
-    *(f"csrc/**/*.{suffix}" for suffix in ("h", "cpp", "cu")),
-    *(f"amdim_fast/ops/{name}.py" for name in ("augment", "compiled", "sampler")),
-)
-COMPILED = tuple(
-    f"kernels/nce_{name}.py" for name in ("backward", "blocks", "forward", "scores", "tiles")
-)
-# By name of a bench; any other measures all kernels. Without files no row of it grows old.
-FILES: Mapping[str, tuple[str, ...]] = {
+LOSS = ("kernels/*.py", "amdim_fast/nce/*.py")
+VIEWS = ("amdim_fast/views/*.py", *(f"csrc/**/*.{suffix}" for suffix in ("h", "cpp", "cu")))
+MODEL = ("amdim_fast/model/*.py",)
+STEP = (*LOSS, *VIEWS, *MODEL, "amdim_fast/training/step.py")
+# By name of a bench; all others measure whole training steps.
+FOLDERS: Mapping[str, tuple[str, ...]] = {
     "nce": LOSS,
     "tuning": LOSS,
+    "aot": ("kernels/*.py",),
     "augment": VIEWS,
-    "mixture": (*LOSS, "amdim_fast/nce/mixture.py"),
-    "emergence": (
-        *LOSS,
-        *VIEWS,
-        "amdim_fast/nce/mixture.py",
-        "amdim_fast/segmentation/posterior.py",
-    ),
-    "data": tuple(f"amdim_fast/{n}.py" for n in ("image_sets", "loading", "packed_store")),
-    "aot": COMPILED,
-    "import": (),
-    "coverage": (),
+    "data": ("amdim_fast/data/*.py",),
+    "mixture": (*LOSS, *MODEL),
+    "emergence": (*STEP, "amdim_fast/segmentation/*.py"),
 }
-
-
-def files(name: str, root: Path = ROOT) -> list[Path]:
-    """The files behind the rows of one bench, sorted."""
-    patterns = FILES.get(name, LOSS + VIEWS)
-    return sorted({path for pattern in patterns for path in root.glob(pattern)})
 
 
 @functools.cache
 def digest(name: str, root: Path = ROOT) -> str:
-    """Sixteen hexadecimal digits of their contents; empty for a bench without files."""
-    found = files(name, root)
-    if not found:
-        return ""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in found)).hexdigest()[:16]
+    """Sixteen hexadecimal digits that name the sources of one bench."""
+    paths = {path for pattern in FOLDERS.get(name, STEP) for path in root.glob(pattern)}
+    parts = sorted(part for path in paths for part in _parts(path))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def stale(row: Mapping[str, Any]) -> bool:
-    """Whether a row was measured on other files than the present ones, or does not say on which."""
-    present = digest(str(row["name"]))
-    return bool(present) and row.get("source") != present
+    """Whether a row was measured on other sources than today's, or does not say on which."""
+    return row.get("source") != digest(str(row["name"]))
+
+
+def _parts(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        yield from map(_canonical, _code(ast.parse(text).body))
+    else:
+        yield text
+
+
+def _code(statements: list[Any]) -> list[Any]:
+    """Without imports, and without strings that stand by themselves."""
+    return [
+        statement
+        for statement in statements
+        if not isinstance(statement, (ast.Import, ast.ImportFrom))
+        and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+    ]
+
+
+def _canonical(node: Any) -> str:
+    """The tree as text, the same from every Python: ``ast.dump`` shows empty fields or does not."""
+    if isinstance(node, list):
+        return "[" + " ".join(map(_canonical, _code(node))) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+    inner = " ".join(f"{name}={_canonical(value)}" for name, value in fields)
+    return f"({type(node).__name__} {inner})"
