@@ -25,7 +25,6 @@ if home is not None:
 # Torch asks a GPU for its architecture if none is named.
 os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
 
-import pybind11  # noqa: E402
 import torch  # noqa: E402
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
@@ -44,13 +43,6 @@ extensions = [
         extra_compile_args={"cxx": CXX + STABLE},
         py_limited_api=True,
         **common,
-    ),
-    CppExtension(
-        "amdim_fast._pixel",
-        ["csrc/pixel_bindings.cpp"],
-        extra_compile_args={"cxx": CXX},
-        include_dirs=[*common["include_dirs"], pybind11.get_include()],
-        depends=HEADERS,
     ),
 ]
 with_cuda = home is not None and torch.version.cuda is not None

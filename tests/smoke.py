@@ -1,6 +1,6 @@
-"""What an installed wheel must do, without the repository: ``python smoke.py FOLDER``.
+"""What an installed wheel must do without the repository: ``python smoke.py FOLDER``.
 
-FOLDER is where the package must have come from. Run from an empty folder.
+FOLDER is where the wheel is installed. Run from an empty folder.
 """
 
 import subprocess
@@ -18,13 +18,14 @@ from amdim_fast.views.params import POLICIES
 
 folder = Path(sys.argv[1]).resolve()
 package = Path(amdim_fast.__file__).parent
-assert package.is_relative_to(folder), f"amdim_fast is {package}, not of {folder}"
+assert package.is_relative_to(folder), f"amdim_fast is {package}; it must be in {folder}"
 assert "triton" not in sys.modules
 assert metadata.version("amdim-fast") == amdim_fast.__version__
-for module in ("amdim_fast.kernels.nce_forward", "amdim_fast._pixel"):
-    spec = util.find_spec(module)
-    assert spec is not None, f"{module} is not in the wheel"
-    assert Path(spec.origin).is_relative_to(folder)
+kernel = util.find_spec("amdim_fast.kernels.nce_forward")
+assert kernel is not None, "amdim_fast.kernels is not in the wheel"
+assert Path(kernel.origin).is_relative_to(folder)
+libraries = {path.name for path in package.rglob("*.so")}
+assert libraries <= {"_cpu.so", "_cuda.so"}, f"the wheel has {sorted(libraries)}"
 assert compiled.load_cpu(), "the compiled library is not in the wheel"
 assert all(Path(name).is_relative_to(folder) for name in torch.ops.loaded_libraries)
 

@@ -24,6 +24,13 @@ MADE = (
     *(".pytest_cache", ".mypy_cache", ".ruff_cache", ".coverage*"),
 )
 BUILD_SDIST = "from setuptools import build_meta; print(build_meta.build_sdist('made'))"
+READ_SETUP = """
+import setuptools
+from distutils.core import run_setup
+setup = run_setup('setup.py', stop_after='init')
+print(*(extension.name for extension in setup.ext_modules))
+print(*setup.packages)
+"""
 
 
 def files_of(root):
@@ -45,8 +52,11 @@ def test_version_has_one_place(tree):
     assigned = re.compile(rf"^\s*(__version__|version)\s*[=:]\s*\W?{version}\W?\s*$", re.MULTILINE)
     names = {name for name in files_of(tree) if name.endswith((".py", ".toml", ".cfg", ".cff"))}
     found = {name for name in names if assigned.search((tree / name).read_text(encoding="utf-8"))}
-    assert found == {"amdim_fast/__init__.py", "CITATION.cff"}
-    assert 'version = { attr = "amdim_fast.__version__" }' in (tree / "pyproject.toml").read_text()
+    assert found == {"amdim_fast/version.py", "CITATION.cff"}
+    assert (
+        'version = { attr = "amdim_fast.version.__version__" }'
+        in (tree / "pyproject.toml").read_text()
+    )
 
 
 def test_citation_is_of_this_version_and_of_the_paper():
@@ -75,6 +85,17 @@ def test_sdist_holds_every_source(tree):
     assert {name for name in before if not name.startswith(NOT_SHIPPED)} - names == set()
     assert {"csrc/cuda/augment.cu", "kernels/nce_forward.py", "amdim_fast/py.typed"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_a_user_installs_the_compiled_ops_and_nothing_of_the_tests(tree):
+    done = subprocess.run(
+        [sys.executable, "-c", READ_SETUP], cwd=tree, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    extensions, packages = (set(line.split()) for line in done.stdout.splitlines()[-2:])
+    assert extensions - {"amdim_fast._cuda"} == {"amdim_fast._cpu"}
+    assert {name.partition(".")[0] for name in packages} == {"amdim_fast"}
+    assert "pybind11" not in (tree / "setup.py").read_text(encoding="utf-8")
 
 
 def commands(workflow):

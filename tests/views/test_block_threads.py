@@ -2,19 +2,13 @@
 
 import os
 import re
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "tests" / "csrc" / "block.cpp"
-FLAGS = (
-    *("-std=c++20", "-O1", "-g", "-pthread", "-ffp-contract=off"),
-    *("-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"),
-)
-ENUM = re.search(r"enum Site \{(.*?)\}", (ROOT / "csrc/shared/team.h").read_text(), re.DOTALL)
+from tests.csrc.build import CSRC, build
+
+ENUM = re.search(r"enum Site \{(.*?)\}", (CSRC / "shared/team.h").read_text(), re.DOTALL)
 SITES = [name.strip() for name in ENUM.group(1).split(",")]
 RACE = "WARNING: ThreadSanitizer: data race"
 
@@ -22,13 +16,12 @@ RACE = "WARNING: ThreadSanitizer: data race"
 class Program:
     """block.cpp under one sanitizer."""
 
-    def __init__(self, folder, sanitizer):
-        compiler = os.environ.get("CXX", "g++")
-        assert shutil.which(compiler), f"{compiler} is not on the PATH: {SOURCE.name} needs GCC 11"
-        self.path = folder / sanitizer.partition(",")[0]
-        command = [compiler, *FLAGS, f"-fsanitize={sanitizer}", str(SOURCE), "-o", str(self.path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+    def __init__(self, sanitizer):
+        self.path = build(
+            "block",
+            *("-O1", "-g", "-pthread"),
+            *("-fno-sanitize-recover=all", f"-fsanitize={sanitizer}"),
+        )
 
     def __call__(self, kind, *, threads, jobs, left_out=-1, seed=0, short=0):
         arguments = (kind, threads, left_out, seed, jobs, short)
@@ -42,13 +35,13 @@ class Program:
 
 
 @pytest.fixture(scope="module")
-def races(tmp_path_factory):
-    return Program(tmp_path_factory.mktemp("block"), "thread")
+def races():
+    return Program("thread")
 
 
 @pytest.fixture(scope="module")
-def bounds(tmp_path_factory):
-    return Program(tmp_path_factory.mktemp("block"), "address,undefined")
+def bounds():
+    return Program("address,undefined")
 
 
 @pytest.mark.parametrize("kind", ["possible", "any"])

@@ -1,4 +1,4 @@
-"""The pixel functions that the GPU runs, through amdim_fast._pixel, against Pillow and NumPy."""
+"""The pixel functions that the GPU runs, compiled for the CPU, against Pillow and NumPy."""
 
 import math
 
@@ -7,9 +7,14 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional as tv
 
-from amdim_fast import _pixel
+from tests.csrc.build import load_pixel
 
 CHUNKS = 4
+
+
+@pytest.fixture(scope="session")
+def pixel():
+    return load_pixel()
 
 
 def all_triples(chunk):
@@ -20,19 +25,19 @@ def all_triples(chunk):
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_every_colour_to_luma_and_hsv(chunk):
+def test_every_colour_to_luma_and_hsv(pixel, chunk):
     pixels = all_triples(chunk)
     picture = Image.fromarray(pixels)
-    assert np.array_equal(_pixel.luma(*np.moveaxis(pixels, -1, 0)), np.array(picture.convert("L")))
-    assert np.array_equal(_pixel.rgb_to_hsv(pixels), np.array(picture.convert("HSV")))
+    assert np.array_equal(pixel.luma(*np.moveaxis(pixels, -1, 0)), np.array(picture.convert("L")))
+    assert np.array_equal(pixel.rgb_to_hsv(pixels), np.array(picture.convert("HSV")))
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_every_hsv_triple_to_rgb(chunk):
+def test_every_hsv_triple_to_rgb(pixel, chunk):
     pixels = all_triples(chunk)
     bands = [Image.fromarray(np.ascontiguousarray(pixels[..., band])) for band in range(3)]
     expected = np.array(Image.merge("HSV", bands).convert("RGB"))
-    assert np.array_equal(_pixel.hsv_to_rgb(pixels), expected)
+    assert np.array_equal(pixel.hsv_to_rgb(pixels), expected)
 
 
 def some_colours(count=20_000):
@@ -46,22 +51,22 @@ def torchvision_hue(pixels, turns):
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.3, -1 / 255, 0.0, 1 / 255, 0.1, 0.2, 0.499, 0.5])
-def test_turned_hue_equals_torchvision(turns):
+def test_turned_hue_equals_torchvision(pixel, turns):
     pixels = some_colours()
-    steps = int(_pixel.hue_steps(np.float32(turns)))
-    assert np.array_equal(_pixel.turn_hue(pixels, steps), torchvision_hue(pixels, turns))
+    steps = int(pixel.hue_steps(np.float32(turns)))
+    assert np.array_equal(pixel.turn_hue(pixels, steps), torchvision_hue(pixels, turns))
 
 
-def test_hue_steps_are_torchvisions_on_both_sides_of_every_integer():
+def test_hue_steps_are_torchvisions_on_both_sides_of_every_integer(pixel):
     exact = (np.arange(-127, 128) / 255).astype(np.float32)
     beside = [np.nextafter(exact, np.float32(end)) for end in (-1, 1)]
     turns = np.concatenate([exact, *beside, np.linspace(-0.5, 0.5, 4001, dtype=np.float32)])
     expected = np.trunc(turns.astype(np.float64) * 255).astype(np.int64)
-    assert np.array_equal(_pixel.hue_steps(turns), expected)
+    assert np.array_equal(pixel.hue_steps(turns), expected)
     one = np.array([[200, 30, 77]], dtype=np.uint8)
     for turn in np.concatenate([exact, *beside]):
-        step = int(_pixel.hue_steps(turn))
-        assert np.array_equal(_pixel.turn_hue(one, step), torchvision_hue(one, float(turn)))
+        step = int(pixel.hue_steps(turn))
+        assert np.array_equal(pixel.turn_hue(one, step), torchvision_hue(one, float(turn)))
 
 
 def blend_factors():
@@ -71,7 +76,7 @@ def blend_factors():
     return np.concatenate([near_one, special, random]).astype(np.float32)
 
 
-def test_blend_of_every_pair_is_two_float32_roundings():
+def test_blend_of_every_pair_is_two_float32_roundings(pixel):
     degenerate, level = np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 2, indexing="ij")
     start = degenerate.astype(np.float32)
     difference = level.astype(np.float32) - start
@@ -79,19 +84,19 @@ def test_blend_of_every_pair_is_two_float32_roundings():
     for factor in blend_factors():
         mixed = start + factor * difference
         expected = np.trunc(np.clip(mixed, 0, 255)).astype(np.uint8)
-        assert np.array_equal(_pixel.blend(degenerate, level, factor), expected)
+        assert np.array_equal(pixel.blend(degenerate, level, factor), expected)
         exact = start.astype(np.float64) + np.float64(factor) * difference
         fused = np.trunc(np.clip(exact.astype(np.float32), 0, 255)).astype(np.uint8)
         fused_differs += int((fused != expected).sum())
     assert fused_differs > 0
 
 
-def test_blend_of_every_pair_equals_pillow():
+def test_blend_of_every_pair_equals_pillow(pixel):
     degenerate, level = np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 2, indexing="ij")
     pictures = Image.fromarray(degenerate), Image.fromarray(level)
     for factor in blend_factors():
         expected = np.array(Image.blend(*pictures, float(factor)))
-        assert np.array_equal(_pixel.blend(degenerate, level, factor), expected), factor
+        assert np.array_equal(pixel.blend(degenerate, level, factor), expected), factor
 
 
 def keys(x):
@@ -117,31 +122,31 @@ LENGTHS = ((1, 1), (1, 7), (2, 9), (7, 1), (8, 8), (33, 32), (90, 32), (700, 8),
 
 
 @pytest.mark.parametrize(("length", "output"), LENGTHS)
-def test_bicubic_taps_are_the_rounded_weights(length, output):
+def test_bicubic_taps_are_the_rounded_weights(pixel, length, output):
     for place in range(output):
-        first, weights = _pixel.bicubic_taps(place, length, output)
+        first, weights = pixel.bicubic_taps(place, length, output)
         expected_first, expected = exact_taps(place, length, output)
         assert (first, len(weights)) == (expected_first, len(expected))
         assert np.abs(weights - expected * 2**22).max() < 0.5 + 1e-4
 
 
 @pytest.mark.parametrize(("length", "output"), LENGTHS)
-def test_bicubic_taps_resize_as_pillow(length, output):
+def test_bicubic_taps_resize_as_pillow(pixel, length, output):
     row = np.random.default_rng(length).integers(0, 256, length, dtype=np.uint8)
     sharp = np.where(row < 128, 0, 255).astype(np.uint8)
     for levels in (row, sharp):
         found = []
         for place in range(output):
-            first, weights = _pixel.bicubic_taps(place, length, output)
+            first, weights = pixel.bicubic_taps(place, length, output)
             pixels = levels[first : first + len(weights)].astype(np.int64)
             found.append((2**21 + int(pixels @ weights)) >> 22)
         picture = Image.fromarray(levels[None]).resize((output, 1), Image.Resampling.BICUBIC)
         assert np.array_equal(np.clip(found, 0, 255), np.array(picture)[0])
 
 
-def test_bad_arguments_are_named():
+def test_bad_arguments_are_named(pixel):
     with pytest.raises(ValueError, match=r"pixels must be uint8 \[\.\.\., 3\]"):
-        _pixel.rgb_to_hsv(np.zeros((4, 4), np.uint8))
+        pixel.rgb_to_hsv(np.zeros((4, 4), np.uint8))
     for arguments in ((0, 0, 1), (0, 1, 0), (-1, 4, 4), (4, 4, 4)):
         with pytest.raises(ValueError, match="length >= 1 and 0 <= place < output"):
-            _pixel.bicubic_taps(*arguments)
+            pixel.bicubic_taps(*arguments)

@@ -1,4 +1,4 @@
-// amdim_fast._pixel: the pixel functions over NumPy arrays, for tests of the code that GPUs run.
+// The pixel functions of csrc/shared over NumPy arrays; see tests/csrc/build.py.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -72,13 +72,13 @@ py::tuple bicubic_taps(int place, int length, int output) {
 
 }  // namespace
 
-PYBIND11_MODULE(_pixel, module) {
-  module.doc() = "Pixel functions of the compiled augmentation, vectorised over NumPy arrays.";
+PYBIND11_MODULE(pixel, module) {
+  module.doc() = "Pixel functions of the compiled augmentation, vectorized over NumPy arrays.";
   module.def("luma", py::vectorize(luma), "Luma of uint8 red, green, blue.");
   module.def("blend", py::vectorize(blend), "Blend of uint8 degenerate and level by a factor.");
-  module.def("rgb_to_hsv", &rgb_to_hsv, "uint8 [..., 3] to the same shape.");
-  module.def("hsv_to_rgb", &hsv_to_rgb, "uint8 [..., 3] to the same shape.");
-  module.def("turn_hue", &turn_hue, "uint8 [..., 3] and steps of 1/255 turn to the same shape.");
-  module.def("hue_steps", py::vectorize(amdim::hue_steps), "Steps of a float32 in turns.");
+  module.def("rgb_to_hsv", &rgb_to_hsv, "uint8 [..., 3] to uint8 [..., 3].");
+  module.def("hsv_to_rgb", &hsv_to_rgb, "uint8 [..., 3] to uint8 [..., 3].");
+  module.def("turn_hue", &turn_hue, "uint8 [..., 3] and steps of 1/255 turn to uint8 [..., 3].");
+  module.def("hue_steps", py::vectorize(amdim::hue_steps), "Whole steps of 1/255 turn in a float32 number of turns.");
   module.def("bicubic_taps", &bicubic_taps, "First tap and int32 weights of an output place.");
 }
