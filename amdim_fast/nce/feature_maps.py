@@ -34,13 +34,22 @@ def check_pair(src_name: str, src: Tensor, trg_name: str, trg: Tensor) -> None:
         raise type(error)(message) from None
 
 
-def draw_locations(trg: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One location an image of trg [B, L, D], uniform: int64 [B]."""
+def draw_locations(
+    trg: Tensor, generator: torch.Generator | None, *, rank: int = 0, world_size: int = 1
+) -> Tensor:
+    """One location an image of trg [B, L, D], uniform: int64 [B].
+
+    With several ranks, whose generators are alike, all draw for the whole batch, of which trg is
+    the part of ``rank``: a location does not depend on the number of ranks.
+    """
     if generator is not None and generator.device.type != trg.device.type:
         raise ValueError(
             f"generator is on {generator.device}; it must be on the features' device, {trg.device}"
         )
-    return torch.randint(0, trg.shape[1], trg.shape[:1], generator=generator, device=trg.device)
+    images, locations = trg.shape[:2]
+    batch = (world_size * images,)
+    drawn = torch.randint(0, locations, batch, generator=generator, device=trg.device)
+    return drawn[rank * images : (rank + 1) * images]
 
 
 def check_locations(name: str, location: Tensor, trg: Tensor) -> None:
