@@ -1,8 +1,8 @@
 """AMDIM: contrastive loss, views, encoder and pre-training, exact to the original.
 
 ``nce_log_prob`` and ``LossMultiNCE`` are the loss, ``sample_view_params`` and ``augment`` the
-views, ``AMDIM`` the model; ``load_checkpoint`` reads ours and the original's files, ``pretrain`` is
-the whole job. Importing the package loads neither triton nor a compiled library.
+views, ``AMDIM`` the model; ``load_checkpoint`` reads our files and the original's, ``pretrain``
+runs a whole training. Importing the package loads neither triton nor a compiled library.
 """
 
 from importlib import import_module
@@ -16,37 +16,55 @@ from amdim_fast.nce.plan import last_plan
 from amdim_fast.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from amdim_fast.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+    from amdim_fast.checkpoints.formats import CheckpointError
+    from amdim_fast.data.loading import training_batches
+    from amdim_fast.data.sets import load_data
     from amdim_fast.evaluation.evaluate import evaluate
     from amdim_fast.evaluation.scoring import EvaluationOptions
     from amdim_fast.model.amdim import AMDIM
     from amdim_fast.model.encoder import Encoder
     from amdim_fast.model.export import export_encoder
-    from amdim_fast.model.pretrained import load_pretrained
+    from amdim_fast.model.gradient_cache import CachedEncoding
+    from amdim_fast.model.pretrained import load_checkpoint, load_pretrained, save_checkpoint
+    from amdim_fast.segmentation.posterior import posterior_maps
+    from amdim_fast.training.recipes import RECIPES, Recipe
     from amdim_fast.training.run import pretrain
     from amdim_fast.views.augment import TwoViews, augment, sample_view_params
-    from amdim_fast.views.params import ViewParams
+    from amdim_fast.views.params import POLICIES, ViewParams
     from amdim_fast.views.preprocessing import Preprocessing
 
+# Where the names above are, for the first use of each at run time.
 _LAZY = {
     "AMDIM": "model.amdim",
+    "CachedEncoding": "model.gradient_cache",
+    "CheckpointError": "checkpoints.formats",
     "Encoder": "model.encoder",
     "EvaluationOptions": "evaluation.scoring",
-    "TwoViews": "views.augment",
+    "POLICIES": "views.params",
     "Preprocessing": "views.preprocessing",
+    "RECIPES": "training.recipes",
+    "Recipe": "training.recipes",
+    "TwoViews": "views.augment",
     "ViewParams": "views.params",
     "augment": "views.augment",
     "evaluate": "evaluation.evaluate",
     "export_encoder": "model.export",
-    "load_checkpoint": "checkpoints.checkpoint",
+    "load_checkpoint": "model.pretrained",
+    "load_data": "data.sets",
     "load_pretrained": "model.pretrained",
+    "posterior_maps": "segmentation.posterior",
     "pretrain": "training.run",
     "sample_view_params": "views.augment",
-    "save_checkpoint": "checkpoints.checkpoint",
+    "save_checkpoint": "model.pretrained",
+    "training_batches": "data.loading",
 }
 
 __all__ = [
     "AMDIM",
+    "POLICIES",
+    "RECIPES",
+    "CachedEncoding",
+    "CheckpointError",
     "Encoder",
     "EvaluationOptions",
     "FeatureMapContrastiveTask",
@@ -56,6 +74,7 @@ __all__ = [
     "MixtureNCELoss",
     "NCEOutput",
     "Preprocessing",
+    "Recipe",
     "TwoViews",
     "ViewParams",
     "augment",
@@ -63,18 +82,21 @@ __all__ = [
     "export_encoder",
     "last_plan",
     "load_checkpoint",
+    "load_data",
     "load_pretrained",
     "nce_log_prob",
     "nce_loss",
+    "posterior_maps",
     "pretrain",
     "responsibilities",
     "sample_view_params",
     "save_checkpoint",
+    "training_batches",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the rest of the package when it is first asked for."""
+    """Import the rest of the package on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

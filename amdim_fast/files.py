@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -83,6 +84,15 @@ def keep_as(source: Path, target: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync(target.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def remove_temporaries(folder: Path) -> None:

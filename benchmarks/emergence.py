@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amdim_fast.checkpoints.checkpoint import read_checkpoint, save_checkpoint
+from amdim_fast import save_checkpoint
+from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.model.amdim import AMDIM
 from amdim_fast.segmentation.posterior import enlarge, overlay, posterior_maps, save_png
 from amdim_fast.views.augment import TwoViews

@@ -8,7 +8,6 @@ label, and ``NAME.json``, its record: sizes, hashes, source file names, files sk
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.data.image_sets import Images, read_packed
+from amdim_fast.files import sha256_of
 
 FORMAT, VERSION = "amdim_fast packed images", 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
@@ -231,12 +231,3 @@ def verify_store(path: str | os.PathLike[str]) -> int:
                 if sha256_of(file) != shard[key]:
                     raise ValueError(f"{file} differs from what was packed; pack the store again")
     return sum(len(images) for images in store.splits.values())
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -26,10 +26,9 @@ from amdim_fast.data.packed_store import (
     MANIFEST,
     PLAN,
     VERSION,
-    sha256_of,
 )
 from amdim_fast.data.parallel import ordered_map, worker_count
-from amdim_fast.files import remove_temporaries, written_whole
+from amdim_fast.files import remove_temporaries, sha256_of, written_whole
 from amdim_fast.optional import require
 
 # A killed run loses at most one shard a worker; a reader keeps one file open for each.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amdim_fast.checkpoints.stored_model import preprocessing_of
 from amdim_fast.data.image_sets import ImageSet
 from amdim_fast.data.sets import ImageData, load_data
 from amdim_fast.devices import find_device
@@ -28,7 +29,7 @@ from amdim_fast.evaluation.scoring import EvaluationOptions, check_task, score_m
 from amdim_fast.files import check_new_folder, folder_written_whole
 from amdim_fast.model.amdim import AMDIM
 from amdim_fast.model.encoder import Encoder
-from amdim_fast.model.pretrained import Pretrained, preprocessing_of, read_pretrained
+from amdim_fast.model.pretrained import Pretrained, read_pretrained
 from amdim_fast.optional import require
 from amdim_fast.version import __version__
 from amdim_fast.views.params import ViewPolicy

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-import amdim_fast
+from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.checkpoints.reading import read_model
+from amdim_fast.checkpoints.stored_model import StoredModel
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.model.encoder import Encoder, EncoderOutput
 from amdim_fast.model.encoding import encode
@@ -111,8 +113,51 @@ class AMDIM(nn.Module):
         *,
         policy: str | None = None,
     ) -> AMDIM:
-        """The model of an export's folder or of a checkpoint: ``amdim_fast.load_pretrained``."""
-        return amdim_fast.load_pretrained(path, map_location, policy=policy)
+        """The model of an export or a checkpoint, which knows how images become its input.
+
+        Args:
+            path: the folder of an export, a file in it, or a checkpoint that ``load_checkpoint``
+                reads.
+            map_location: device for the model.
+            policy: name in ``POLICIES`` of the test-time transform; by default what the file says.
+                A checkpoint without a recipe says nothing: then it is the original's for that
+                size, cifar at 32, stl10 at 64, imagenet128 at 128.
+
+        Returns:
+            AMDIM in training mode, ``preprocessing`` set. An export holds the encoder and its
+            components alone: the model has no probes and, without components, the loss's defaults.
+
+        Raises:
+            FileNotFoundError: there is no such file. CheckpointError: it is damaged, or of no
+                AMDIM. ValueError: there is no such policy, or it is for another size.
+        """
+        stored = read_model(path)
+        model = AMDIM.from_stored(stored, map_location)
+        model.preprocessing = stored.preprocessing_for(policy)
+        return model
+
+    @staticmethod
+    def from_stored(stored: StoredModel, map_location: str | torch.device = "cpu") -> AMDIM:
+        """The model that a file holds, in training mode, ``preprocessing`` not set.
+
+        The default random generator is left as it was.
+
+        Raises:
+            CheckpointError: arguments or weights are not those of an AMDIM; names the keys.
+        """
+        try:
+            # Sizes that the file only claims are compared before memory is taken for them.
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                expected = AMDIM(**stored.arguments)
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{stored.source} has hyperparameters of no AMDIM: {error}"
+            ) from error
+        _check_weights(stored, expected)
+        with torch.random.fork_rng(devices=[]):
+            model = AMDIM(**stored.arguments)
+        model.load_state_dict(stored.state)
+        return model.to(map_location)
 
     def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Global features [N, D] of images, in evaluation mode and without gradients.
@@ -182,7 +227,7 @@ class AMDIM(nn.Module):
         with ErrorsOnAllRanks(self.g2l_loss.group_name):
             if x1.shape != x2.shape:
                 raise ValueError(
-                    f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they should be equal"
+                    f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they must be equal"
                 )
             first, second = self.encoder(x1), self.encoder(x2)
         return self.objective(first, second, locations=locations, generator=generator)
@@ -205,3 +250,21 @@ class AMDIM(nn.Module):
             *(components[0], *first[1:]), *(components[1], *second[1:]), **drawn
         )
         return AMDIMOutput(*found[:4], first.r1, second.r1, found.entropy, found.usage)
+
+
+def _check_weights(stored: StoredModel, model: AMDIM) -> None:
+    expected, found = model.state_dict(), stored.state
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": sorted(
+            f"{name} {list(found[name].shape)} instead of {list(value.shape)}"
+            for name, value in expected.items()
+            if name in found and found[name].shape != value.shape
+        ),
+    }
+    if any(problems.values()):
+        named = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+        raise CheckpointError(
+            f"{stored.source} does not fit its hyperparameters {model.hyperparams}; {named}"
+        )

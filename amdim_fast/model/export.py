@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
-from amdim_fast.checkpoints.checkpoint import CheckpointError
-from amdim_fast.checkpoints.export_config import (
-    ARCHITECTURE,
-    CONFIG,
-    MIXTURE,
-    WEIGHTS,
-    ExportConfig,
-)
-from amdim_fast.files import check_new_folder, folder_written_whole
+from amdim_fast.checkpoints.export_config import ARCHITECTURE, MIXTURE, ExportConfig
+from amdim_fast.checkpoints.exports import write_export
+from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.files import check_new_folder
 from amdim_fast.model.amdim import AMDIM
-from amdim_fast.model.pretrained import MIXTURE_PREFIX, read_pretrained
+from amdim_fast.model.pretrained import read_pretrained
 from amdim_fast.version import __version__
 
 
@@ -38,7 +31,7 @@ def export_encoder(
     Args:
         checkpoint: a file of ours, of the original or of lightning-bolts.
         out_dir: folder to create; it takes its name once all of it is on disk.
-        policy: as in ``load_pretrained``.
+        policy: as in ``AMDIM.from_pretrained``.
 
     Returns:
         What ``config.json`` says.
@@ -55,16 +48,11 @@ def export_encoder(
     if Path(checkpoint).is_dir():
         raise CheckpointError(f"{checkpoint} is a folder; give the checkpoint file in it")
     model, preprocessing, provenance = read_pretrained(checkpoint, policy=policy)
-    encoder, mixture = model.encoder, model.mixture
-    state = dict(encoder.state_dict())
-    if mixture is not None:
-        state |= {MIXTURE_PREFIX + name: value for name, value in mixture.state_dict().items()}
-    weights = save({name: value.contiguous() for name, value in state.items()})
-    config = ExportConfig(
-        architecture={name: getattr(encoder, name) for name in ARCHITECTURE},
+    return write_export(
+        target,
+        model.state_dict(),
+        architecture={name: getattr(model.encoder, name) for name in ARCHITECTURE},
         preprocessing=preprocessing,
-        weights=WEIGHTS,
-        sha256=hashlib.sha256(weights).hexdigest(),
         provenance={
             "source": Path(checkpoint).name,
             "recipe": provenance.get("recipe"),
@@ -72,12 +60,8 @@ def export_encoder(
             "amdim_fast": __version__,
             "torch": torch.__version__,
         },
-        mixture=None if mixture is None else _mixture_arguments(model),
+        mixture=None if model.mixture is None else _mixture_arguments(model),
     )
-    with folder_written_whole(target) as folder:
-        (folder / WEIGHTS).write_bytes(weights)
-        (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
-    return config
 
 
 def _mixture_arguments(model: AMDIM) -> dict[str, int | float | None]:

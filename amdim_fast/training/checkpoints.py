@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.files import keep_as, remove_temporaries
+from amdim_fast.model.pretrained import save_checkpoint
 from amdim_fast.training.meter import Meter, NotFinite
 from amdim_fast.training.randomness import random_states
 from amdim_fast.training.recipes import Recipe

@@ -8,13 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from amdim_fast.checkpoints.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    read_checkpoint,
-    save_checkpoint,
-)
-from amdim_fast.model.amdim import AMDIM
+from amdim_fast import AMDIM, CheckpointError, load_checkpoint, save_checkpoint
+from amdim_fast.checkpoints.torch_files import read_checkpoint
 from tests.checkpoints.cases import GOLDEN, golden_file, same_state, small_model, written
 
 
@@ -126,7 +121,7 @@ class Unstorable:
     ("extra", "message"),
     [
         ({"state": {"a": [1, Unstorable()]}}, r"\['state'\]\['a'\]\[1\] is a .*Unstorable; "),
-        ({"step": np.int64(3)}, r"\['step'\] is a numpy\.int64; it should be a tensor or a plain"),
+        ({"step": np.int64(3)}, r"\['step'\] is a numpy\.int64; it must be a tensor or a plain"),
         ({"hyperparams": {}}, "extra 'hyperparams' has a reserved name"),
         ({"model": {}}, "extra 'model' has a reserved name"),
     ],
@@ -144,7 +139,7 @@ def test_wrong_targets_of_saving_are_named(tmp_path):
     model = small_model()
     with pytest.raises(TypeError, match=r"model is a DataParallel; .* wrapper\.module"):
         save_checkpoint(tmp_path / "run.pth", nn.DataParallel(model))
-    with pytest.raises(IsADirectoryError, match="is a folder; it should be the name of a file"):
+    with pytest.raises(IsADirectoryError, match="is a folder; it must be the name of a file"):
         save_checkpoint(tmp_path, model)
     with pytest.raises(FileNotFoundError, match="absent is no folder; create it"):
         save_checkpoint(tmp_path / "absent" / "run.pth", model)

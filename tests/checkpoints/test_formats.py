@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from amdim_fast.checkpoints.checkpoint import CheckpointError, load_checkpoint
+from amdim_fast import CheckpointError, load_checkpoint
 from tests.checkpoints.cases import (
     GOLDEN,
     SIZES,

@@ -9,8 +9,8 @@ import torch
 
 import amdim_fast
 from amdim_fast import AMDIM, export_encoder, save_checkpoint
-from amdim_fast.cli import main
-from amdim_fast.cli.installation import describe_installation, describe_model
+from amdim_fast.cli.info import describe_installation, describe_model
+from amdim_fast.cli.main import main
 from amdim_fast.training.recipes import RECIPES
 from amdim_fast.views import library as compiled
 
@@ -29,7 +29,7 @@ def test_what_is_missing_is_said(monkeypatch):
     assert describe_installation()["views, CPU library"] == "built"
     monkeypatch.setattr(compiled, "load_cpu", lambda: False)
     monkeypatch.setattr(compiled, "load_cuda", lambda: False)
-    monkeypatch.setattr("amdim_fast.cli.installation.PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setattr("amdim_fast.cli.info.PACKAGES", ("numpy", "no-such-package"))
     facts = describe_installation()
     assert facts["views, CPU library"] == "not built"
     assert facts["views, CUDA library"] != "built"

@@ -19,7 +19,7 @@ from amdim_fast import (
     load_checkpoint,
     save_checkpoint,
 )
-from amdim_fast.checkpoints.checkpoint import CheckpointError
+from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.cli.main import main
 from amdim_fast.training.recipes import RECIPES
 from amdim_fast.views.params import POLICIES
@@ -210,7 +210,7 @@ def test_wrong_weights_under_a_right_hash(export, tmp_path):
         (b"", "no safetensors file"),
         ((export / WEIGHTS).read_bytes()[:-4], "no safetensors file"),
         ({k: v for k, v in state.items() if k != last}, "holds no AMDIM|does not fit"),
-        ({**state, "stray": torch.zeros(1)}, "does not fit its configuration"),
+        ({**state, "stray": torch.zeros(1)}, "does not fit its hyperparameters"),
         ({**state, first: torch.zeros(3)}, "holds no AMDIM|does not fit|is of"),
         ({"weight": torch.zeros(1)}, "holds no AMDIM encoder"),
     ]

@@ -6,9 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from amdim_fast.checkpoints.checkpoint import save_checkpoint
-from amdim_fast.model.amdim import AMDIM
-from amdim_fast.model.export import export_encoder
+from amdim_fast import AMDIM, export_encoder, save_checkpoint
 from amdim_fast.segmentation.files import segment_files
 from amdim_fast.segmentation.posterior import colors, segment
 from amdim_fast.views.params import POLICIES

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from amdim_fast.checkpoints.checkpoint import read_checkpoint
+from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.data.sets import LOADERS
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.probes import probe_loss

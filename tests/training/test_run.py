@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from amdim_fast import load_checkpoint, pretrain
-from amdim_fast.checkpoints.checkpoint import read_checkpoint
+from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.main import main
 from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.data.sets import LOADERS, ImageData, load_digits

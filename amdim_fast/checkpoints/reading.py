@@ -1,0 +1,52 @@
+"""Any file of a model, read into a ``StoredModel``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from amdim_fast.checkpoints.export_config import CONFIG
+from amdim_fast.checkpoints.exports import read_export
+from amdim_fast.checkpoints.formats import CheckpointError, find_state, model_arguments, plain_state
+from amdim_fast.checkpoints.stored_model import StoredModel
+from amdim_fast.checkpoints.torch_files import read_checkpoint
+
+
+def read_model(path: str | os.PathLike[str]) -> StoredModel:
+    """The model of an export's folder, of a file in it, or of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file. CheckpointError: it is damaged, or of no AMDIM.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; give a checkpoint file or the folder of an export"
+        )
+    if path.is_dir() or path.suffix == ".safetensors" or path.name == CONFIG:
+        return read_export(path)
+    return read_checkpoint_model(path)
+
+
+def read_checkpoint_model(path: str | os.PathLike[str]) -> StoredModel:
+    """The model of a checkpoint: ours, the public code's or that of lightning-bolts.
+
+    Raises:
+        FileNotFoundError: there is no such file. CheckpointError: it is damaged, or of no AMDIM.
+    """
+    path = Path(path)
+    contents = read_checkpoint(path)
+    state = plain_state(find_state(contents, path), path)
+    try:
+        arguments = model_arguments(contents, state)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} has no weight {error.args[0]!r}; it is no AMDIM of 32, 64 or 128 px"
+        ) from error
+    except (IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has hyperparameters of no AMDIM: {error}") from error
+    recipe, step = contents.get("recipe"), contents.get("step")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    step = step if isinstance(step, int) else None
+    provenance = {"recipe": recipe.get("name"), "step": step}
+    return StoredModel(path, arguments, state, provenance, policy=recipe.get("policy"))

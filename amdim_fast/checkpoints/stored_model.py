@@ -1,0 +1,66 @@
+"""What a file says of a model, in plain values: read here, built by ``amdim_fast.model``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from amdim_fast.views.params import POLICIES
+from amdim_fast.views.preprocessing import Preprocessing
+
+# The public code has one policy a size; ImageNet's serves Places205 too.
+POLICY_OF_SIZE = {32: "cifar", 64: "stl10", 128: "imagenet128"}
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model as its file holds it.
+
+    Attributes:
+        source: the file of its weights.
+        arguments: those of ``AMDIM``.
+        state: its state dict, under this package's names, on the CPU.
+        provenance: recipe (a name), step, and, of an export, versions and source; None where the
+            file does not say.
+        preprocessing: how images become its input; exports say it.
+        policy: name of the policy that it was trained with; our checkpoints say it.
+    """
+
+    source: Path
+    arguments: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    provenance: dict[str, Any]
+    preprocessing: Preprocessing | None = None
+    policy: str | None = None
+
+    def preprocessing_for(self, policy: str | None = None) -> Preprocessing:
+        """That of the named policy, else what the file says, else the original's for the size.
+
+        Raises:
+            ValueError: there is no such policy, or it is for another size.
+        """
+        size = self.arguments["size"]
+        if policy is None and self.preprocessing is not None:
+            return self.preprocessing
+        return preprocessing_of(policy or self.policy or POLICY_OF_SIZE[size], size)
+
+
+def preprocessing_of(policy: str, size: int) -> Preprocessing:
+    """The test-time transform of a policy, for an encoder of this size.
+
+    Raises:
+        ValueError: there is no such policy, or it is for another size.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+    if POLICIES[policy].size != size:
+        fitting = [name for name, other in POLICIES.items() if other.size == size]
+        raise ValueError(
+            f"policy {policy!r} makes views of {POLICIES[policy].size} px and the encoder takes"
+            f" {size}; take {' or '.join(fitting)}"
+        )
+    return Preprocessing.of(POLICIES[policy])

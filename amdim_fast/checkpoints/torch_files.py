@@ -1,0 +1,132 @@
+"""Checkpoints as files of ``torch.save``: written atomically, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.files import written_whole
+
+
+class _Inert:
+    """Takes the place of lightning-bolts' loss modules, which its files keep as objects."""
+
+
+_BOLTS_MODULE = "pl_bolts.losses.self_supervised_learning"
+_INERT_GLOBALS: list[Any] = [
+    (_Inert, f"{_BOLTS_MODULE}.FeatureMapContrastiveTask"),
+    (_Inert, f"{_BOLTS_MODULE}.AmdimNCELoss"),
+]
+_PLAIN_TYPES = (bool, int, float, str, bytes, type(None), Tensor, nn.Parameter)
+
+
+def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, such that ``read_checkpoint`` gives them back.
+
+    The file is written beside ``path``, flushed to disk and renamed, so ``path`` is always either
+    the old file or the complete new one; when writing fails, nothing new stays. A link is followed.
+
+    Args:
+        path: where to; its folder exists.
+        contents: tensors, plain values, and lists, tuples and dicts of them.
+
+    Raises:
+        CheckpointError: a value could not be read back; names its place.
+        OSError: the file cannot be written.
+    """
+    for place, value in _leaves("", contents):
+        if type(value) not in _PLAIN_TYPES:
+            raise CheckpointError(
+                f"the value for {place} is a {type(value).__module__}.{type(value).__name__}; it"
+                " must be a tensor or a plain Python value"
+            )
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; it must be the name of a file")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent} is no folder; create it to save {target.name}")
+    with written_whole(target) as file:
+        torch.save(contents, file)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], map_location: str | torch.device = "cpu"
+) -> dict[str, Any]:
+    """The contents of a checkpoint, as stored; no code in the file is run.
+
+    Args:
+        path: a file of ``save_checkpoint``, of the public code or of lightning-bolts.
+        map_location: device for the tensors.
+
+    Raises:
+        FileNotFoundError: there is no such file. CheckpointError: it is not a checkpoint.
+    """
+    path = Path(path)
+    torch.empty(0, device=map_location)
+    _check_file(path)
+    try:
+        with torch.serialization.safe_globals(_INERT_GLOBALS):
+            contents = torch.load(path, map_location=map_location, weights_only=True)
+    except (MemoryError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(_unreadable(path, error)) from error
+    if not isinstance(contents, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(contents).__name__}, not a checkpoint; give a file with a model"
+        )
+    return contents
+
+
+def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every value and key in nested containers, with where it is."""
+    if type(value) in (dict, OrderedDict, Counter):
+        for key, item in value.items():
+            yield from _leaves(f"{place}[{key!r}]", key)
+            yield from _leaves(f"{place}[{key!r}]", item)
+    elif type(value) in (list, tuple, torch.Size):
+        for index, item in enumerate(value):
+            yield from _leaves(f"{place}[{index}]", item)
+    else:
+        yield place, value
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the checkpoint file in it")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the path of a checkpoint file")
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == b"PK\x03\x04":
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(f"{path} is truncated; copy it again or use an earlier file")
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                raise CheckpointError(f"{path} is a zip of other files; give a checkpoint file")
+    elif start[:1] != b"\x80":
+        what = "not a checkpoint" if start else "empty"
+        raise CheckpointError(f"{path} is {what}; give a file that torch.save wrote")
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    blocked = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and blocked:
+        return (
+            f"{path} holds a Python object ({blocked[1]}), which is not read because that could"
+            " run code; if you trust the file, save its tensors and plain values again"
+        )
+    return (
+        f"{path} is damaged, truncated or no checkpoint ({type(error).__name__} in torch.load);"
+        " copy it again or use an earlier file"
+    )
