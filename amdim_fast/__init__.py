@@ -17,8 +17,8 @@ from amdim_fast.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from amdim_fast.checkpoints.formats import CheckpointError
-    from amdim_fast.data.loading import training_batches
-    from amdim_fast.data.sets import load_data
+    from amdim_fast.data.loader import training_batches
+    from amdim_fast.data.datasets import load_data
     from amdim_fast.evaluation.evaluate import evaluate
     from amdim_fast.evaluation.scoring import EvaluationOptions
     from amdim_fast.model.amdim import AMDIM
@@ -50,13 +50,13 @@ _LAZY = {
     "evaluate": "evaluation.evaluate",
     "export_encoder": "model.export",
     "load_checkpoint": "model.pretrained",
-    "load_data": "data.sets",
+    "load_data": "data.datasets",
     "load_pretrained": "model.pretrained",
     "posterior_maps": "segmentation.posterior",
     "pretrain": "training.run",
     "sample_view_params": "views.augment",
     "save_checkpoint": "model.pretrained",
-    "training_batches": "data.loading",
+    "training_batches": "data.loader",
 }
 
 __all__ = [

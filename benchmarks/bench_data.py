@@ -23,10 +23,10 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from amdim_fast.data.image_sets import Images, ImageSet
-from amdim_fast.data.loading import training_batches
+from amdim_fast.data.loader import training_batches
 from amdim_fast.data.packed_store import PackedImages
 from amdim_fast.data.packing import pack
-from amdim_fast.data.sets import load_data
+from amdim_fast.data.datasets import load_data
 from benchmarks import harness
 
 NAME = "data"

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from amdim_fast.data.loading import training_batches
-from amdim_fast.data.sets import load_data
-from amdim_fast.evaluation.evaluate import probe_encoder, probe_pixels
+from amdim_fast.data.loader import training_batches
+from amdim_fast.data.datasets import load_data
+from amdim_fast.evaluation.linear_probe import probe_encoder, probe_pixels
 from amdim_fast.training.randomness import seed_everything
 from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.step import Training, build_model

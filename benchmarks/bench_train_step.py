@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amdim_fast.data.loading import Batch
+from amdim_fast.data.loader import Batch
 from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.step import Training, build_model, uses_bfloat16
 from amdim_fast.views.params import POLICIES

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amdim_fast.data.image_sets import ImageSet, TensorImages
-from amdim_fast.data.sets import load_digits
+from amdim_fast.data.datasets import load_digits
 
 SIZE = 32
 # Share of a location's cell that the digit must cover for the location to belong to it.

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from amdim_fast.data.image_sets import TensorImages
-from amdim_fast.data.sets import load_digits
+from amdim_fast.data.datasets import load_digits
 
 FILES_PER_CLASS = 3
 MIXTURE_STEPS = 60

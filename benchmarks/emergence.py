@@ -24,10 +24,11 @@ from torch import Tensor
 from amdim_fast import save_checkpoint
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.model.amdim import AMDIM
-from amdim_fast.segmentation.posterior import enlarge, overlay, posterior_maps, save_png
-from amdim_fast.views.augment import TwoViews
+from amdim_fast.segmentation.posterior import enlarge, overlay, posterior_maps
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.preprocessing import Preprocessing
+from amdim_fast.views.sheets import write_png
+from amdim_fast.views.two_views import TwoViews
 from benchmarks import harness
 from benchmarks.composites import Composites, load_composites, location_masks, overlaps
 
@@ -169,7 +170,7 @@ def draw(test: Composites, posterior: Tensor, path: Path) -> None:
     digits = (255 * test.masks[index]).to(torch.uint8)[..., None].expand(-1, -1, -1, 3)
     pairs = zip(pictures, dense, strict=True)
     shades = torch.stack([overlay(image, found, opacity=0.6) for image, found in pairs])
-    save_png(path, torch.cat([zoomed(images) for images in (pictures, shades, digits)]))
+    write_png(path, torch.cat([zoomed(images) for images in (pictures, shades, digits)]))
 
 
 def measure(runs: list[Path], out: Path, figure: Path) -> None:

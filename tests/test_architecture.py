@@ -146,7 +146,7 @@ def test_every_folder_has_its_place_and_the_root_is_small(sources):
         ("nce.plan", "from importlib import import_module as i\ni('amdim_fast.views.op')", "above"),
         ("nce.plan", "__import__(f'amdim_fast.{name}')", "made_at_run_time, above"),
         ("nce.plan", "import importlib\nimportlib.import_module('..cli.main')", "cli.main, above"),
-        ("data.sets", "from .. import model", "imports amdim_fast.model, above"),
+        ("data.datasets", "from .. import model", "imports amdim_fast.model, above"),
         ("data", "from ..cli import main", "amdim_fast.cli.main, above"),
         ("nce.reference", "from . import op", "imports amdim_fast.nce.op; a judge"),
         ("nce.reference", "from amdim_fast.nce import losses", "nce.losses; a judge"),

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from amdim_fast.cli.main import _parser
-from amdim_fast.data.sets import load_digits
+from amdim_fast.data.datasets import load_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "amdim_public_32.pth"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.data.sets import DATA_SETS
+from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.evaluation.evaluate import evaluate
 from amdim_fast.evaluation.probe_training import SCHEDULES, ProbeSchedule
 from amdim_fast.evaluation.scoring import METHODS, EvaluationOptions

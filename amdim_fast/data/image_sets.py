@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -40,14 +41,28 @@ class ImageSet(Protocol):
 
 
 @runtime_checkable
-class StoredImages(Protocol):
-    """An ImageSet whose pixels lie ready, to be copied into a buffer of the caller's."""
+class StoredImages(ImageSet, Protocol):
+    """An ImageSet whose pixels need no decoding: they are copied into a buffer of the caller's."""
 
     def shapes(self, index: Tensor) -> Tensor:
         """int64 [n, 2], height and width."""
 
     def read_into(self, index: Tensor, out: Tensor) -> None:
         """Write the images one after the other into contiguous uint8 ``out`` [sum of 3 H W]."""
+
+    def batch(self, index: Tensor) -> Images:
+        """See ``ImageSet.batch``."""
+        return unpack(*read_flat(self, index, partial(torch.empty, dtype=torch.uint8)))
+
+
+def read_flat(
+    images: StoredImages, index: Tensor, buffer: Callable[[int], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Images one after the other in a new buffer of so many bytes, and their shapes."""
+    shapes = images.shapes(index)
+    flat = buffer(int(3 * shapes.prod(1).sum()))
+    images.read_into(index, flat)
+    return flat, shapes
 
 
 def unpack(flat: Tensor, shapes: Tensor) -> Images:
@@ -61,20 +76,7 @@ def unpack(flat: Tensor, shapes: Tensor) -> Images:
     return [part.view(height, width, 3) for part, (height, width) in pairs]
 
 
-def byte_count(shapes: Tensor) -> int:
-    """Bytes of images of these heights and widths."""
-    return int(3 * shapes.prod(1).sum())
-
-
-def read_packed(images: StoredImages, index: Tensor) -> Images:
-    """``batch`` of stored images: read into one new buffer."""
-    shapes = images.shapes(index)
-    flat = torch.empty(byte_count(shapes), dtype=torch.uint8)
-    images.read_into(index, flat)
-    return unpack(flat, shapes)
-
-
-class TensorImages:
+class TensorImages(StoredImages):
     """Images in memory.
 
     Args:
@@ -85,7 +87,7 @@ class TensorImages:
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
             raise ValueError(
-                f"images must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}"
+                f"images is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W, 3]"
             )
         self.images = images.contiguous()
         self.labels = _labels(labels, len(images))
@@ -110,8 +112,8 @@ class TensorImages:
         return f"image {index}"
 
 
-class FileImages:
-    """Images in files, decoded when asked for; see ``decoding.decode`` for what the pixels are.
+class FileImages(ImageSet):
+    """Images in files, decoded on demand; see ``decoding.decode`` for what the pixels are.
 
     Args:
         root: folder that the names start from.
@@ -156,5 +158,7 @@ def _labels(labels: Tensor | None, count: int) -> Tensor:
     if labels is None:
         return torch.full((count,), -1)
     if labels.dtype != torch.int64 or labels.shape != (count,):
-        raise ValueError(f"labels must be int64 [{count}], got {labels.dtype} {list(labels.shape)}")
+        raise ValueError(
+            f"labels is {labels.dtype} {list(labels.shape)}; it must be int64 [{count}]"
+        )
     return labels

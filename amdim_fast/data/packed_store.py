@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amdim_fast.data.image_sets import Images, read_packed
+from amdim_fast.data.image_sets import StoredImages
 from amdim_fast.files import sha256_of
 
 FORMAT, VERSION = "amdim_fast packed images", 1
@@ -48,7 +48,7 @@ class PackedStore:
     manifest: Mapping[str, Any]
 
 
-class PackedImages:
+class PackedImages(StoredImages):
     """One split of a store, read with one system call an image; safe from several threads.
 
     Reads into the caller's memory rather than mapping the files: as fast, and a file that shrinks
@@ -81,10 +81,6 @@ class PackedImages:
 
     def __len__(self) -> int:
         return len(self._offset)
-
-    def batch(self, index: Tensor) -> Images:
-        """See ``ImageSet.batch``; OSError names a shard that cannot be read."""
-        return read_packed(self, index)
 
     def shapes(self, index: Tensor) -> Tensor:
         """See ``StoredImages.shapes``."""

@@ -27,7 +27,7 @@ from amdim_fast.data.packed_store import (
     PLAN,
     VERSION,
 )
-from amdim_fast.data.parallel import ordered_map, worker_count
+from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.files import remove_temporaries, sha256_of, written_whole
 from amdim_fast.optional import require
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from amdim_fast.data.parallel import worker_count
+from amdim_fast.data.workers import worker_count
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=1)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from amdim_fast.checkpoints.stored_model import preprocessing_of
+from amdim_fast.data.datasets import ImageData, load_data
 from amdim_fast.data.image_sets import ImageSet
-from amdim_fast.data.sets import ImageData, load_data
 from amdim_fast.devices import find_device
 from amdim_fast.evaluation.features import extract_features
 from amdim_fast.evaluation.figures import draw_confusion, neighbour_sheet

@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amdim_fast.data.image_sets import ImageSet
-from amdim_fast.data.loading import Loader, ordered_batches
+from amdim_fast.data.loader import Loader, ordered_batches
 from amdim_fast.model.encoder import Encoder
-from amdim_fast.model.encoding import encode
+from amdim_fast.model.frozen import encode
 from amdim_fast.views.preprocessing import Preprocessing
 
 ADAPTING_BATCHES = 50

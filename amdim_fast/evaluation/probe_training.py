@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from amdim_fast.checks import whole_number
 from amdim_fast.model.probes import Probes, probe_loss
 
 
@@ -32,10 +33,8 @@ class ProbeSchedule:
     batch_size: int = 200
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 2)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, {low} or more")
+        whole_number("epochs", self.epochs)
+        whole_number("batch_size", self.batch_size, least=2)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate!r}; it must be above 0")
         if any(milestone < 1 for milestone in self.milestones):

@@ -18,7 +18,7 @@ from amdim_fast.checkpoints.reading import read_model
 from amdim_fast.checkpoints.stored_model import StoredModel
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.model.encoder import Encoder, EncoderOutput
-from amdim_fast.model.encoding import encode
+from amdim_fast.model.frozen import encode
 from amdim_fast.model.probes import Probes
 from amdim_fast.nce.losses import LossMultiNCE
 from amdim_fast.nce.mixture import MixtureHead, MixtureLosses, MixtureNCELoss

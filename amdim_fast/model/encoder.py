@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from amdim_fast.checks import whole_number
 from amdim_fast.model.replay import BuffersKept
 
 SIZES = (32, 64, 128)
@@ -203,11 +204,11 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if size not in SIZES:
-            raise ValueError(f"size is {size!r}; it should be 32, 64 or 128 (pixels)")
-        counts = {"ndf": ndf, "n_rkhs": n_rkhs, "depth": depth, "in_channels": in_channels}
-        for name, value in counts.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it should be an integer of at least 1")
+            raise ValueError(f"size is {size!r}; it must be 32, 64 or 128 (pixels)")
+        whole_number("ndf", ndf)
+        whole_number("n_rkhs", n_rkhs)
+        whole_number("depth", depth)
+        whole_number("in_channels", in_channels)
         self.size, self.ndf, self.n_rkhs, self.depth = size, ndf, n_rkhs, depth
         self.use_bn, self.in_channels = bool(use_bn), in_channels
         self.checkpoint_blocks = False
@@ -262,20 +263,18 @@ class Encoder(nn.Module):
     def _check(self, x: Tensor) -> None:
         expected = f"[B, {self.in_channels}, {self.size}, {self.size}]"
         if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, self.size, self.size):
-            raise ValueError(f"x has shape {list(x.shape)}; it should be {expected}")
+            raise ValueError(f"x has shape {list(x.shape)}; it must be {expected}")
         training = self.layer_list[-1].get_submodule("bn").training
         least = 2 if training else 1
         if x.shape[0] < least:
             mode = "training, for BatchNorm" if training else "evaluation"
-            raise ValueError(f"x has {x.shape[0]} images; it should have {least} or more in {mode}")
+            raise ValueError(f"x has {x.shape[0]} images; it must have {least} or more in {mode}")
         weight = self.rkhs_block_5.conv1.weight
         if x.device != weight.device:
             raise ValueError(
-                f"x is on {x.device}; it should be on {weight.device}, as the encoder is"
+                f"x is on {x.device}; it must be on {weight.device}, as the encoder is"
             )
         if not x.is_floating_point():
-            raise TypeError(f"x is {x.dtype}; it should be normalised {weight.dtype}")
+            raise TypeError(f"x is {x.dtype}; it must be normalised {weight.dtype}")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(
-                f"x is {x.dtype}; it should be {weight.dtype}, as the encoder's weights"
-            )
+            raise TypeError(f"x is {x.dtype}; it must be {weight.dtype}, as the encoder's weights")

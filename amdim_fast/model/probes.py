@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amdim_fast.checks import whole_number
+
 LOGIT_CLIP = 10.0
 LOGIT_PENALTY = 1e-3
 IGNORED_LABEL = -1
@@ -47,7 +49,7 @@ class Probes(nn.Module):
         n_classes: number of classes.
 
     Raises:
-        ValueError: an argument is not an integer of at least 1.
+        ValueError: an argument is not a whole number, 1 or more.
     """
 
     hidden = 1024
@@ -55,9 +57,8 @@ class Probes(nn.Module):
 
     def __init__(self, n_rkhs: int, n_classes: int) -> None:
         super().__init__()
-        for name, value in {"n_rkhs": n_rkhs, "n_classes": n_classes}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it should be an integer of at least 1")
+        whole_number("n_rkhs", n_rkhs)
+        whole_number("n_classes", n_classes)
         self.n_rkhs, self.n_classes = n_rkhs, n_classes
         self.block_glb_mlp = _Classifier(
             nn.Dropout(self.dropout),
@@ -85,11 +86,11 @@ class Probes(nn.Module):
         """
         if r1.ndim < 2 or r1.shape[1] != self.n_rkhs or r1[:1].numel() > self.n_rkhs:
             raise ValueError(
-                f"r1 has shape {list(r1.shape)}; it should be [B, {self.n_rkhs}, 1, 1] or "
+                f"r1 has shape {list(r1.shape)}; it must be [B, {self.n_rkhs}, 1, 1] or "
                 f"[B, {self.n_rkhs}]"
             )
         if self.block_glb_mlp.block_forward[3].training and r1.shape[0] < 2:
-            raise ValueError(f"r1 has {r1.shape[0]} rows; it should have at least 2 in training")
+            raise ValueError(f"r1 has {r1.shape[0]} rows; it must have 2 or more in training")
         features = r1.detach().flatten(1).to(next(self.parameters()).dtype)
         return ProbeOutput(self.block_glb_mlp(features), self.block_glb_lin(features))
 
@@ -115,10 +116,10 @@ def probe_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> T
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits have shape {list(logits.shape)} and labels {list(labels.shape)}; "
-            "they should be [B, n_classes] and [B]"
+            "they must be [B, n_classes] and [B]"
         )
     if labels.dtype != torch.int64:
-        raise TypeError(f"labels are {labels.dtype}; they should be torch.int64")
+        raise TypeError(f"labels are {labels.dtype}; they must be torch.int64")
     logits = logits.float()
     clipped = LOGIT_CLIP * torch.tanh(logits / LOGIT_CLIP)
     total = F.cross_entropy(clipped, labels, ignore_index=IGNORED_LABEL, reduction="sum")

@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amdim_fast.data.decoding import decode, pixels_of
-from amdim_fast.model.encoding import eval_mode
+from amdim_fast.model.frozen import eval_mode
 from amdim_fast.model.pretrained import read_pretrained
 from amdim_fast.segmentation.posterior import (
     SCALES,
     enlarge,
     overlay,
-    save_png,
     save_posterior,
     segment,
     segment_picture,
 )
 from amdim_fast.views.preprocessing import Preprocessing
+from amdim_fast.views.sheets import write_png
 
 DENSE = "dense"
 
@@ -105,14 +105,14 @@ def segment_files(
             shape = (core.shape[0], core.shape[1])
             pixels = F.interpolate(pixels, shape, mode="bilinear", align_corners=False)[0].cpu()
             written.append(folder / f"{name}-{scale}.png")
-            save_png(written[-1], overlay(core, pixels, opacity=opacity))
+            write_png(written[-1], overlay(core, pixels, opacity=opacity))
         if min(picture.shape[:2]) >= square.size and max(picture.shape[:2]) > square.size:
             dense = segment_picture(
                 model, _normalized(picture, square, device), stride=stride, bank=banks["r7"]
             ).cpu()
             arrays[DENSE] = dense
             written.append(folder / f"{name}-{DENSE}.png")
-            save_png(written[-1], overlay(picture, dense, opacity=opacity))
+            write_png(written[-1], overlay(picture, dense, opacity=opacity))
         written.append(folder / f"{name}.npz")
         save_posterior(written[-1], **arrays)
     return written

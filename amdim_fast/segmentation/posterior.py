@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import colorsys
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amdim_fast.files import written_whole
 from amdim_fast.model.amdim import AMDIM
 from amdim_fast.nce.feature_maps import flatten_local
 from amdim_fast.nce.functional import nce_log_prob
@@ -224,27 +223,8 @@ def overlay(picture: Tensor, posterior: Tensor, *, opacity: float = 0.5) -> Tens
     return blended.round().to(torch.uint8)
 
 
-def save_png(path: str | os.PathLike[str], picture: Tensor) -> None:
-    """Write uint8 [H, W, 3] as PNG, whole or not at all."""
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(picture.cpu().numpy()))
-    _write(path, lambda file: image.save(file, format="PNG"))
-
-
 def save_posterior(path: str | os.PathLike[str], **arrays: Tensor) -> None:
     """Write tensors as a compressed .npz, such as ``r7=``, ``r5=``, ``dense=``; whole or not."""
     named: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
-    _write(path, lambda file: np.savez_compressed(file, **named))
-
-
-def _write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(Path(path)) as file:
+        np.savez_compressed(file, **named)

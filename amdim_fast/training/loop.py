@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from amdim_fast.data.image_sets import ImageSet
-from amdim_fast.data.loading import training_batches
+from amdim_fast.data.loader import training_batches
 from amdim_fast.distributed.ranks import LostRank, is_loss, reason
 from amdim_fast.training.checkpoints import RunCheckpoints
 from amdim_fast.training.log import RunLog

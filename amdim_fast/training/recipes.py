@@ -27,7 +27,7 @@ class Recipe:
     """
 
     name: str
-    data: str = _option("digits", "data set, see amdim_fast.data.sets.DATA_SETS")
+    data: str = _option("digits", "data set, see amdim_fast.data.datasets.DATA_SETS")
     policy: str = _option("digits", "view policy, see amdim_fast.views.params.POLICIES")
     ndf: int = _option(192, "width of the encoder's first layer, channels")
     n_rkhs: int = _option(1536, "width of the features (D), channels")

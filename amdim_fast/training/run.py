@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from amdim_fast.data.sets import ImageData, load_data
+from amdim_fast.data.datasets import ImageData, load_data
 from amdim_fast.distributed.ranks import Ranks, joined
-from amdim_fast.evaluation.evaluate import probe_encoder, probe_pixels
+from amdim_fast.evaluation.linear_probe import probe_encoder, probe_pixels
 from amdim_fast.nce.plan import last_plan
 from amdim_fast.training.checkpoints import RunCheckpoints, complete_names
 from amdim_fast.training.log import RunLog

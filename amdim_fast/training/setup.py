@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.data.sets import ImageData
+from amdim_fast.data.datasets import ImageData
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.training.checkpoints import read_run

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from amdim_fast.data.loading import Batch
+from amdim_fast.data.loader import Batch
 from amdim_fast.devices import computes_bfloat16
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.distributed.ranks import Ranks

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from amdim_fast.data.sets import load_digits
+from amdim_fast.data.datasets import load_digits
 from amdim_fast.nce.reference_mixture import multiscale_mixture
 from benchmarks import bench_mixture, emergence, report
 from benchmarks.composites import load_composites, location_masks, overlaps

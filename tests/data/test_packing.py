@@ -14,9 +14,9 @@ from PIL import Image
 
 from amdim_fast.cli.main import main
 from amdim_fast.data import packing
+from amdim_fast.data.datasets import load_data
 from amdim_fast.data.packed_store import read_store, verify_store
 from amdim_fast.data.packing import pack
-from amdim_fast.data.sets import load_data
 from tests.data.image_files import assert_group_ends, picture, write_folder
 
 

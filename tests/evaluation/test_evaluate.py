@@ -22,8 +22,8 @@ from amdim_fast import (
     save_checkpoint,
 )
 from amdim_fast.cli.main import main
+from amdim_fast.data.datasets import LOADERS, ImageData, load_digits
 from amdim_fast.data.image_sets import TensorImages
-from amdim_fast.data.sets import LOADERS, ImageData, load_digits
 from amdim_fast.evaluation.figures import RIGHT, WRONG, draw_confusion, neighbour_sheet
 from amdim_fast.evaluation.probe_training import ProbeSchedule
 from amdim_fast.training.recipes import RECIPES

@@ -285,7 +285,7 @@ def test_wrong_inputs_are_named(x, kind, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((48, 2, 8, 1), "size is 48; it should be 32, 64 or 128"),
+        ((48, 2, 8, 1), "size is 48; it must be 32, 64 or 128"),
         ((32, 0, 8, 1), "ndf is 0"),
         ((32, 2, 8.0, 1), r"n_rkhs is 8\.0"),
         ((32, 2, 8, True), "depth is True"),

@@ -193,7 +193,7 @@ def test_misuse_is_said():
     model, (views, locations) = make_model(), make_views(4)
     with pytest.raises(ValueError, match="micro_batch is 0; it must be 1 or more"):
         CachedEncoding(model.encoder, views, 0)
-    with pytest.raises(ValueError, match="x has 1 images; it should have 2 or more in training"):
+    with pytest.raises(ValueError, match="x has 1 images; it must have 2 or more in training"):
         CachedEncoding(model.encoder, views, 1)
     encoding = CachedEncoding(model.encoder, views, 2)
     with pytest.raises(RuntimeError, match="the features have no gradients"):

@@ -91,9 +91,9 @@ def test_wrong_inputs_are_named():
     for shape in ((4, 5), (4, 6, 2, 1), (6,)):
         with pytest.raises(ValueError, match=r"r1 has shape .* \[B, 6, 1, 1\] or \[B, 6\]"):
             probes(torch.zeros(shape))
-    with pytest.raises(ValueError, match="r1 has 1 rows; it should have at least 2 in training"):
+    with pytest.raises(ValueError, match="r1 has 1 rows; it must have 2 or more in training"):
         probes(torch.zeros(1, 6))
-    with pytest.raises(ValueError, match="n_classes is 0; it should be an integer of at least 1"):
+    with pytest.raises(ValueError, match="n_classes is 0; it must be a whole number, 1 or more"):
         Probes(6, 0)
     with pytest.raises(ValueError, match=r"logits have shape \[4, 3\] and labels \[5\]"):
         probe_loss(torch.zeros(4, 3), torch.zeros(5, dtype=torch.int64))

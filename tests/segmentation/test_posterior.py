@@ -14,11 +14,11 @@ from amdim_fast.segmentation.posterior import (
     enlarge,
     overlay,
     posterior_maps,
-    save_png,
     save_posterior,
     segment,
     segment_picture,
 )
+from amdim_fast.views.sheets import write_png
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +179,12 @@ def test_overlay_blends_the_likeliest_component():
 
 def test_files_are_whole_or_absent(tmp_path):
     picture = torch.arange(24, dtype=torch.uint8).view(2, 4, 3)
-    save_png(tmp_path / "a.png", picture)
+    write_png(tmp_path / "a.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture.numpy())
     save_posterior(tmp_path / "a.npz", r7=torch.ones(2, 3), dense=torch.zeros(4))
     with np.load(tmp_path / "a.npz") as found:
         assert found["r7"].shape == (2, 3)
         assert found["dense"].dtype == np.float32
     with pytest.raises(TypeError):
-        save_png(tmp_path / "b.png", torch.ones(2, 4, 3))
+        write_png(tmp_path / "b.png", torch.ones(2, 4, 3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.png"]

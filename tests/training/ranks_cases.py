@@ -16,7 +16,7 @@ from torch import nn
 
 from amdim_fast import pretrain
 from amdim_fast.data.image_sets import TensorImages
-from amdim_fast.data.sets import LOADERS, ImageData
+from amdim_fast.data.datasets import LOADERS, ImageData
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model import probes
 from amdim_fast.model.sync_batchnorm import synchronize_batchnorm

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from amdim_fast.cli.main import main
 from amdim_fast.data.image_sets import TensorImages
-from amdim_fast.data.sets import LOADERS, ImageData, load_digits
+from amdim_fast.data.datasets import LOADERS, ImageData, load_digits
 from amdim_fast.training.recipes import RECIPES
 
 TINY = replace(

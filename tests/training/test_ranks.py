@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from amdim_fast.checkpoints.torch_files import read_checkpoint
-from amdim_fast.data.sets import LOADERS
+from amdim_fast.data.datasets import LOADERS
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.probes import probe_loss
 from tests.processes import run_ranks, start

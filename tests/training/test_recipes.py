@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amdim_fast.cli.main import main
-from amdim_fast.data.sets import DATA_SETS
+from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.training.recipes import MODEL_SIZES, RECIPES, Recipe, options
 from amdim_fast.training.step import build_model
 from amdim_fast.views.params import POLICIES

@@ -17,7 +17,7 @@ import torch
 from amdim_fast import pretrain
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.main import main
-from amdim_fast.data.sets import LOADERS
+from amdim_fast.data.datasets import LOADERS
 from amdim_fast.training import checkpoints as run_checkpoints
 from amdim_fast.training import randomness
 from amdim_fast.training.recipes import RECIPES

@@ -17,8 +17,8 @@ from amdim_fast import load_checkpoint, pretrain
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.main import main
 from amdim_fast.data.image_sets import TensorImages
-from amdim_fast.data.sets import LOADERS, ImageData, load_digits
-from amdim_fast.evaluation.evaluate import linear_probe
+from amdim_fast.data.datasets import LOADERS, ImageData, load_digits
+from amdim_fast.evaluation.linear_probe import linear_probe
 from amdim_fast.training.log import RunLog
 from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.step import build_model, uses_bfloat16

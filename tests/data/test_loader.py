@@ -12,10 +12,10 @@ from itertools import islice
 import pytest
 import torch
 
+from amdim_fast.data.datasets import load_data
 from amdim_fast.data.image_sets import FileImages, TensorImages
-from amdim_fast.data.loading import Loader, ordered_batches, training_batches, training_indices
+from amdim_fast.data.loader import Loader, ordered_batches, training_batches, training_indices
 from amdim_fast.data.packing import pack
-from amdim_fast.data.sets import load_data
 from tests.data.image_files import assert_group_ends, write_folder
 
 
@@ -242,8 +242,8 @@ def test_killed_worker(sources):
 
 SCRIPT = """
 import sys
-from amdim_fast.data.sets import load_data
-from amdim_fast.data.loading import training_batches
+from amdim_fast.data.datasets import load_data
+from amdim_fast.data.loader import training_batches
 if __name__ == "__main__":
     loader = training_batches(load_data("folder", sys.argv[1]).train, 2, seed=0, workers=2)
     next(loader)

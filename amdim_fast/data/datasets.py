@@ -18,7 +18,7 @@ from amdim_fast.data.decoding import BadImage, decode
 from amdim_fast.data.folders import list_images
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
 from amdim_fast.data.packed_store import is_store, read_store
-from amdim_fast.data.parallel import ordered_map, worker_count
+from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
 
 DIGITS_TEST_PER_CLASS = 100

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from amdim_fast.data.datasets import DATA_SETS, load_data
 from amdim_fast.data.folders import list_images
-from amdim_fast.data.sets import DATA_SETS, load_data
 from tests.data.image_files import picture, write_folder
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amdim_fast.data.image_sets import Images, ImageSet, StoredImages, byte_count, unpack
-from amdim_fast.data.parallel import ordered_map, worker_count
+from amdim_fast.data.image_sets import Images, ImageSet, StoredImages, read_flat, unpack
+from amdim_fast.data.workers import ordered_map, worker_count
 
 
 class Batch(NamedTuple):
@@ -234,10 +234,7 @@ def _read(
     """Indices, images one after the other in a buffer, and their shapes."""
     if isinstance(images, StoredImages):
         for index in indices:
-            shapes = images.shapes(index)
-            flat = buffer(byte_count(shapes))
-            images.read_into(index, flat)
-            yield index, flat, shapes
+            yield index, *read_flat(images, index, buffer)
         return
     tasks = (index.numpy() for index in indices)
     results = ordered_map(partial(_decode_batch, images), tasks, workers=workers)
