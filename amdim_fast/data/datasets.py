@@ -44,6 +44,20 @@ class ImageData:
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
 
+    def labeled(self) -> tuple[ImageSet, ImageSet]:
+        """What probes learn from, and the test images.
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        if self.train_labeled is None or not self.classes:
+            raise ValueError(
+                "the data set has no labels to learn from; give one with class folders"
+            )
+        if self.test is None or not len(self.test):
+            raise ValueError("the data set has no test images; a folder has them in val/ or test/")
+        return self.train_labeled, self.test
+
 
 def load_data(
     name: str,

@@ -1,7 +1,4 @@
-"""Evaluation of a frozen encoder on a whole test set.
-
-``probe_encoder`` and ``probe_pixels`` are the quick look that pre-training takes.
-"""
+"""Evaluation of a frozen encoder on a whole test set."""
 
 from __future__ import annotations
 
@@ -15,25 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from amdim_fast.checkpoints.stored_model import preprocessing_of
 from amdim_fast.data.datasets import ImageData, load_data
-from amdim_fast.data.image_sets import ImageSet
 from amdim_fast.devices import find_device
-from amdim_fast.evaluation.features import extract_features
 from amdim_fast.evaluation.figures import draw_confusion, neighbour_sheet
-from amdim_fast.evaluation.logistic import logistic_regression
 from amdim_fast.evaluation.metrics import confusion_counts, top_k_accuracy
 from amdim_fast.evaluation.scoring import EvaluationOptions, check_task, score_methods
 from amdim_fast.files import check_new_folder, folder_written_whole
 from amdim_fast.model.amdim import AMDIM
-from amdim_fast.model.encoder import Encoder
 from amdim_fast.model.pretrained import Pretrained, read_pretrained
 from amdim_fast.optional import require
 from amdim_fast.version import __version__
-from amdim_fast.views.params import ViewPolicy
-from amdim_fast.views.preprocessing import Preprocessing
 from amdim_fast.views.sheets import write_png
 
 
@@ -89,7 +79,7 @@ def evaluate(
     name = data if isinstance(data, str) else "own"
     if isinstance(data, str):
         data = load_data(data, data_dir, download=download, skip_bad=skip_bad)
-    train, test = _labeled(data)
+    train, test = data.labeled()
     classes = len(data.classes)
     options = options.for_data(name, len(train))
     check_task(loaded.model, train, test, classes, options)
@@ -151,51 +141,3 @@ def _loaded(
     if where is not None and next(model.parameters()).device != where:
         model = copy.deepcopy(model).to(where)
     return Pretrained(model, preprocessing, {"recipe": None, "step": None}), None
-
-
-def global_features(
-    encoder: Encoder, images: ImageSet, policy: ViewPolicy, *, batch_size: int = 250
-) -> Tensor:
-    """[N, D] float32 r1 of the frozen encoder in eval mode, on the CPU."""
-    return extract_features(encoder, images, Preprocessing.of(policy), batch_size=batch_size)
-
-
-def linear_probe(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
-) -> float:
-    """Test accuracy, 0..1, of ``logistic_regression``."""
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    logits = logistic_regression(train_features, train_labels, test_features, classes)
-    return top_k_accuracy(logits, test_labels, 1)
-
-
-def probe_encoder(encoder: Encoder, data: ImageData, policy: ViewPolicy) -> float:
-    """Test accuracy of the linear probe on frozen r1."""
-    train, test = _labeled(data)
-    return linear_probe(
-        global_features(encoder, train, policy),
-        train.labels,
-        global_features(encoder, test, policy),
-        test.labels,
-    )
-
-
-def probe_pixels(data: ImageData) -> float:
-    """Test accuracy of the linear probe on raw pixels; images must have one size."""
-    train, test = _labeled(data)
-    return linear_probe(_pixels(train), train.labels, _pixels(test), test.labels)
-
-
-def _labeled(data: ImageData) -> tuple[ImageSet, ImageSet]:
-    if data.train_labeled is None or not data.classes:
-        raise ValueError("the data set has no labels to learn from; give one with class folders")
-    if data.test is None or not len(data.test):
-        raise ValueError("the data set has no test images; a folder has them in val/ or test/")
-    return data.train_labeled, data.test
-
-
-def _pixels(images: ImageSet) -> Tensor:
-    pixels = images.batch(torch.arange(len(images)))
-    if not isinstance(pixels, Tensor):
-        raise ValueError("raw pixels can be probed only where all images have one size")
-    return pixels.flatten(1).float()
