@@ -16,7 +16,7 @@ import torch
 from amdim_fast.checkpoints.stored_model import preprocessing_of
 from amdim_fast.data.datasets import ImageData, load_data
 from amdim_fast.devices import find_device
-from amdim_fast.evaluation.figures import draw_confusion, neighbour_sheet
+from amdim_fast.evaluation.figures import DRAWING, draw_confusion, neighbour_sheet
 from amdim_fast.evaluation.metrics import confusion_counts, top_k_accuracy
 from amdim_fast.evaluation.scoring import EvaluationOptions, check_task, score_methods
 from amdim_fast.files import check_new_folder, folder_written_whole
@@ -74,7 +74,7 @@ def evaluate(
     options = options or EvaluationOptions()
     if out_dir is not None:
         check_new_folder(Path(out_dir))
-        require("matplotlib", "drawing the confusion matrix", "demo")
+        require("matplotlib", DRAWING, "demo")
     loaded, source = _loaded(model, policy, device)
     name = data if isinstance(data, str) else "own"
     if isinstance(data, str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,10 +10,11 @@ from torch import Tensor
 
 from amdim_fast.data.image_sets import ImageSet
 from amdim_fast.evaluation.neighbours import nearest
-from amdim_fast.optional import require
+from amdim_fast.optional import new_figure, png_of
 from amdim_fast.views.preprocessing import Preprocessing
 from amdim_fast.views.sheets import BACKGROUND, sheet
 
+DRAWING = "drawing the confusion matrix"
 NAMED_CLASSES = 40
 COUNTED_CLASSES = 15
 SHEET_ROWS = 10
@@ -23,7 +23,7 @@ RIGHT, WRONG = (30, 150, 60), (200, 40, 40)
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], title: str) -> bytes:
-    """PNG of a confusion matrix, coloured by the share of each true class.
+    """PNG of a confusion matrix, colored by the share of each true class.
 
     Args:
         counts: int64 [n_classes, n_classes], true class by predicted class.
@@ -33,14 +33,9 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], title: str) -> bytes:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    figures, backend = (
-        require(f"matplotlib.{module}", "drawing the confusion matrix", "demo")
-        for module in ("figure", "backends.backend_agg")
-    )
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = 4 + 0.2 * min(len(counts), NAMED_CLASSES)
-    figure = figures.Figure(figsize=(side, side), layout="constrained")
-    backend.FigureCanvasAgg(figure)
+    figure = new_figure(side, side, DRAWING)
     axes = figure.add_subplot()
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     accuracy = counts.trace() / counts.sum()
@@ -53,9 +48,7 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], title: str) -> bytes:
             color = "white" if share[row, column] > 0.5 else "black"
             count = str(int(counts[row, column]))
             axes.text(column, row, count, color=color, ha="center", va="center", fontsize=8)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=110)
-    return encoded.getvalue()
+    return png_of(figure)
 
 
 def neighbour_sheet(

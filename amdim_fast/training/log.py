@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from amdim_fast.files import written_whole
+from amdim_fast.optional import new_figure, png_of
 from amdim_fast.training.tensorboard import TensorBoardServer
 
 CONFIG, LOG, SUMMARY, CURVES, EVENTS = (
@@ -117,11 +117,6 @@ class RunLog:
 
     def draw_curves(self) -> None:
         """Losses, regulariser and online accuracies against steps, into ``curves.png``."""
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError:
-            return
         panels = {
             labels: {k: v for k, v in curves.items() if any(k in r for r in self.records)}
             for labels, curves in _PANELS.items()
@@ -129,8 +124,10 @@ class RunLog:
         panels = {labels: curves for labels, curves in panels.items() if curves}
         if not panels:
             return
-        figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-        FigureCanvasAgg(figure)
+        try:
+            figure = new_figure(5 * len(panels), 4, "drawing the curves")
+        except ModuleNotFoundError:
+            return
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axis, ((title, ylabel), curves) in zip(axes, panels.items(), strict=True):
             for key, label in curves.items():
@@ -138,10 +135,8 @@ class RunLog:
                 axis.plot(*zip(*points, strict=True), label=label) if points else None
             axis.set(xlabel="step", ylabel=ylabel, title=title)
             axis.legend()
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=110)
         with written_whole(self.folder / CURVES) as file:
-            file.write(image.getvalue())
+            file.write(png_of(figure))
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         with written_whole(self.folder / name) as file:
