@@ -1,9 +1,14 @@
 """Scripts of the tests as processes of their own, alone or as the ranks of a group."""
 
+import contextlib
+import datetime
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
 # One thread each; the scripts import what else is under tests/.
@@ -22,18 +27,40 @@ def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE):
     )
 
 
+@contextlib.contextmanager
+def started_ranks(script, world, folder, *words, **options):
+    """The processes ``python SCRIPT RANK WORLD FOLDER WORDS`` of all ranks; none is left."""
+    with contextlib.ExitStack() as exits:
+        ranks = []
+        for rank in range(world):
+            process = start([script, rank, world, folder, *words], folder, **options)
+            ranks.append(exits.enter_context(process))
+            exits.callback(process.kill)
+        yield ranks
+
+
 def run_ranks(script, world, folder, seconds):
-    """Wait for ``python SCRIPT RANK WORLD FOLDER`` of all ranks; none is left.
+    """Wait for ``python SCRIPT RANK WORLD FOLDER`` of all ranks; the folder is made if missing.
 
     What they printed is shown where one fails.
     """
-    ranks = [
-        start([script, rank, world, folder], folder, stderr=subprocess.STDOUT)
-        for rank in range(world)
-    ]
-    try:
+    folder.mkdir(exist_ok=True)
+    with started_ranks(script, world, folder, stderr=subprocess.STDOUT) as ranks:
         said = [process.communicate(timeout=seconds)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
     assert [process.returncode for process in ranks] == [0] * world, "\n".join(said)
+
+
+@contextlib.contextmanager
+def gloo_rank(seconds):
+    """In a script that ``run_ranks`` started: rank, world size and folder, in a gloo group."""
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=seconds),
+    )
+    yield rank, world, folder
+    dist.destroy_process_group()

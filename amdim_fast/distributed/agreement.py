@@ -1,18 +1,21 @@
-"""Every rank of a group starts a call, or every rank raises the same sentence."""
+"""What fails on one rank of a group is raised, with one sentence, on every rank.
+
+Ranks meet in exchanges. Each is a gather of three integers, which the host waits for: whether this
+rank has failed, and two values of the caller's. If a rank has failed, a second gather brings the
+type and the sentence of its error, and every rank raises that of the lowest failing rank.
+"""
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from types import TracebackType
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from amdim_fast.distributed.collectives import start_gather
-
-LONGEST_SENTENCE = 2048
-# What the other ranks raise for an error of one; any other kind is a RuntimeError there.
-ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)
 
 
 def resolve(group_name: str) -> dist.ProcessGroup:
@@ -20,38 +23,21 @@ def resolve(group_name: str) -> dist.ProcessGroup:
     return dist.distributed_c10d._resolve_process_group(group_name)  # type: ignore[arg-type]
 
 
-def agree(group_name: str, images: int, signature: object) -> None:
-    """Return where all ranks call with as many images and an equal signature.
-
-    Raises:
-        ValueError: on every rank, if images or signatures differ.
-        Exception: on every rank, the error that a rank met in ``ErrorsOnAllRanks``.
-
-    One gather of three integers a rank, which the host waits for.
-    """
-    table = _exchange(resolve(group_name), [0, images, zlib.crc32(repr(signature).encode())])
-    counts = [row[1] for row in table]
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"the ranks of group have batches of {counts} images; they must be equal: drop the last"
-            " incomplete batch"
-        )
-    if len({row[2] for row in table}) > 1:
-        raise ValueError(
-            "the ranks of group call with different shapes, dtypes, options or needs of gradients;"
-            " all but the values must be equal"
-        )
-
-
 class ErrorsOnAllRanks:
-    """Context of what may fail before ``agree``: an error inside is raised on every rank.
+    """Context: an error inside is raised on every rank of a group.
 
-    The sentence is that of the lowest failing rank, which it names. Without a group, and while
-    torch.compile traces, errors stay where they are.
+    The other ranks raise it in their next exchange, which is ``agree``, ``any_rank`` or the end of
+    a context with ``together``. The sentence names the failing rank, unless all fail with the same
+    one. While torch.compile traces, errors stay where they are.
+
+    Args:
+        group_name: of the group; without one, errors stay where they are.
+        together: whether ranks that have not failed exchange too, so that all leave together.
     """
 
-    def __init__(self, group_name: str | None) -> None:
+    def __init__(self, group_name: str | None, *, together: bool = False) -> None:
         self.group_name = group_name
+        self.together = together
 
     def __enter__(self) -> None:
         return None
@@ -65,22 +51,79 @@ class ErrorsOnAllRanks:
         if self.group_name is None or torch.compiler.is_compiling():
             return
         if isinstance(error, Exception):
-            place = next((i for i, known in enumerate(ERRORS) if isinstance(error, known)), 0)
-            _exchange(resolve(self.group_name), [1 + place, 0, 0], str(error))
+            _exchange(self.group_name, error=error)
+        elif error is None and self.together:
+            _exchange(self.group_name)
 
 
-def _exchange(group: dist.ProcessGroup, status: list[int], sentence: str = "") -> list[list[int]]:
-    """The statuses of all ranks; raises the first error among them."""
-    device = _device(group)
-    table = start_gather(torch.tensor(status, device=device), group).wait().tolist()
-    failed = [rank for rank, row in enumerate(table) if row[0] > 0]
-    if failed:
-        text = sentence.encode()[:LONGEST_SENTENCE].ljust(LONGEST_SENTENCE, b"\0")
-        own = torch.tensor(list(text), dtype=torch.uint8, device=device)
-        texts, rank = start_gather(own, group).wait(), failed[0]
-        found = bytes(texts[rank].tolist()).rstrip(b"\0").decode(errors="ignore")
-        raise ERRORS[table[rank][0] - 1](f"rank {rank} of group: {found}")
-    return table
+def agree(group_name: str, images: int, signature: object) -> None:
+    """Return if all ranks call with equally many images and an equal signature.
+
+    Raises:
+        ValueError: on every rank, if images or signatures differ.
+        Exception: on every rank, the error that a rank met in ``ErrorsOnAllRanks``.
+    """
+    table = _exchange(group_name, images, zlib.crc32(repr(signature).encode()))
+    counts, signatures = zip(*table, strict=True)
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"the ranks have batches of {list(counts)} images; they must be equal: drop the last"
+            " incomplete batch"
+        )
+    if len(set(signatures)) > 1:
+        raise ValueError(
+            "the ranks call with different shapes, dtypes, options or requires_grad; all but the"
+            " values must be equal"
+        )
+
+
+def any_rank(group_name: str, flag: bool) -> bool:
+    """Whether the flag of any rank is set.
+
+    Raises:
+        Exception: on every rank, the error that a rank met in ``ErrorsOnAllRanks``.
+    """
+    return any(row[0] for row in _exchange(group_name, int(flag)))
+
+
+def _exchange(
+    group_name: str, first: int = 0, second: int = 0, *, error: Exception | None = None
+) -> list[list[int]]:
+    """Both values of every rank; raises the error of the lowest rank that has one."""
+    group = resolve(group_name)
+    own = torch.tensor([int(error is not None), first, second], device=_device(group))
+    try:
+        table = start_gather(own, group).wait().tolist()
+    except RuntimeError:
+        if error is not None:  # a rank is gone, and this one has more to say than that
+            raise error from None
+        raise
+    if any(row[0] for row in table):
+        _raise_lowest(group, error)
+    return [row[1:] for row in table]
+
+
+def _raise_lowest(group: dist.ProcessGroup, error: Exception | None) -> NoReturn:
+    found: list[Any] = [None] * group.size()
+    own = None if error is None else (_portable_type(error), str(error))
+    dist.all_gather_object(found, own, group=group)
+    rank = next(rank for rank, entry in enumerate(found) if entry is not None)
+    if error is not None and all(entry == found[rank] for entry in found):
+        raise error
+    kind, sentence = found[rank]
+    raise kind(f"rank {rank}: {sentence}") from error
+
+
+def _portable_type(error: Exception) -> type:
+    """The nearest base of the error's type that pickle takes and a sentence alone constructs."""
+    for kind in type(error).__mro__:
+        try:
+            pickle.dumps(kind)
+            kind("")
+        except Exception:
+            continue
+        return kind
+    return RuntimeError
 
 
 def _device(group: dist.ProcessGroup) -> torch.device:

@@ -1,7 +1,8 @@
-"""The processes of one run: torchrun starts them, they agree on errors and on when to stop.
+"""The processes of one run, which torchrun starts.
 
-Every process has two groups. Setting up, where one may download and the others wait, uses gloo with
-a long timeout; steps use gloo for CPU tensors and NCCL for CUDA's, with the timeout of the run.
+They form two groups. That of the set-up, in which one process may download while the others wait,
+is a gloo group with a long timeout. That of the steps has the run's timeout; it uses gloo for CPU
+tensors and NCCL for CUDA tensors.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from amdim_fast.data.workers import worker_count
+from amdim_fast.distributed.agreement import ErrorsOnAllRanks, any_rank
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=1)
-# How the transports word it that a process is gone or silent.
-_LOSSES = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
+# Words of the transports when a process is gone or silent.
+_LOST_RANK_WORDS = (
+    "gloo",
+    "nccl",
+    "connection closed",
+    "connection reset",
+    "timed out",
+    "broken pipe",
+)
 
 
 class LostRank(ConnectionError):  # noqa: N818 - what happened
@@ -39,7 +47,7 @@ class Ranks:
         world_size: number of processes.
         local_rank: place among those of this machine.
         local_world_size: how many those are.
-        group: of the steps; None where the process is alone.
+        group: of the set-up or, after ``for_steps``, of the steps; None for a process alone.
         owned: whether ``joined`` started the groups.
     """
 
@@ -55,8 +63,13 @@ class Ranks:
         """Whether this process logs and saves."""
         return self.rank == 0
 
+    @property
+    def group_name(self) -> str | None:
+        """The name of ``group``, None without one."""
+        return None if self.group is None else self.group.group_name
+
     def check_batch(self, batch_size: int) -> None:
-        """Raise ValueError unless the processes can share a batch."""
+        """Raise ValueError unless the processes can share a batch of this size."""
         if batch_size % self.world_size or batch_size < 2 * self.world_size:
             raise ValueError(
                 f"batch_size is {batch_size}, of all processes together; {self.world_size} cannot"
@@ -79,19 +92,13 @@ class Ranks:
             )
         if self.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {self.local_rank} has no GPU, torch finds"
-                f" {torch.cuda.device_count()} here; start as many processes a machine"
+                f"local rank {self.local_rank} has no GPU: torch finds"
+                f" {torch.cuda.device_count()} here; start as many processes on each machine"
             )
         return f"cuda:{self.local_rank}"
 
-    def workers(self, workers: int | None) -> int:
-        """As given; None is this process's share of the machine's CPUs."""
-        if workers is not None or self.group is None:
-            return worker_count(workers)
-        return max(1, worker_count(None) // self.local_world_size)
-
     def for_steps(self, device: str, timeout: float) -> Ranks:
-        """With the group of the steps, on a device of ``device``."""
+        """The same processes with the group of the steps, for tensors on ``device``."""
         if not self.owned:
             return self
         backend = "gloo"
@@ -102,53 +109,17 @@ class Ranks:
         assert isinstance(group, dist.ProcessGroup)  # this process is one of its members
         return replace(self, group=group)
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Leave together: an error inside is raised, with the same sentence, on every process."""
-        try:
-            yield
-        except Exception as error:
-            if self.group is None or isinstance(error, LostRank):
-                raise
-            self._exchange(error)
-        else:
-            if self.group is not None:
-                self._exchange(None)
+    def together(self) -> ErrorsOnAllRanks:
+        """A context that all processes leave together; an error inside is raised on all."""
+        return ErrorsOnAllRanks(self.group_name, together=True)
 
-    @contextlib.contextmanager
-    def telling(self) -> Iterator[None]:
-        """An error inside is raised on every process, when the others get to ``together``."""
-        try:
-            yield
-        except Exception as error:
-            if self.group is None:
-                raise
-            self._exchange(error)
+    def telling(self) -> ErrorsOnAllRanks:
+        """A context; the others raise an error inside in their next ``together`` or ``any``."""
+        return ErrorsOnAllRanks(self.group_name)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag of any process is set."""
-        return self._exchange(None, flag) if self.group is not None else flag
-
-    def _exchange(self, error: Exception | None, flag: bool = False) -> bool:
-        """Whether any flag is set; raises the error of the lowest rank that has one."""
-        flags = torch.tensor([error is not None, flag], dtype=torch.int32)
-        try:
-            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
-        except RuntimeError:
-            if error is not None:
-                raise error from None
-            raise
-        if flags[0]:
-            found: list[Any] = [None] * self.world_size
-            own = None if error is None else (type(error), str(error))
-            dist.all_gather_object(found, own, group=self.group)
-            rank, (kind, sentence) = next((r, e) for r, e in enumerate(found) if e is not None)
-            if any(other != found[rank] for other in found):
-                sentence = f"rank {rank}: {sentence}"
-            elif error is not None:
-                raise error
-            raise _made(kind, sentence) from error
-        return bool(flags[1])
+        return flag if self.group_name is None else any_rank(self.group_name, flag)
 
     def shared(self, value: Value) -> Value:
         """The value of the first process."""
@@ -159,7 +130,7 @@ class Ranks:
         return values[0]
 
     def check_equal(self, facts: Mapping[str, Any]) -> None:
-        """Raise ValueError, on every process, unless all have equal facts."""
+        """Raise ValueError on every process unless all have equal facts."""
         if self.group is None:
             return
         found: list[Any] = [None] * self.world_size
@@ -173,13 +144,13 @@ class Ranks:
                     )
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over the processes, in place; as it is where the process is alone."""
+        """Sum over the processes, in place; a process alone leaves the tensor as it is."""
         if self.group is not None:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Give each parameter the mean over the processes of its gradients, in one all-reduce."""
+        """Replace each gradient by its mean over the processes, in one all-reduce."""
         grads = [p.grad for p in parameters if p.grad is not None]
         if self.group is None or not grads:
             return
@@ -188,7 +159,7 @@ class Ranks:
             grad.copy_(mean.view_as(grad))
 
     def close(self) -> None:
-        """End the groups, if ``joined`` started them; the others may go on to their end alone."""
+        """End the groups if ``joined`` started them; each process may then finish alone."""
         if self.owned and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -221,10 +192,10 @@ def joined() -> Iterator[Ranks]:
         # Ending a group of NCCL could wait for a process that is gone; leaving does not.
         if not torch.cuda.is_initialized():
             ranks.close()
-        if is_loss(error):
+        if is_lost_rank(error):
             raise LostRank(
-                f"rank {rank} of {world_size} lost another process ({reason(error)}); its own"
-                " words say why"
+                f"rank {rank} of {world_size} lost another process ({reason(error)}); see that"
+                " process's log"
             ) from error
         raise
     ranks.close()
@@ -235,21 +206,14 @@ def rank_of_environment() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def is_loss(error: BaseException) -> bool:
+def is_lost_rank(error: BaseException) -> bool:
     """Whether the transport says that another process is gone or silent."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _LOSSES)
+        isinstance(error, RuntimeError) and any(words in text for words in _LOST_RANK_WORDS)
     )
 
 
 def reason(error: BaseException) -> str:
     """What the transport said, without its place in the source."""
     return re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
-
-
-def _made(kind: type[Exception], sentence: str) -> Exception:
-    try:
-        return kind(sentence)
-    except TypeError:
-        return RuntimeError(sentence)

@@ -1,6 +1,6 @@
-"""BatchNorm with the statistics of the whole batch of a process group, on CPUs and GPUs alike.
+"""BatchNorm with the statistics of a process group's whole batch, on CPUs and on GPUs.
 
-torch's own SyncBatchNorm takes no CPU tensors, and makes the host wait for the GPU in each layer.
+torch's own SyncBatchNorm takes no CPU tensors and makes the host wait for the GPU in each layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from amdim_fast.distributed.collectives import start_gather
 
 
 class _Normalize(torch.autograd.Function):
-    """x normalised per channel, the mean and the biased variance over all ranks."""
+    """x normalized per channel, with the mean and the biased variance over all ranks."""
 
     @staticmethod
     def forward(
@@ -48,12 +48,12 @@ class _Normalize(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """In training, BatchNorm over the images of all ranks of a group; else BatchNorm.
+    """BatchNorm that, in training, has the statistics of all ranks of a group.
 
-    Equals ``nn.BatchNorm1d`` or ``2d`` of the ranks' batches, one after the other, on one process;
-    gradients are those of the sum of the ranks' objectives. Batches must be equal in size.
-    Statistics are taken in the dtype of the weights and summed in the order of the ranks; a graph
-    of torch.compile ends here.
+    It equals ``nn.BatchNorm1d`` or ``2d`` on the concatenated batches of the ranks, which must be
+    of equal size. Gradients are those of the sum of the ranks' objectives. Statistics have the
+    dtype of the weights and are summed in the order of the ranks. torch.compile breaks its graph
+    here.
     """
 
     group_name: str
@@ -84,7 +84,7 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> None:
-        """Running statistics, which BatchNorm of this package always has."""
+        """Update the running statistics, which every BatchNorm of this package has."""
         buffers: dict[str, Any] = dict(self.named_buffers())
         buffers["num_batches_tracked"].add_(1)
         buffers["running_mean"].lerp_(mean, self.momentum)
@@ -92,7 +92,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronize_batchnorm(module: nn.Module, group_name: str) -> None:
-    """Turn each BatchNorm inside into a SyncBatchNorm, in place; parameters and names stay."""
+    """Replace each BatchNorm inside by a SyncBatchNorm with the same parameters and buffers."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -1,15 +1,13 @@
 """What the losses move and hold on a rank of a gloo group; run as a script, one rank."""
 
-import datetime
 import json
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from amdim_fast import LossMultiNCE, nce_loss
 from amdim_fast.distributed import collectives
+from tests.processes import gloo_rank
 
 # (width, images a rank, dtype) of each case.
 CASES = ((128, 2, "float32"), (64, 6, "float32"), (256, 2, "bfloat16"))
@@ -58,13 +56,6 @@ def counted(world, inputs, objective):
 
 
 def run(rank, world, folder):
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
     group, found = dist.group.WORLD, []
     torch.manual_seed(rank)
     for width, images, name in CASES:
@@ -87,10 +78,9 @@ def run(rank, world, folder):
             lambda src=src, trg=trg: sum(nce_loss(src, trg, memory_budget=0, group=group)),
         )
         found.append([six, one])
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with gloo_rank(seconds=60) as place:
+        run(*place)
