@@ -17,8 +17,8 @@ from amdim_fast.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from amdim_fast.checkpoints.formats import CheckpointError
-    from amdim_fast.data.loader import training_batches
     from amdim_fast.data.datasets import load_data
+    from amdim_fast.data.loader import training_batches
     from amdim_fast.evaluation.evaluate import evaluate
     from amdim_fast.evaluation.scoring import EvaluationOptions
     from amdim_fast.model.amdim import AMDIM
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from amdim_fast.model.gradient_cache import CachedEncoding
     from amdim_fast.model.pretrained import load_checkpoint, load_pretrained, save_checkpoint
     from amdim_fast.segmentation.posterior import posterior_maps
+    from amdim_fast.training.pretrain import pretrain
     from amdim_fast.training.recipes import RECIPES, Recipe
-    from amdim_fast.training.run import pretrain
-    from amdim_fast.views.augment import TwoViews, augment, sample_view_params
+    from amdim_fast.views.augment import augment
     from amdim_fast.views.params import POLICIES, ViewParams
     from amdim_fast.views.preprocessing import Preprocessing
+    from amdim_fast.views.sampling import sample_view_params
+    from amdim_fast.views.two_views import TwoViews
 
 # Where the names above are, for the first use of each at run time.
 _LAZY = {
@@ -44,7 +46,7 @@ _LAZY = {
     "Preprocessing": "views.preprocessing",
     "RECIPES": "training.recipes",
     "Recipe": "training.recipes",
-    "TwoViews": "views.augment",
+    "TwoViews": "views.two_views",
     "ViewParams": "views.params",
     "augment": "views.augment",
     "evaluate": "evaluation.evaluate",
@@ -53,8 +55,8 @@ _LAZY = {
     "load_data": "data.datasets",
     "load_pretrained": "model.pretrained",
     "posterior_maps": "segmentation.posterior",
-    "pretrain": "training.run",
-    "sample_view_params": "views.augment",
+    "pretrain": "training.pretrain",
+    "sample_view_params": "views.sampling",
     "save_checkpoint": "model.pretrained",
     "training_batches": "data.loader",
 }

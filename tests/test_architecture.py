@@ -140,7 +140,7 @@ def test_every_folder_has_its_place_and_the_root_is_small(sources):
 @pytest.mark.parametrize(
     ("module", "planted", "expected"),
     [
-        ("model.encoder", "from amdim_fast.training.run import pretrain", "training.run, above"),
+        ("model.encoder", "from amdim_fast.training.pretrain import pretrain", "training.pretrain, above"),
         ("nce.plan", "def f():\n    import amdim_fast.cli.main", "cli.main, above"),
         ("nce.plan", "def f():\n    import amdim_fast", "imports amdim_fast, above"),
         ("nce.plan", "from importlib import import_module as i\ni('amdim_fast.views.op')", "above"),
@@ -192,7 +192,7 @@ def test_import_loads_no_triton_and_no_compiled_library():
     [
         ("import amdim_fast.kernels.nce_forward", "triton"),
         ("import amdim_fast.views.op", "_cpu.so"),
-        ("from amdim_fast.views.library import load_cpu; load_cpu()", "_cpu.so"),
+        ("from amdim_fast.views.compiled import load_cpu; load_cpu()", "_cpu.so"),
     ],
 )
 def test_what_an_import_may_not_load_would_be_seen(code, found):

@@ -9,8 +9,8 @@ from typing import Any
 
 from amdim_fast.distributed.ranks import rank_of_environment
 from amdim_fast.training.log import read_config
+from amdim_fast.training.pretrain import pretrain
 from amdim_fast.training.recipes import MODEL_SIZES, RECIPES, Recipe, options
-from amdim_fast.training.run import pretrain
 
 
 def add_command(commands: Any) -> None:
@@ -18,67 +18,68 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "pretrain",
         help="pre-train an encoder with online probes",
-        description="Pre-train an encoder; with labels, probes learn along. SIGTERM and Ctrl-C"
-        " finish the step and save it; --resume goes on. On several GPUs or machines: torchrun"
-        " --nproc-per-node=4 -m amdim_fast pretrain --device cuda ...; processes share each batch"
-        " and its negatives, and a run may go on with another number of them.",
+        description="Pre-train an encoder; if there are labels, probes are trained alongside."
+        " SIGTERM or Ctrl-C stops the run after the current step, which is saved; --resume goes on"
+        " from there. On several GPUs or machines: torchrun --nproc-per-node=4 -m amdim_fast"
+        " pretrain --device cuda ...; the processes share each batch and its negatives, and a run"
+        " may resume on another number of them.",
     )
     command.set_defaults(run=_run)
     command.add_argument("--recipe", choices=RECIPES, help="what to run (default: digits)")
     command.add_argument(
-        "--resume", metavar="RUN", help="go on with the run in this folder, bit for bit on a CPU"
+        "--resume", metavar="RUN", help="resume the run in this folder, bit for bit on a CPU"
     )
-    command.add_argument("--name", help="of the run (default: the recipe and the time)")
+    command.add_argument("--name", help="name of the run (default: the recipe and the time)")
     command.add_argument("--runs-dir", default="runs", help="folder of runs (default: runs)")
     command.add_argument(
         "--data-dir", help="folder of the data set's files, or a packed store (default: data)"
     )
-    command.add_argument("--download", action="store_true", help="fetch what is missing there")
+    command.add_argument("--download", action="store_true", help="download what is missing there")
     command.add_argument(
         "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
     )
-    command.add_argument("--seed", type=int, help="of everything random (default: 0)")
+    command.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
     command.add_argument("--device", help="where encoder, loss and views run (default: cpu)")
     command.add_argument(
-        "--workers", type=int, help="processes that decode image files (default: one a CPU)"
+        "--workers", type=int, help="processes that decode image files (default: one per CPU)"
     )
     command.add_argument(
         "--timeout",
         type=float,
         default=600.0,
         metavar="SECONDS",
-        help="of several processes, how long to wait for one that does not answer (default: 600)",
+        help="how long processes wait for one that does not answer (default: 600)",
     )
     command.add_argument(
-        "--tensorboard", action="store_true", help="write events for TensorBoard too"
+        "--tensorboard", action="store_true", help="also write events for TensorBoard"
     )
     command.add_argument(
         "--tensorboard-port",
         type=int,
         metavar="PORT",
-        help="and serve them at this port of localhost while the run goes",
+        help="serve them at this port of localhost during the run",
     )
     sizes = ", ".join(f"{k} {'/'.join(map(str, v))}" for k, v in MODEL_SIZES.items())
     command.add_argument(
         "--model-size", choices=MODEL_SIZES, help=f"ndf/n_rkhs/depth at once: {sizes}"
     )
-    group = command.add_argument_group(
+    fields = command.add_argument_group(
         "fields of the recipe", "The value in brackets is the recipe's own."
     )
     for name, (kind, text) in options().items():
         flag = "--" + name.replace("_", "-")
         described: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text + _defaults(name)}
         if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **described)
+            fields.add_argument(flag, action=argparse.BooleanOptionalAction, **described)
         elif kind is tuple:
-            group.add_argument(flag, type=int, nargs="*", metavar="EPOCH", **described)
+            fields.add_argument(flag, type=int, nargs="*", metavar="EPOCH", **described)
         else:
             metavar = {int: "INT", float: "FLOAT", str: "NAME"}[kind]
-            group.add_argument(flag, type=kind, metavar=metavar, **described)
+            fields.add_argument(flag, type=kind, metavar=metavar, **described)
 
 
 def _defaults(name: str) -> str:
-    """The field's value in every recipe, the commonest first and named by no recipe."""
+    """The field's value in every recipe: the most common one, then the exceptions by recipe."""
     values = {recipe: _shown(getattr(RECIPES[recipe], name)) for recipe in RECIPES}
     common = max(values.values(), key=list(values.values()).count)
     others: dict[str, list[str]] = {}
@@ -96,7 +97,7 @@ def _shown(value: Any) -> str:
 
 
 def _recipe(parsed: argparse.Namespace) -> Recipe | None:
-    """None for a resumed run as it is."""
+    """The recipe with the flags' changes; None for a resumed run without changes."""
     changed = {name: getattr(parsed, name) for name in options() if name in parsed}
     changed = {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
     if parsed.model_size:

@@ -1,15 +1,12 @@
-"""The checkpoints of a run: the last one, the best, and those that are kept."""
+"""Writes the checkpoints of a run: the last one, the best, and those that are kept."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.checkpoints.formats import CheckpointError
-from amdim_fast.checkpoints.torch_files import read_checkpoint
-from amdim_fast.files import keep_as, remove_temporaries
+from amdim_fast.files import keep_as
 from amdim_fast.model.pretrained import save_checkpoint
 from amdim_fast.training.meter import Meter, NotFinite
 from amdim_fast.training.randomness import random_states
@@ -17,17 +14,16 @@ from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.step import Training
 
 LAST, BEST, KEPT = "checkpoint.pt", "checkpoint-best.pt", "checkpoint-{step:08d}.pt"
-_NEEDED = ("recipe", "step", "optimizer", "generators", "random", "seed", "score", "data")
 
 
 class RunCheckpoints:
     """Writes a run's checkpoints, each whole or not at all.
 
-    ``checkpoint.pt`` is the latest. ``checkpoint-best.pt`` is the regular one (every
-    ``checkpoint_every`` steps, and the last) before which the online linear probe was most often
-    right, since the regular one before it; without labels, the one of the lowest mean loss. Every
-    ``keep_every`` steps one is kept as ``checkpoint-STEP.pt``. The three are names of one file
-    where the file system has hard links.
+    ``checkpoint.pt`` is the latest. ``checkpoint-best.pt`` is the best of the regular ones, which
+    come every ``checkpoint_every`` steps and after the last: the one whose steps, those since the
+    regular one before it, had the highest accuracy of the online linear probe or, without labels,
+    the lowest mean loss. Every ``keep_every`` steps one is kept as ``checkpoint-STEP.pt``. Where
+    the file system has hard links, the three are names of one file.
 
     Args:
         folder: of the run.
@@ -55,7 +51,7 @@ class RunCheckpoints:
         self._best = dict(score or {"value": None, "step": None})
 
     def due(self, training: Training) -> bool:
-        """Whether a checkpoint belongs here."""
+        """Whether a checkpoint is due after the step that was just taken."""
         step, every, keep = training.step, self.recipe.checkpoint_every, self.recipe.keep_every
         return step % every == 0 or step == training.total_steps or bool(keep and step % keep == 0)
 
@@ -119,37 +115,10 @@ class RunCheckpoints:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's word for it, also where torch.save raised on top of that."""
+    """What the system said, also where torch.save raised an error of its own on top."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
         link = link.__context__
     return str(error).splitlines()[0]
-
-
-def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The contents of a run's latest checkpoint.
-
-    Raises:
-        FileNotFoundError: the folder or the checkpoint is missing. CheckpointError: it cannot be
-        read, or is not of a run.
-    """
-    folder = Path(folder)
-    if not (folder / LAST).exists():
-        what = f"has no {LAST}" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{folder} {what}, so there is no run to resume; start it anew")
-    contents = read_checkpoint(folder / LAST)
-    missing = [name for name in _NEEDED if name not in contents]
-    if missing:
-        raise CheckpointError(
-            f"{folder / LAST} holds no {', '.join(missing)}, so it cannot be resumed; start anew"
-        )
-    remove_temporaries(folder)
-    return contents
-
-
-def complete_names(folder: Path, contents: Mapping[str, Any]) -> None:
-    """Name the latest checkpoint the best too, if a kill came between the two."""
-    if contents["score"]["step"] == contents["step"] is not None:
-        keep_as(folder / LAST, folder / BEST)

@@ -26,7 +26,7 @@ _PANELS = {
         "loss_1t7": "1 -> 7",
         "loss_5t5": "5 -> 5",
     },
-    ("regulariser", "penalty on raw scores"): {"lgt_reg": "raw scores"},
+    ("regularizer", "penalty on raw scores"): {"lgt_reg": "raw scores"},
     ("online probes", "training accuracy"): {
         "accuracy_linear": "linear",
         "accuracy_mlp": "MLP",
@@ -35,15 +35,15 @@ _PANELS = {
 
 
 class RunLog:
-    """Keeps in ``folder`` what a run says of itself.
+    """Writes what a run reports into its folder.
 
-    Files: ``config.json``, ``log.jsonl`` (one line a record), ``summary.json``, ``curves.png``
-    where matplotlib is installed, and ``tensorboard/`` if asked for.
+    Files: ``config.json``, ``log.jsonl`` (one line a record), ``summary.json``, ``curves.png`` if
+    matplotlib is installed, and ``tensorboard/`` if it is wanted.
 
     Args:
         folder: of the run; it must not exist, unless ``resume_step`` is given.
-        config: plain values; kept as it is where a run is resumed.
-        resume_step: go on with an existing folder after this step; later records are dropped.
+        config: plain values for ``config.json``; a resumed run keeps the file that it has.
+        resume_step: resume in an existing folder after this step; later records are dropped.
         tensorboard: also write events for TensorBoard.
         tensorboard_port: serve them there until the log is closed.
 
@@ -96,7 +96,7 @@ class RunLog:
             self._server.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record to ``log.jsonl``; the system has it when this returns.
+        """Append one record to ``log.jsonl``; the operating system has it when this returns.
 
         Raises:
             OSError: it cannot be written.
@@ -116,7 +116,7 @@ class RunLog:
         self.draw_curves()
 
     def draw_curves(self) -> None:
-        """Losses, regulariser and online accuracies against steps, into ``curves.png``."""
+        """Losses, regularizer and online accuracies against steps, into ``curves.png``."""
         panels = {
             labels: {k: v for k, v in curves.items() if any(k in r for r in self.records)}
             for labels, curves in _PANELS.items()
@@ -147,7 +147,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a run.
 
     Raises:
-        FileNotFoundError: it is missing. ValueError: it is not what a run wrote.
+        FileNotFoundError: it is missing. ValueError: it is damaged.
     """
     path = folder / CONFIG
     if not path.exists():

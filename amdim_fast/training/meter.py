@@ -1,9 +1,11 @@
-"""Reads what steps returned, seldom: finite or not, and sums for records and checkpoints."""
+"""What steps returned and how fast they were, read only for records and checkpoints."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +27,8 @@ class Meter:
     Args:
         names: of the values.
         window: sums since the last regular checkpoint, from ``window`` of an earlier meter.
-        ranks: the processes whose values are averaged or, the counts, summed by ``read``, which all
-            of them call after the same step.
+        ranks: the processes that call ``read`` after the same step, which sums their counts and
+            averages their other values.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Meter:
         self._unread.append((step, values))
 
     def read(self) -> None:
-        """Wait for the device and sum up.
+        """Wait for the device and add to the sums what was kept.
 
         Raises:
             NotFinite: at the first step with such a value.
@@ -84,10 +86,10 @@ class Meter:
         return dict(self._window)
 
     def close_window(self) -> float | None:
-        """How good the window was, higher is better, or None; begins a new one.
+        """How good the steps of the window were, higher is better; begins a new one.
 
-        The online linear probe's accuracy where the data set has labels, None if the window saw
-        none; else the negative mean loss, None if the window had no step.
+        The accuracy of the online linear probe if the data set has labels, else the negative mean
+        loss. None if the window had no label or no step.
         """
         window, self._window = self._window, {}
         if not window:
@@ -95,6 +97,62 @@ class Meter:
         if "labeled" in self.names:
             return _share(window, "correct_linear")
         return -window["loss"] / window["steps"]
+
+
+class Clock:
+    """Seconds of a run, and rates since the last record, which leave out what was ``paused``.
+
+    Args:
+        seconds: of the run until now.
+        step: steps done until now.
+
+    Attributes:
+        waited: seconds since the last record in which a batch was waited for.
+        viewing: seconds since then in which views were made.
+    """
+
+    def __init__(self, seconds: float, step: int) -> None:
+        self._offset = seconds - time.perf_counter()
+        self._begin = time.perf_counter()
+        self._step = step
+        self.waited = self.viewing = 0.0
+
+    def total(self) -> float:
+        """Seconds of the run."""
+        return time.perf_counter() + self._offset
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What takes time between steps, such as saving."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._begin += time.perf_counter() - started
+
+    def record(self, step: int, batch_size: int) -> dict[str, float]:
+        """Rate and shares since the last record, and seconds of the run."""
+        now = time.perf_counter()
+        elapsed = now - self._begin
+        speed = {
+            "images_per_second": (step - self._step) * batch_size / elapsed,
+            "data_wait_share": self.waited / elapsed,
+            "views_share": self.viewing / elapsed,
+            "seconds": self.total(),
+        }
+        self._begin, self._step = now, step
+        self.waited = self.viewing = 0.0
+        return speed
+
+
+def progress_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the progress bar shows of a record."""
+    shown = {"loss": f"{sum(record[term] for term in LOSS_TERMS):.3f}"}
+    if record.get("accuracy_linear") is not None:
+        shown["probe"] = f"{record['accuracy_linear']:.1%}"
+    shown["images/s"] = f"{record['images_per_second']:.0f}"
+    shown["data"] = f"{record['data_wait_share'] + record['views_share']:.0%}"
+    return shown
 
 
 def _add(sums: dict[str, float], more: Mapping[str, float]) -> None:

@@ -20,7 +20,7 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step of one of several processes, whose draws differ from the others'."""
+    """Seed torch for a step of one of several processes, so that each draws its own values."""
     words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(words[0] >> np.uint64(1)))
 
@@ -37,7 +37,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Set what ``random_states`` returned; CUDA devices that are not here are left out."""
+    """Set what ``random_states`` returned, except for CUDA devices that are missing here."""
     torch.set_rng_state(states["torch"])
     for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)
@@ -48,10 +48,10 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def algorithms(deterministic: bool) -> Iterator[None]:
-    """Within, torch takes deterministic algorithms only or, otherwise, cuDNN's fastest ones.
+    """Inside, torch uses deterministic algorithms only or, if not, cuDNN's fastest ones.
 
-    An operation without a deterministic algorithm raises RuntimeError. cuBLAS needs its environment
-    variable, which is set where it is not, before the first use of CUDA.
+    An operation without a deterministic algorithm raises RuntimeError. The environment variable
+    that cuBLAS needs is set unless it is; that must happen before CUDA is first used.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if deterministic:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from amdim_fast.checks import whole_number
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 # ndf, n_rkhs and depth; the public code's, for images of 128 px.
 MODEL_SIZES = {"small": (192, 1536, 8), "medium": (256, 2048, 10), "large": (320, 2560, 10)}
@@ -88,9 +90,7 @@ class Recipe:
         )
         least["batch_size"] = 2
         for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, {low} or more")
+            whole_number(name, getattr(self, name), least=low)
         self.check_micro_batch(self.batch_size)
         if not (self.steps or self.epochs):
             raise ValueError("steps is 0 and epochs is 0; one of them must be 1 or more")

@@ -1,18 +1,17 @@
-"""What a run begins or goes on with, checked before work starts."""
+"""What a run begins with: recipe, data, seed and device, checked before work starts."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.data.datasets import ImageData
+from amdim_fast.data.datasets import ImageData, load_data
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
-from amdim_fast.training.checkpoints import read_run
-from amdim_fast.training.log import read_config
 from amdim_fast.training.recipes import RECIPES, Recipe
+from amdim_fast.training.tensorboard import check_tensorboard
 from amdim_fast.views.params import POLICIES
 
 PathLike = str | os.PathLike[str]
@@ -20,72 +19,57 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run begins or goes on with; ``contents`` are its checkpoint's, empty for a new one."""
+    """What a run begins with or, with a folder and the contents of its checkpoint, goes on with."""
 
     recipe: Recipe
     data_dir: Path
     seed: int
     device: str
     skip_bad: bool
-    folder: Path | None
-    contents: dict[str, Any]
+    tensorboard: bool
+    tensorboard_port: int | None
+    folder: Path | None = None
+    contents: dict[str, Any] = field(default_factory=dict)
 
 
 def new_setup(
-    recipe: Recipe | str | None,
-    data_dir: PathLike | None,
-    seed: int | None,
-    device: str | None,
-    skip_bad: bool,
+    *,
+    recipe: Recipe | str | None = None,
+    data_dir: PathLike | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    skip_bad: bool = False,
+    log_every: int | None = None,
+    tensorboard: bool = False,
+    tensorboard_port: int | None = None,
 ) -> Setup:
-    """Of a run that begins."""
-    if not isinstance(recipe, Recipe):
-        recipe = "digits" if recipe is None else recipe
-        if recipe not in RECIPES:
-            raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
-        recipe = RECIPES[recipe]
-    folder = Path("data" if data_dir is None else data_dir)
-    return Setup(recipe, folder, seed or 0, device or "cpu", skip_bad, None, {})
-
-
-def resumed_setup(
-    folder: Path,
-    recipe: Recipe | str | None,
-    data_dir: PathLike | None,
-    seed: int | None,
-    device: str | None,
-    skip_bad: bool,
-) -> Setup:
-    """Of a run that goes on; what is None is as it was."""
-    contents = read_run(folder)
-    config = read_config(folder)
-    begun = Recipe.from_dict(contents["recipe"])
-    if isinstance(recipe, str):
-        recipe = new_setup(recipe, None, None, None, False).recipe
-    recipe = recipe or begun
-    pairs = recipe.differences(begun)
-    for name, given in (("seed", seed), ("device", device)):
-        if given is not None and given != contents[name]:
-            pairs[name] = (given, contents[name])
-    if pairs:
-        said = "; ".join(f"{name} is {new!r}, not {old!r}" for name, (new, old) in pairs.items())
-        raise ValueError(
-            f"{said} as when the run {folder} began; leave that out to go on with it, or start a"
-            " new run"
-        )
+    """Of a run that begins; arguments are ``pretrain``'s."""
     return Setup(
-        recipe,
-        Path(config["data_dir"] if data_dir is None else data_dir),
-        contents["seed"],
-        contents["device"],
-        skip_bad or config["skip_bad"],
-        folder,
-        contents,
+        find_recipe("digits" if recipe is None else recipe, log_every),
+        data_dir=Path("data" if data_dir is None else data_dir),
+        seed=seed or 0,
+        device=device or "cpu",
+        skip_bad=skip_bad,
+        tensorboard=tensorboard,
+        tensorboard_port=tensorboard_port,
     )
 
 
+def find_recipe(recipe: Recipe | str, log_every: int | None = None) -> Recipe:
+    """As given, or the one of this name; with ``log_every`` in place of its own."""
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
+    return recipe if log_every is None else replace(recipe, log_every=log_every)
+
+
 def check_setup(setup: Setup, ranks: Ranks) -> None:
-    """Raise ValueError for what can be said before data are read."""
+    """Find what is wrong before data are read.
+
+    Raises:
+        ValueError: a value is out of range. ModuleNotFoundError, OSError: of ``check_tensorboard``.
+    """
     policy, device = setup.recipe.policy, setup.device
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
@@ -93,6 +77,33 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
     ranks.device(device)
     ranks.check_batch(setup.recipe.batch_size)
     setup.recipe.check_micro_batch(setup.recipe.batch_size // ranks.world_size)
+    if ranks.is_first and (setup.tensorboard or setup.tensorboard_port is not None):
+        check_tensorboard(setup.tensorboard_port)
+
+
+def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
+    """The data set, the same on every process.
+
+    With several processes, rank 0 downloads first, then one process of each other machine.
+
+    Raises:
+        ValueError: on every process, if the data set is not one for this run.
+    """
+    alone = ranks.world_size == 1
+    for is_turn in (ranks.is_first, ranks.local_rank == 0) if download and not alone else ():
+        with ranks.together():
+            if is_turn:
+                load_data(setup.recipe.data, setup.data_dir, download=True)
+    with ranks.together():
+        data = load_data(
+            setup.recipe.data,
+            setup.data_dir,
+            download=download and alone,
+            skip_bad=setup.skip_bad,
+        )
+        check_data(setup, data)
+    ranks.check_equal(data_facts(data) | {"step": setup.contents.get("step")})
+    return data
 
 
 def check_data(setup: Setup, data: ImageData) -> None:
@@ -111,12 +122,12 @@ def check_data(setup: Setup, data: ImageData) -> None:
     if before is not None and before != now:
         raise ValueError(
             f"the data set has {now['images']} training images of {now['classes']} classes, but"
-            f" had {before['images']} of {before['classes']} when the run began; give it the same"
-            " with --data-dir"
+            f" had {before['images']} of {before['classes']} when the run began; name the same"
+            " data set with --data-dir"
         )
 
 
 def data_facts(data: ImageData) -> dict[str, int]:
-    """By which a resumed run knows its data again."""
+    """What a resumed run knows its data set by."""
     labeled = bool((data.train.labels >= 0).any())
     return {"images": len(data.train), "classes": len(data.classes) if labeled else 0}

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C that let a run put itself in order."""
+"""SIGTERM and Ctrl-C, after which a run finishes its step and saves it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ ECHO_SECONDS = 1.0
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal asked to stop, outside of ``finishing``."""
+    """A signal has asked the run to stop."""
 
 
 class StopSignals:
     """Catches SIGTERM and SIGINT while it is entered; outside the main thread it does nothing.
 
-    Inside ``finishing`` the first signal only sets ``requested``; outside it raises Stopped. One
-    that comes within a second of it is its echo (``timeout`` and ``torchrun`` signal a process and
-    its group); a later one has the effect it had before.
+    The first signal sets ``requested`` and, inside ``interruptible``, raises Stopped. One that
+    comes within a second of it is its echo (``timeout`` signals a process and then all that it
+    started with it, and so does ``torchrun``); a later one has the effect that it had before.
 
     Args:
-        raising: False where other processes would wait for this one: nothing is raised by a signal.
+        raising: False where other processes would wait for this one; ``interruptible`` then raises
+            nothing.
 
     Attributes:
         requested: whether a signal has come.
@@ -37,7 +38,7 @@ class StopSignals:
         self.requested = False
         self._first = 0.0
         self._raising = raising
-        self._finishing = False
+        self._interruptible = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -49,16 +50,18 @@ class StopSignals:
         self._release()
 
     @contextlib.contextmanager
-    def finishing(self) -> Iterator[None]:
-        """What must not be cut short; whoever is in it looks at ``requested``."""
-        self._finishing = True
+    def interruptible(self) -> Iterator[None]:
+        """What a signal may cut short: one that has come, or comes inside, raises Stopped."""
+        self._interruptible = self._raising
         try:
+            if self._interruptible:
+                self.check()
             yield
         finally:
-            self._finishing = False
+            self._interruptible = False
 
     def check(self, agreed: Callable[[bool], bool] = bool) -> None:
-        """Raise Stopped if a signal has come, or as ``agreed`` makes of that."""
+        """Raise Stopped if a signal has come; ``agreed`` makes one answer of all processes'."""
         if agreed(self.requested):
             raise Stopped
 
@@ -70,7 +73,7 @@ class StopSignals:
                 signal.raise_signal(number)
             return
         self.requested, self._first = True, now
-        if self._raising and not self._finishing:
+        if self._interruptible:
             raise Stopped
 
     def _release(self) -> None:

@@ -1,4 +1,4 @@
-"""A model in training: what one step reads and changes, and its state."""
+"""One step of training: what it reads and changes, and the state that it leaves."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from amdim_fast.model.amdim import AMDIM
 from amdim_fast.model.gradient_cache import CachedEncoding
 from amdim_fast.model.probes import probe_loss
 from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
+from amdim_fast.nce.feature_maps import draw_locations, flatten_local
 from amdim_fast.training.randomness import seed_step
 from amdim_fast.training.recipes import Recipe
-from amdim_fast.views.augment import TwoViews
 from amdim_fast.views.params import POLICIES
+from amdim_fast.views.two_views import TwoViews
 
 LOSS_TERMS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
 MIXTURE_TERMS = ("posterior_entropy", "usage_entropy")  # nats
@@ -34,7 +35,6 @@ _BUFFERS = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
-SOURCE_LOCATIONS = 25  # of the 5x5 map, of which the 5->5 sources are drawn
 
 
 def build_model(recipe: Recipe, n_classes: int | None, group: ProcessGroup | None = None) -> AMDIM:
@@ -62,20 +62,20 @@ def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
 
 
 class Training:
-    """Model, optimiser, random generators and step; ``state`` holds all of it but the model.
+    """Model, optimizer, random generators and step; ``state`` holds all of it but the model.
 
     As in the public code, one Adam updates the encoder and the online probes with one rate, and
-    both views of a labelled image are examples of the probes, which see detached features.
+    both views of a labeled image are examples of the probes, which see detached features.
 
     Args:
         model: on its device.
-        recipe: sizes excepted, what to do.
+        recipe: everything but the sizes, which are the model's.
         images: number of training images.
         seed: of views and 5x5 locations; the model has been drawn already.
         ranks: the processes that share each batch; all construct and update at the same time, with
-            the same model. The encoder's gradients are averaged while they come, by
-            DistributedDataParallel; those of the small modules, which take part in a backward of
-            their own kind, afterwards. Buffers stay each process's own.
+            the same model. DistributedDataParallel averages the encoder's gradients during the
+            backward; those of probes and mixture head, which it does not wrap, are averaged after
+            it. Buffers stay each process's own.
 
     Attributes:
         step: steps done.
@@ -97,7 +97,7 @@ class Training:
         self._bfloat16 = uses_bfloat16(recipe, self.device)
         probes = [] if model.evaluator is None else list(model.evaluator.parameters())
         self.optimizer = torch.optim.Adam(
-            [{"params": group} for group in (self._parameters, probes) if group],
+            [{"params": parameters} for parameters in (self._parameters, probes) if parameters],
             lr=recipe.learning_rate,
             betas=(recipe.beta1, recipe.beta2),
             eps=recipe.epsilon,
@@ -127,7 +127,7 @@ class Training:
         ]
 
     def _shared(self, encoder: nn.Module) -> nn.Module:
-        """What encodes; with several processes its backward averages their gradients."""
+        """The encoder; with several processes, one whose backward averages gradients."""
         group = self.ranks.group
         if group is None:
             return encoder
@@ -135,18 +135,6 @@ class Training:
             synchronize_batchnorm(self.model, group.group_name)
         options: dict[str, Any] = {"gradient_as_bucket_view": True, _BUFFERS: False}
         return DistributedDataParallel(encoder, process_group=group, **options)
-
-    def _draw_locations(self, images: int) -> tuple[Tensor, Tensor]:
-        """As the loss would for the whole batch; those of this process's ``images``."""
-        ranks, batch = self.ranks, self.ranks.world_size * images
-        options: dict[str, Any] = {"generator": self._location_generator, "device": self.device}
-        first, second = (
-            torch.randint(0, SOURCE_LOCATIONS, (batch,), **options).chunk(ranks.world_size)[
-                ranks.rank
-            ]
-            for _ in range(2)
-        )
-        return first, second
 
     def views(self, batch: Batch) -> Tensor:
         """Two views of a batch, [2, B, 3, size, size]."""
@@ -162,25 +150,47 @@ class Training:
         Args:
             views: of ``views``, this process's part of the batch.
             labels: int64 [B], -1 where unknown; not read without probes.
-            locations: 5x5 locations of the 5->5 sources, as in ``AMDIM``; None draws them.
+            locations: 5x5 locations of the 5->5 sources, as in ``AMDIM``; None draws those of the
+                whole batch, of which these images take their part.
 
         Returns:
-            The values of ``names``, float32, on the device; they are not waited for.
+            The values of ``names``, float32, on the device, which is not waited for.
         """
-        x1, x2 = views
-        encoding = None
         ranks = self.ranks
         if ranks.world_size > 1:  # dropout must differ
             seed_step(self.seed, self.step, ranks.rank)
-        locations = locations or self._draw_locations(len(x1))
+        loss, values, encoding = self._forward(views, labels, locations)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if encoding is not None:
+            del loss  # through its graph it holds the features
+            encoding.backward()
+        ranks.average_gradients(self._small)
+        if self.recipe.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
+        factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)
+        for options in self.optimizer.param_groups:
+            options["lr"] = self.recipe.learning_rate * factor
+        self.optimizer.step()
+        self.step += 1
+        return values
+
+    def _forward(
+        self, views: Tensor, labels: Tensor, locations: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, CachedEncoding | None]:
+        """The loss with its graph, the values of ``names``, and what is left to propagate back."""
+        ranks, encoding = self.ranks, None
+        x1, x2 = views
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             if self.recipe.micro_batch:
                 with ErrorsOnAllRanks(self.model.g2l_loss.group_name):
                     encoding = CachedEncoding(self._encoder, (x1, x2), self.recipe.micro_batch)
-                features = encoding.features
+                first, second = encoding.features
             else:
-                features = self._encoder(x1), self._encoder(x2)
-            output = self.model.objective(*features, locations=locations)
+                first, second = self._encoder(x1), self._encoder(x2)
+            if locations is None:
+                locations = self._draw_locations(first.r5), self._draw_locations(second.r5)
+            output = self.model.objective(first, second, locations=locations)
         values = [getattr(output, term) for term in LOSS_TERMS]
         loss = output.loss
         if output.entropy is not None and output.usage is not None:
@@ -194,21 +204,16 @@ class Training:
             loss = loss + losses[0] + losses[1]
             correct = [(part.argmax(1) == labels).sum() for part in logits]
             values += [*losses, *correct, (labels >= 0).sum()]
-        found = torch.stack([value.detach().float() for value in values])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if encoding is not None:
-            del loss, output, values, features  # through their graph they hold the features
-            encoding.backward()
-        ranks.average_gradients(self._small)
-        if self.recipe.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
-        factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * factor
-        self.optimizer.step()
-        self.step += 1
-        return found
+        return loss, torch.stack([value.detach().float() for value in values]), encoding
+
+    def _draw_locations(self, r5: Tensor) -> Tensor:
+        """This process's part of what the loss would draw for the whole batch."""
+        return draw_locations(
+            flatten_local("r5", r5),
+            self._location_generator,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
 
     def weights_are_finite(self) -> bool:
         """Whether no weight and no buffer of the model is NaN or infinite; waits for the device."""
@@ -216,7 +221,7 @@ class Training:
         return bool(torch.stack([value.isfinite().all() for value in floating]).all())
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values: optimiser, generators and step."""
+        """Optimizer, generators and step, as tensors and plain values."""
         return {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),

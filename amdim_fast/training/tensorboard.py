@@ -1,4 +1,4 @@
-"""TensorBoard in a process of its own, for as long as a run goes."""
+"""TensorBoard in a process of its own, for as long as a run lasts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ HOST = "localhost"
 
 
 def check_tensorboard(port: int | None) -> None:
-    """Before a run begins: whether TensorBoard is there and its port is free.
+    """Make sure, before a run begins, that TensorBoard is installed and its port is free.
 
     Raises:
         ModuleNotFoundError: TensorBoard is missing; says what to install.
-        ValueError: the port is none. OSError: something listens at it.
+        ValueError: there is no such port. OSError: something else listens at it.
     """
     require("tensorboard", "--tensorboard", "tensorboard")
     if port is None:

@@ -1,7 +1,6 @@
 """Cases of a run on several processes; run as a script, one rank of a gloo group."""
 
 import contextlib
-import datetime
 import json
 import os
 import signal
@@ -15,8 +14,8 @@ import torch.distributed as dist
 from torch import nn
 
 from amdim_fast import pretrain
-from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.data.datasets import LOADERS, ImageData
+from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model import probes
 from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
@@ -24,11 +23,12 @@ from amdim_fast.training import checkpoints as run_checkpoints
 from amdim_fast.training import run as pretraining
 from amdim_fast.training import step as training
 from amdim_fast.training.step import Training
-from tests.training.run_digits import TINY, few_digits
+from tests.processes import gloo_rank
+from tests.training.tiny import SIXTY_STEPS, few_digits
 
 STEPS = 10
 WHOLE = replace(
-    TINY,
+    SIXTY_STEPS,
     steps=STEPS,
     log_every=1,
     mixture=2,
@@ -47,11 +47,6 @@ def partly_labeled(*_):
     labels = torch.where(data.train.labels < 3, data.train.labels, -1)
     train = TensorImages(data.train.images, labels)
     return ImageData(train, data.train, data.test, data.classes)
-
-
-def prepare():
-    torch.set_num_threads(1)
-    LOADERS["digits"] = partly_labeled
 
 
 @contextlib.contextmanager
@@ -126,16 +121,12 @@ def own_negatives(rank):
 
 
 def first_locations(rank):
-    draw = Training._draw_locations
+    draw = training.draw_locations
 
-    def wrong(self, images):
-        before, self.ranks = self.ranks, replace(self.ranks, rank=0)
-        try:
-            return draw(self, images)
-        finally:
-            self.ranks = before
+    def wrong(*given, rank, world_size):
+        return draw(*given, rank=0, world_size=world_size)
 
-    return replaced(Training, "_draw_locations", wrong)
+    return replaced(training, "draw_locations", wrong)
 
 
 def own_gradients(rank):
@@ -291,14 +282,6 @@ def batchnorm(rank, world):
 
 
 def run(rank, world, folder):
-    prepare()
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=100),
-    )
     found = compared(folder)
     if world == 2:
         for name in ("once", "twice"):
@@ -308,18 +291,20 @@ def run(rank, world, folder):
         found["stopped"] = stopped(rank, folder)
         found["batchnorm"] = batchnorm(rank, world)
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
-def hang(rank, folder):
+def hang(folder):
     """The second of two ranks stands still in its third step."""
-    prepare()
     with failing(3, 1, lambda _: os.kill(os.getpid(), signal.SIGSTOP)):
         return pretrain(WHOLE, name="run", runs_dir=folder, timeout=6, **QUIET)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "hang":
-        hang(int(os.environ["RANK"]), Path(sys.argv[2]))
+    LOADERS["digits"] = partly_labeled
+    if sys.argv[4:] == ["hang"]:
+        torch.set_num_threads(1)
+        os.environ["RANK"], os.environ["WORLD_SIZE"] = sys.argv[1:3]
+        hang(Path(sys.argv[3]))
     else:
-        run(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+        with gloo_rank(seconds=100) as place:
+            run(*place)

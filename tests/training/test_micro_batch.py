@@ -8,13 +8,12 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amdim_fast.model.gradient_cache import CachedEncoding
-from amdim_fast.training.recipes import RECIPES, Recipe
+from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.step import Training, build_model
 from tests.model.gradient_cases import make_views
+from tests.training.tiny import TINY
 
-SMALL = replace(
-    RECIPES["digits"], ndf=3, n_rkhs=12, depth=1, batch_size=6, steps=3, warmup_steps=2, use_bn=True
-)
+SMALL = replace(TINY, batch_size=6, steps=3, use_bn=True)
 
 
 def trained(recipe):

@@ -10,8 +10,9 @@ from amdim_fast import load_checkpoint
 from amdim_fast.nce.reference import multiscale_nce
 from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.step import LOSS_TERMS, Training
-from amdim_fast.views.augment import augment, sample_view_params
+from amdim_fast.views.augment import augment
 from amdim_fast.views.params import POLICIES
+from amdim_fast.views.sampling import sample_view_params
 
 STEPS, BATCH, IMAGES = 20, 12, 48
 SIZE = {32: "cifar", 64: "stl10", 128: "imagenet128"}

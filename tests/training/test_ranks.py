@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,27 +16,26 @@ from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.data.datasets import LOADERS
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.probes import probe_loss
-from tests.processes import run_ranks, start
+from tests.processes import run_ranks, start, started_ranks
 from tests.training import ranks_cases as cases
+from tests.training import tiny
+from tests.training.tiny import wait_for_step
 
 WORLDS = (1, 2, 4)
 SECONDS = 240
-SCRIPT = Path(__file__).with_name("run_digits.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Of each world size, started once, what each rank found, and its folder."""
-    parent, done = tmp_path_factory.mktemp("ranks"), {}
+    parent = tmp_path_factory.mktemp("ranks")
 
+    @cache
     def of(world):
-        if world not in done:
-            folder = parent / str(world)
-            folder.mkdir()
-            run_ranks(cases.__file__, world, folder, SECONDS)
-            done[world] = [torch.load(folder / f"{rank}.pt") for rank in range(world)], folder
-        return done[world]
+        folder = parent / str(world)
+        run_ranks(cases.__file__, world, folder, SECONDS)
+        return [torch.load(folder / f"{rank}.pt") for rank in range(world)], folder
 
     return of
 
@@ -165,19 +164,6 @@ def test_shares():
             four.check_batch(batch)
 
 
-def wait_for_step(process, log, step):
-    """Until the log has a record of that step."""
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
-        assert process.poll() is None, process.communicate()[1]
-        lines = log.read_text().splitlines() if log.exists() else []
-        steps = [int(f[1]) for line in lines if (f := re.match(r'{"step": (\d+),', line))]
-        if steps and steps[-1] >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no step {step} in {log}")
-
-
 def rank_process(process, rank):
     """The process that torchrun started as this rank."""
     for place in Path("/proc").glob("[0-9]*"):
@@ -198,8 +184,10 @@ def resumes_in_log(folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds ranks in /proc")
 def test_torchrun_killed_and_resumed_on_one(tmp_path):
-    process = start([*TORCHRUN, SCRIPT, "--name=run", "--runs-dir=.", "--timeout=60"], tmp_path)
-    wait_for_step(process, tmp_path / "run" / "log.jsonl", 9)
+    process = start(
+        [*TORCHRUN, tiny.__file__, "--name=run", "--runs-dir=.", "--timeout=60"], tmp_path
+    )
+    assert wait_for_step(process, tmp_path / "run" / "log.jsonl", 9)
     os.kill(rank_process(process, 1), signal.SIGKILL)
     output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode != 0
@@ -209,7 +197,7 @@ def test_torchrun_killed_and_resumed_on_one(tmp_path):
         errors,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    process = start([SCRIPT, "--resume=run"], tmp_path)
+    process = start([tiny.__file__, "--resume=run"], tmp_path)
     output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     assert re.search(r"goes on after step \d+ with 1 process\(es\), where it had 2\n", errors)
@@ -219,14 +207,14 @@ def test_torchrun_killed_and_resumed_on_one(tmp_path):
 
 
 def test_stopped_on_one_and_on_torchrun(tmp_path):
-    process = start([SCRIPT, "--name=run", "--runs-dir=."], tmp_path)
-    wait_for_step(process, tmp_path / "run" / "log.jsonl", 3)
+    process = start([tiny.__file__, "--name=run", "--runs-dir=."], tmp_path)
+    assert wait_for_step(process, tmp_path / "run" / "log.jsonl", 3)
     process.terminate()
     process.communicate(timeout=SECONDS)
     before = read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"]
     assert before < 60
-    process = start([*TORCHRUN, SCRIPT, "--resume=run"], tmp_path)
-    wait_for_step(process, tmp_path / "run" / "log.jsonl", before + 4)
+    process = start([*TORCHRUN, tiny.__file__, "--resume=run"], tmp_path)
+    assert wait_for_step(process, tmp_path / "run" / "log.jsonl", before + 4)
     process.terminate()
     output, errors = process.communicate(timeout=SECONDS)
     stopped = read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"]
@@ -243,20 +231,9 @@ def test_a_rank_that_stands_still(tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": "2",
     }
-    ranks = [
-        start(
-            [cases.__file__, "hang", tmp_path], tmp_path, variables={"RANK": str(rank), **variables}
-        )
-        for rank in range(2)
-    ]
-    try:
+    with started_ranks(cases.__file__, 2, tmp_path, "hang", variables=variables) as ranks:
         errors = ranks[0].communicate(timeout=SECONDS)[1]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.communicate()
     assert ranks[0].returncode == 1
     assert re.search(
         r"LostRank: rank 0 of 2 lost another process in step 4 \(.*of step 0; ", errors

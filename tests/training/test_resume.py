@@ -3,12 +3,10 @@
 import json
 import os
 import random
-import re
 import resource
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +21,10 @@ from amdim_fast.training import randomness
 from amdim_fast.training.recipes import RECIPES
 from amdim_fast.training.step import Training
 from tests.processes import start
-from tests.training.run_digits import TINY, few_digits
+from tests.training import tiny
+from tests.training.tiny import SIXTY_STEPS, few_digits, wait_for_step
 
-SCRIPT = Path(__file__).with_name("run_digits.py")
-SHORT = replace(TINY, steps=30, checkpoint_every=7, keep_every=10)
+SHORT = replace(SIXTY_STEPS, steps=30, checkpoint_every=7, keep_every=10)
 QUIET = {"name": "run", "progress": False}
 
 
@@ -34,7 +32,7 @@ QUIET = {"name": "run", "progress": False}
 def _tiny():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LOADERS, "digits", few_digits)
-        patch.setitem(RECIPES, "digits", TINY)
+        patch.setitem(RECIPES, "digits", SIXTY_STEPS)
         yield
 
 
@@ -163,17 +161,7 @@ def test_last_best_and_kept_checkpoints(whole):
 
 
 def start_run(folder, *arguments):
-    return start([SCRIPT, *arguments], folder)
-
-
-def wait_for_step(process, path, step):
-    """Until the log has a record of that step, or the run has ended."""
-    while process.poll() is None:
-        lines = path.read_text().splitlines() if path.exists() else []
-        steps = [int(found[1]) for line in lines if (found := re.match(r'{"step": (\d+),', line))]
-        if steps and steps[-1] >= step:
-            return
-        time.sleep(0.005)
+    return start([tiny.__file__, *arguments], folder)
 
 
 def kill_and_resume(tmp_path, expected, kills, seed):

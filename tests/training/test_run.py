@@ -16,31 +16,16 @@ import torch
 from amdim_fast import load_checkpoint, pretrain
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.main import main
-from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.data.datasets import LOADERS, ImageData, load_digits
+from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.evaluation.linear_probe import linear_probe
 from amdim_fast.training.log import RunLog
 from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.step import build_model, uses_bfloat16
+from tests.training.tiny import TINY, few_digits
 
-SMALL = replace(
-    RECIPES["digits"],
-    ndf=4,
-    n_rkhs=16,
-    depth=1,
-    batch_size=16,
-    steps=4,
-    warmup_steps=2,
-    precision="float32",
-)
+SMALL = replace(TINY, precision="float32")
 SMALL_FLAGS = ("--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--steps=3")
-
-
-def few_digits(_root=None, _download=False):
-    """Every tenth digit, so that probes take no time."""
-    data = load_digits()
-    train, test = (TensorImages(p.images[::10], p.labels[::10]) for p in (data.train, data.test))
-    return ImageData(train, train, test, data.classes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -255,15 +240,15 @@ def test_missing_tensorboard_is_one_sentence(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("asked", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
-def test_automatic_precision(monkeypatch, asked):
+@pytest.mark.parametrize("feature", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_automatic_precision(monkeypatch, feature):
     automatic, cpu, cuda = RECIPES["digits"], torch.device("cpu"), torch.device("cuda")
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     assert not uses_bfloat16(automatic, cpu)
     assert uses_bfloat16(automatic, cuda)
     assert uses_bfloat16(replace(automatic, precision="bfloat16"), cpu)
-    monkeypatch.setattr(torch.cpu, asked, lambda: True)
+    monkeypatch.setattr(torch.cpu, feature, lambda: True)
     assert uses_bfloat16(automatic, cpu)
     assert not uses_bfloat16(replace(automatic, precision="float32"), cpu)
 

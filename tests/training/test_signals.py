@@ -27,7 +27,7 @@ def clock(monkeypatch):
 
 
 def test_an_echo_is_not_a_second_signal(clock):
-    with StopSignals() as signals, signals.finishing():
+    with StopSignals() as signals:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
             clock[0] += 0.4
@@ -37,7 +37,7 @@ def test_an_echo_is_not_a_second_signal(clock):
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_a_later_signal_has_its_usual_effect(clock, first):
-    with StopSignals() as signals, signals.finishing():
+    with StopSignals():
         signal.raise_signal(first)
         clock[0] += 1.1
         with pytest.raises(KeyboardInterrupt):
@@ -45,10 +45,23 @@ def test_a_later_signal_has_its_usual_effect(clock, first):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_outside_of_a_step_the_first_raises_and_its_echo_does_not(clock):
+def test_where_it_may_interrupt_the_first_raises_and_its_echo_does_not(clock):
     with StopSignals() as signals:
-        with pytest.raises(Stopped):
+        with pytest.raises(Stopped), signals.interruptible():
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped):
             signals.check()
+
+
+def test_a_signal_before_what_may_be_interrupted_stops_it_at_once(clock):
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped), signals.interruptible():
+            pytest.fail("it began")
+
+
+def test_nothing_is_interrupted_where_others_wait(clock):
+    with StopSignals(raising=False) as signals, signals.interruptible():
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.requested

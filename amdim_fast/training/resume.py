@@ -1,0 +1,101 @@
+"""Resuming a run: its last checkpoint is read, compared with what is given now, and restored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.checkpoints.torch_files import read_checkpoint
+from amdim_fast.files import keep_as, remove_temporaries
+from amdim_fast.training.checkpoints import BEST, LAST, RunCheckpoints
+from amdim_fast.training.log import read_config
+from amdim_fast.training.randomness import restore_random_states
+from amdim_fast.training.recipes import Recipe
+from amdim_fast.training.setup import PathLike, Setup, find_recipe
+from amdim_fast.training.step import Training
+
+_NEEDED = ("recipe", "step", "optimizer", "generators", "random", "seed", "score", "data")
+
+
+def resumed_setup(
+    folder: PathLike,
+    *,
+    name: str | None = None,
+    recipe: Recipe | str | None = None,
+    data_dir: PathLike | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    skip_bad: bool = False,
+    log_every: int | None = None,
+    tensorboard: bool = False,
+    tensorboard_port: int | None = None,
+) -> Setup:
+    """Of the run in ``folder``; arguments are ``pretrain``'s.
+
+    Raises:
+        ValueError: what is given is not what the run began with. FileNotFoundError: there is no
+            run. CheckpointError: its checkpoint cannot be read.
+    """
+    if name is not None:
+        raise ValueError(f"name is {name!r}, but a resumed run keeps its own; leave it out")
+    folder = Path(folder)
+    contents = read_run(folder)
+    config = read_config(folder)
+    begun = Recipe.from_dict(contents["recipe"])
+    recipe = find_recipe(begun if recipe is None else recipe, log_every)
+    pairs = recipe.differences(begun)
+    for what, given in (("seed", seed), ("device", device)):
+        if given is not None and given != contents[what]:
+            pairs[what] = (given, contents[what])
+    if pairs:
+        said = "; ".join(f"{what} is {new!r}, not {old!r}" for what, (new, old) in pairs.items())
+        raise ValueError(
+            f"{said} as when the run {folder} began; leave that out to go on with it, or start a"
+            " new run"
+        )
+    return Setup(
+        recipe,
+        data_dir=Path(config["data_dir"] if data_dir is None else data_dir),
+        seed=contents["seed"],
+        device=contents["device"],
+        skip_bad=skip_bad or config["skip_bad"],
+        tensorboard=tensorboard,
+        tensorboard_port=tensorboard_port,
+        folder=folder,
+        contents=contents,
+    )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The contents of a run's latest checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder or the checkpoint is missing. CheckpointError: it cannot be
+            read, or is not of a run.
+    """
+    if not (folder / LAST).exists():
+        what = f"has no {LAST}" if folder.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{folder} {what}, so there is no run to resume; start it anew")
+    contents = read_checkpoint(folder / LAST)
+    missing = [name for name in _NEEDED if name not in contents]
+    if missing:
+        raise CheckpointError(
+            f"{folder / LAST} holds no {', '.join(missing)}, so it cannot be resumed; start anew"
+        )
+    remove_temporaries(folder)
+    return contents
+
+
+def restore(contents: dict[str, Any], training: Training, checkpoints: RunCheckpoints) -> None:
+    """Model, optimizer and random generators as the checkpoint has them, which is emptied.
+
+    If a kill came between the two names of one file, the latest checkpoint is named the best too.
+    """
+    training.model.load_state_dict(contents["model"])
+    training.load_state(contents)
+    restore_random_states(contents["random"])
+    checkpoints.step, checkpoints.seconds = training.step, contents["seconds"]
+    if training.ranks.is_first and contents["score"]["step"] == contents["step"]:
+        keep_as(checkpoints.folder / LAST, checkpoints.folder / BEST)
+    contents.clear()

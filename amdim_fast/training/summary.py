@@ -1,0 +1,62 @@
+"""What a run reports beside its log: baselines, the summary and versions."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from typing import Any
+
+import torch
+
+from amdim_fast.data.datasets import ImageData
+from amdim_fast.evaluation.linear_probe import probe_encoder, probe_pixels
+from amdim_fast.nce.plan import last_plan
+from amdim_fast.training.step import Training
+from amdim_fast.version import __version__
+from amdim_fast.views.params import POLICIES
+
+
+def measure_baselines(training: Training, data: ImageData) -> dict[str, float]:
+    """Accuracies of the linear probe on pixels and on the encoder's random weights."""
+    return {
+        "accuracy_raw_pixels": probe_pixels(data),
+        "accuracy_random_weights": _probe(training, data),
+    }
+
+
+def summarize(
+    training: Training, data: ImageData, *, baselines: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """Seconds, rate, peak memory and the loss's plan; with ``recipe.baselines`` accuracies too."""
+    recipe, plan = training.recipe, last_plan()
+    accuracies = {}
+    if recipe.baselines:
+        accuracies = baselines | {"accuracy_pretrained": _probe(training, data)}
+    return accuracies | {
+        "train_seconds": seconds,
+        "images_per_second": training.step * recipe.batch_size / seconds,
+        "peak_memory_bytes": _peak_memory(training.device),
+        "loss_backend": None if plan is None else f"{plan.backend} ({plan.products})",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions on which the bits of a run depend."""
+    return {
+        "amdim_fast": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _probe(training: Training, data: ImageData) -> float:
+    return probe_encoder(training.model.encoder, data, POLICIES[training.recipe.policy])
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's allocator on CUDA, else the process's resident peak."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
