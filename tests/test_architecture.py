@@ -140,7 +140,7 @@ def test_every_folder_has_its_place_and_the_root_is_small(sources):
 @pytest.mark.parametrize(
     ("module", "planted", "expected"),
     [
-        ("model.encoder", "from amdim_fast.training.pretrain import pretrain", "training.pretrain, above"),
+        ("model.encoder", "from amdim_fast.training.run import Run", "training.run, above"),
         ("nce.plan", "def f():\n    import amdim_fast.cli.main", "cli.main, above"),
         ("nce.plan", "def f():\n    import amdim_fast", "imports amdim_fast, above"),
         ("nce.plan", "from importlib import import_module as i\ni('amdim_fast.views.op')", "above"),
