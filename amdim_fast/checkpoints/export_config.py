@@ -84,7 +84,7 @@ def _parse(content: Any) -> ExportConfig:
     content = _typed("the file", content, dict)
     if (content["format"], content["format_version"]) != (FORMAT, FORMAT_VERSION):
         raise ValueError(
-            f"its format is {content['format']!r} {content['format_version']!r}; it should be"
+            f"its format is {content['format']!r} {content['format_version']!r}; it must be"
             f" {FORMAT!r} {FORMAT_VERSION}"
         )
     given = _typed("architecture", content["architecture"], dict)
@@ -104,7 +104,7 @@ def _parse(content: Any) -> ExportConfig:
         )
     weights = _typed("weights", content["weights"], str)
     if Path(weights).name != weights or weights in ("", ".", "..") or "\\" in weights:
-        raise ValueError(f"weights is {weights!r}; it should name a file in the same folder")
+        raise ValueError(f"weights is {weights!r}; it must be the name of a file in the same folder")
     return ExportConfig(
         architecture,
         preprocessing,
@@ -129,12 +129,12 @@ def _mixture(given: Any) -> dict[str, Any] | None:
 
 def _typed(name: str, value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise TypeError(f"{name} is {type(value).__name__}; it should be {kind.__name__}")
+        raise TypeError(f"{name} is {type(value).__name__}; it must be {kind.__name__}")
     return value
 
 
 def _numbers(name: str, values: Any) -> tuple[float, float, float]:
     if len(_typed(name, values, list)) != 3:
-        raise ValueError(f"{name} has {len(values)} values; it should have three")
+        raise ValueError(f"{name} has {len(values)} values; it must have three")
     first, second, third = (float(value) for value in values)
     return first, second, third
