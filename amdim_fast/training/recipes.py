@@ -22,10 +22,10 @@ def _option(default: Any, help_text: str, *, bookkeeping: bool = False) -> Any:
 class Recipe:
     """A pre-training run; ``dataclasses.replace`` makes a variant, which is checked again.
 
-    The learning rate warms up linearly, then is constant but for a multiplication by
-    ``decay_factor`` at the start of each of the ``milestones``, which are epochs counted from 0;
-    the public code, which sets an epoch's rate after it, decays one epoch later. An epoch leaves
-    out its incomplete last batch. Adam's settings hold for the online probes too.
+    The learning rate rises linearly during the warm-up. At the start of each of the ``milestones``,
+    epochs counted from 0, it is multiplied by ``decay_factor``; the public code sets an epoch's
+    rate after the epoch, and so decays one epoch later. An epoch leaves out its incomplete last
+    batch. Adam's settings hold for the online probes too.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Recipe:
     tau: float = _option(5.0, "inverse temperature of the components' posterior; with mixture only")
     batch_size: int = _option(200, "images a step (B)")
     epochs: int = _option(50, "passes over the training images; where steps is 0")
-    steps: int = _option(0, "optimiser steps; 0 takes as many as the epochs have")
+    steps: int = _option(0, "optimizer steps; 0 takes as many as the epochs have")
     learning_rate: float = _option(2e-4, "Adam's rate after the warm-up")
     beta1: float = _option(0.8, "Adam's first beta")
     beta2: float = _option(0.999, "Adam's second beta")
@@ -60,11 +60,11 @@ class Recipe:
     )
     compile: bool = _option(False, "torch.compile the encoder")
     micro_batch: int = _option(
-        0, "images the encoder has a graph of at a time, with BatchNorm's statistics; 0 is all"
+        0, "images that pass the encoder and its BatchNorms at a time, to save memory; 0 is all"
     )
-    checkpoint_blocks: bool = _option(False, "compute residual blocks again in the backward")
+    checkpoint_blocks: bool = _option(False, "recompute residual blocks in the backward")
     freeze_bn: bool = _option(
-        False, "the encoder's BatchNorms normalise by running statistics and leave these alone"
+        False, "the encoder's BatchNorms normalize by running statistics and leave them as they are"
     )
     sync_bn: bool = _option(
         False, "with several processes, BatchNorm's statistics are those of the whole batch"
@@ -116,14 +116,14 @@ class Recipe:
             )
 
     def check_micro_batch(self, images: int) -> None:
-        """Raise ValueError if one of those a process makes of ``images`` were a single image."""
+        """Raise ValueError if a batch of ``images`` would have a micro-batch of a single image."""
         if not self.micro_batch or self.freeze_bn:
             return
         if images < 2 * -(-images // self.micro_batch):
             raise ValueError(
-                f"micro_batch is {self.micro_batch}; of a batch of {images} that makes one of a"
-                " single image, which BatchNorm cannot normalise: take"
-                f" {2 + images % 2} or more, or freeze_bn"
+                f"micro_batch is {self.micro_batch}; it must be {2 + images % 2} or more for a"
+                f" batch of {images}, because BatchNorm cannot normalize a single image; or set"
+                " freeze_bn"
             )
 
     def steps_per_epoch(self, images: int) -> int:
@@ -161,7 +161,7 @@ class Recipe:
         }
         wrong = given.keys() ^ {item.name for item in fields(cls)}
         if wrong:
-            raise ValueError(f"the recipe misses or should not have {', '.join(sorted(wrong))}")
+            raise ValueError(f"recipe has missing or unknown fields: {', '.join(sorted(wrong))}")
         return cls(**given)
 
 
@@ -205,7 +205,7 @@ RECIPES: dict[str, Recipe] = {
     # CIFAR-100, 50,000 images; batch 200. Published: 70.2 % at 256/2048/10 [1].
     "cifar100": Recipe(name="cifar100", data="cifar100", policy="cifar", **_MEDIUM, **_EPOCHS_300),
     # amdim-fast pretrain --recipe stl10 --data-dir DIR --download --device cuda
-    # STL-10, its 5,000 labelled and 100,000 unlabelled images; batch 200. Published: 94.2 %, with
+    # STL-10, its 5,000 labeled and 100,000 unlabeled images; batch 200. Published: 94.2 %, with
     # stronger augmentation than this policy's [1].
     "stl10": Recipe(name="stl10", data="stl10", policy="stl10", **_SMALL, **_EPOCHS_300),
     # amdim-fast pretrain --recipe imagenet128 --data-dir DIR --device cuda [--model-size large]
@@ -236,7 +236,7 @@ RECIPES: dict[str, Recipe] = {
         probe_milestones=(7, 12),
     ),
     # amdim-fast pretrain --recipe folder --data-dir DIR --device cuda
-    # Any folder of images or packed store, labelled or not; imagenet128's views, batch 200.
+    # Any folder of images or packed store, labeled or not; imagenet128's views, batch 200.
     "folder": Recipe(
         name="folder",
         data="folder",

@@ -86,9 +86,9 @@ def test_frozen_statistics_stay_and_weights_learn():
     ("images", "micro_batch", "sentence"),
     [
         (6, -1, "micro_batch is -1; it must be a whole number, 0 or more"),
-        (6, 1, "micro_batch is 1; of a batch of 6 .* take 2 or more, or freeze_bn"),
-        (5, 2, "micro_batch is 2; of a batch of 5 .* a single image.* take 3 or more"),
-        (3, 1, "take 3 or more"),
+        (6, 1, "micro_batch is 1; it must be 2 or more for a batch of 6, .* or set freeze_bn"),
+        (5, 2, "micro_batch is 2; it must be 3 or more for a batch of 5, .* a single image"),
+        (3, 1, "it must be 3 or more"),
     ],
 )
 def test_recipe_refuses(images, micro_batch, sentence):

@@ -74,8 +74,8 @@ def plain_loop(model, recipe, steps, dtype, weight_decay=1e-5, milestone=True):
         rate = 2e-4 * min(1, (step + 1) / 8)
         if milestone and step >= 12:  # epoch 3 of four steps
             rate *= 0.2
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for options in optimizer.param_groups:
+            options["lr"] = rate
         optimizer.step()
         history.append([term.item() for term in terms])
     return torch.tensor(history, dtype=torch.float64), model

@@ -16,6 +16,7 @@ from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.data.datasets import LOADERS
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.probes import probe_loss
+from amdim_fast.nce.feature_maps import draw_locations
 from tests.processes import run_ranks, start, started_ranks
 from tests.training import ranks_cases as cases
 from tests.training import tiny
@@ -162,6 +163,22 @@ def test_shares():
     for batch in (4, 10):
         with pytest.raises(ValueError, match="take a multiple of 4 that leaves each 2 or more"):
             four.check_batch(batch)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_locations_are_those_of_the_whole_batch(world):
+    for seed in range(5):
+        whole = torch.randint(0, 25, (12,), generator=torch.Generator().manual_seed(seed))
+        generators = [torch.Generator().manual_seed(seed) for _ in range(world)]
+        parts = [
+            draw_locations(torch.empty(12 // world, 25, 3), generator, rank=rank, world_size=world)
+            for rank, generator in enumerate(generators)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+        alone = draw_locations(torch.empty(12, 25, 3), torch.Generator().manual_seed(seed))
+        assert torch.equal(alone, whole)
+        states = [generator.get_state() for generator in generators]
+        assert all(torch.equal(state, states[0]) for state in states)
 
 
 def rank_process(process, rank):

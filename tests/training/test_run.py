@@ -190,7 +190,7 @@ def test_online_probes_learn(tmp_path):
     assert accuracies[-1] > 0.3
 
 
-def test_unlabelled_images_need_no_probes(tmp_path, monkeypatch):
+def test_unlabeled_images_need_no_probes(tmp_path, monkeypatch):
     data = few_digits()
     blank = ImageData(TensorImages(data.train.images), None, None, ())
     monkeypatch.setitem(LOADERS, "digits", lambda *_: blank)
