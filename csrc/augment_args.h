@@ -1,4 +1,4 @@
-// What both devices read from the arguments of amdim_fast::augment.
+// The arguments of amdim_fast::augment, checked, in the form that the CPU and CUDA code reads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -50,9 +50,9 @@ inline AugmentArgs augment_args(const Tensor& images, const std::optional<Tensor
   STD_TORCH_CHECK(table.numel() == 3 * 256 && table.is_contiguous(), "table must be [3, 256]");
   STD_TORCH_CHECK(params.device() == images.device() && table.device() == images.device(),
                   "images, params and table must be on one device");
-  STD_TORCH_CHECK(size >= 1 && size <= 8192, "size must be in 1..8192");
+  STD_TORCH_CHECK(size >= 1 && size <= 8192, "size is ", size, "; it must be in 1..8192");
   STD_TORCH_CHECK(height >= 1 && width >= 1 && height < (1 << 24) && width < (1 << 24),
-                  "height and width must be in 1..2^24");
+                  "height is ", height, " and width ", width, "; they must be in 1..2^24");
   AugmentArgs args{};
   args.images = static_cast<const uint8_t*>(images.data_ptr());
   args.count = params.size(1);

@@ -1,4 +1,4 @@
-// Schemas of the compiled ops; their implementations are in cpu/ and, in a library apart, cuda/.
+// Schemas of the compiled ops. They are implemented in cpu/ and, in a separate library, in cuda/.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(amdim_fast, m) {

@@ -13,7 +13,7 @@ import torch
 import amdim_fast
 from amdim_fast import LossMultiNCE, TwoViews
 from amdim_fast.nce.reference import multiscale_nce
-from amdim_fast.views import library as compiled
+from amdim_fast.views import compiled
 from amdim_fast.views.params import POLICIES
 
 folder = Path(sys.argv[1]).resolve()

@@ -13,7 +13,7 @@ import torch
 from amdim_fast.model.pretrained import read_pretrained
 from amdim_fast.nce.backend import resolve_backend
 from amdim_fast.version import __version__
-from amdim_fast.views import library as compiled
+from amdim_fast.views import compiled
 
 PACKAGES = ("triton", "numpy", "safetensors", "torchvision", "pillow", "matplotlib")
 
@@ -74,7 +74,8 @@ def describe_model(path: str | os.PathLike[str]) -> Facts:
     """Architecture, parameters, test-time input and origin of a checkpoint or an export.
 
     Raises:
-        FileNotFoundError: there is no such file. CheckpointError: it is damaged, or of no AMDIM.
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, or not of an AMDIM.
         ValueError: its recipe's policy is not known here.
     """
     model, preprocessing, provenance = read_pretrained(path)

@@ -1,8 +1,9 @@
-"""``amdim_fast::augment``, compiled, and ``amdim_fast::pack_views``, which checks what it takes.
+"""The ops that make views: ``amdim_fast::pack_views`` and the compiled ``amdim_fast::augment``.
 
-One record of 19 int32 words describes a view: crop (top, left, height, width), resized height and
-width, first row and column of the output in the resized crop, translation (dy, dx), order, the four
-factors by their bits, and flags. ``csrc/shared/view.h`` reads it.
+``pack_views`` checks parameters and packs them into records, one of 19 int32 words for each view:
+crop (top, left, height, width), height and width that the crop is resized to, first row and column
+of the output in the resized crop, translation (dy, dx), order, the bits of the four factors, and
+flags. ``csrc/shared/view.h`` reads them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amdim_fast.views import library as compiled
-from amdim_fast.views.library import LIBRARY
+from amdim_fast.views import compiled
+from amdim_fast.views.compiled import LIBRARY
 from amdim_fast.views.params import VIEW_FIELDS, ViewParams
 
 RECORD_WORDS = 19
@@ -27,10 +28,7 @@ LIBRARY.define(
 
 
 def _pack_views(*arguments: Tensor) -> Tensor:
-    """Records [V, N, 19] of checked parameters.
-
-    Values on a CPU are checked; on a GPU that would stop the stream, and the op clamps them.
-    """
+    """Records [V, N, 19]; values on a CPU are checked, values on a GPU are clamped by the op."""
     *values, sizes, windows = arguments
     params = ViewParams(*values)
     params.check_types()
@@ -87,27 +85,27 @@ if compiled.load_cpu():
 def make_views(
     pixels: Tensor | Sequence[Tensor],
     params: ViewParams,
+    *,
     windows: Tensor,
     sizes: Tensor,
     table: Tensor,
-    *,
     size: int,
     channels_last: bool,
 ) -> Tensor:
-    """All views in one launch.
+    """Make all views in one launch.
 
     Args:
         pixels: uint8 [N, H, W, 3] with any strides, or N > 0 tensors [H, W, 3].
         params: [V, N], on the CPU or on the device of the images.
         windows: int32 [4] or [N, 4] on the device of ``params``: height and width that the crop is
-            resized to, then top and left of the output in it.
+            resized to, then top and left of the output in the resized crop.
         sizes: int64 [N, 2] on the CPU, height and width of each image.
         table: [3, 256], what each level of each channel becomes; its dtype is the output's.
-        size: side of the output.
-        channels_last: order of the output.
+        size: side of the output, pixels.
+        channels_last: whether channels are innermost in the output.
 
     Returns:
-        [V, N, 3, size, size], or [V, N, size, size, 3] for ``channels_last``, where the images are.
+        [V, N, 3, size, size], or [V, N, size, size, 3] if ``channels_last``, on the images' device.
     """
     device = pixels.device if isinstance(pixels, Tensor) else pixels[0].device
     compiled.require(device.type)
@@ -116,8 +114,8 @@ def make_views(
     images, layout, (height, width) = _as_buffer(pixels, sizes)
     return torch.ops.amdim_fast.augment(
         images,
-        None if layout is None else _moved(layout, device),
-        _moved(records, device),
+        None if layout is None else _on_device(layout, device),
+        _on_device(records, device),
         table,
         size,
         height,
@@ -129,7 +127,7 @@ def make_views(
 def _as_buffer(
     pixels: Tensor | Sequence[Tensor], sizes: Tensor
 ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-    """The images; if packed, int64 [N, 3] offset, height, width of each; the largest size."""
+    """Images, or a list in one buffer and int64 [N, 3] offset, height, width; the largest size."""
     if isinstance(pixels, Tensor):
         return pixels, None, (pixels.shape[1], pixels.shape[2])
     lengths = 3 * sizes.prod(1)
@@ -138,8 +136,8 @@ def _as_buffer(
     return torch.cat([image.reshape(-1) for image in pixels]), layout, (height, width)
 
 
-def _moved(small: Tensor, device: torch.device) -> Tensor:
-    """Through pinned memory, so that the host does not wait for the stream."""
+def _on_device(small: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, through pinned memory so that the host does not wait for the stream."""
     if small.device == device:
         return small
     if device.type == "cuda" and small.device.type == "cpu":

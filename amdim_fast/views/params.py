@@ -1,4 +1,4 @@
-"""What a view is: its parameters, the policies they are drawn from, and what a draw starts with."""
+"""What a view is: its parameters, and the policies that they are drawn from."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ VIEW_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
 class ViewParams:
     """Everything random about V views of N images; applying it is deterministic.
 
-    The operations run in the order flip, translate, crop and resize, jitter, grey.
+    The operations run in this order: flip, translate, crop and resize, jitter, grayscale.
 
     Attributes:
         crop: int32 [V, N, 4], top, left, height, width in source pixels, after the flip.
-        translate: int32 [V, N, 2], dy, dx in source pixels: content moves down and right, borders
-            reflect without repeating the edge; (0, 0) is none.
+        translate: int32 [V, N, 2], dy, dx in source pixels: positive values move the content down
+            and right; borders reflect without repeating the edge.
         flip: bool [V, N], horizontal.
         jitter: bool [V, N], whether the next five fields apply.
         order: int32 [V, N, 4], permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
-        brightness: float32 [V, N], factor, 1 is none.
-        contrast: float32 [V, N], factor, 1 is none.
-        saturation: float32 [V, N], factor, 1 is none.
-        hue: float32 [V, N], turns, -0.5 to 0.5.
-        gray: bool [V, N], grey-scale at the end.
+        brightness: float32 [V, N], factor; 1 changes nothing.
+        contrast: float32 [V, N], factor; 1 changes nothing.
+        saturation: float32 [V, N], factor; 1 changes nothing.
+        hue: float32 [V, N], shift in turns, -0.5 to 0.5.
+        gray: bool [V, N], whether grayscale comes last.
     """
 
     crop: Tensor
@@ -64,7 +64,7 @@ class ViewParams:
         return self.flip.shape[1]
 
     def __getitem__(self, images: int | slice | Sequence[int] | Tensor) -> ViewParams:
-        """Parameters of some images; the leading dimensions stay [V, N']."""
+        """Parameters of some images; every field keeps its two leading dimensions."""
         if isinstance(images, int):
             images = [range(len(self))[images]]
         return ViewParams(**{f.name: getattr(self, f.name)[:, images] for f in fields(self)})
@@ -80,14 +80,16 @@ class ViewParams:
             sizes: [N, 2] integers or N pairs, height and width of each image.
 
         Raises:
-            TypeError: a field has the wrong dtype. ValueError: a field has the wrong shape, lies on
-                another device than the first, or holds an impossible value; the message names the
-                field and the first offending [view, image].
+            TypeError: a field has the wrong dtype. ValueError: a field has the wrong shape, is not
+                on the device of ``crop``, or holds an impossible value; the message names the field
+                and the first bad [view, image].
         """
         self.check_types()
-        extent = _as_sizes(sizes).to(self.crop.device)
+        extent = as_sizes(sizes).to(self.crop.device)
         if len(extent) != len(self):
-            raise ValueError(f"params must describe {len(extent)} images, got {len(self)}")
+            raise ValueError(
+                f"len(params) is {len(self)}; it must be {len(extent)}, the number of images"
+            )
 
         start, length = self.crop.long().split(2, dim=-1)
         inside = ((start >= 0) & (length >= 1) & (start + length <= extent)).all(-1)
@@ -103,22 +105,22 @@ class ViewParams:
         self._require("hue", self.hue.abs() <= 0.5, "between -0.5 and 0.5 turns")
 
     def check_types(self) -> None:
-        """Raise as ``validate`` does on wrong dtypes, shapes and devices; reads no value."""
+        """Raise on wrong dtypes, shapes and devices, as ``validate`` does; reads no values."""
         leading = self.crop.shape[:2]
         for name, (dtype, trailing) in VIEW_FIELDS.items():
             value = getattr(self, name)
             if value.dtype != dtype:
-                raise TypeError(f"params.{name} must have dtype {dtype}, got {value.dtype}")
+                raise TypeError(f"params.{name} is {value.dtype}; it must be {dtype}")
             if self.crop.dim() != 3 or value.shape != (*leading, *trailing):
                 wanted = ["V", "N", *map(str, trailing)]
                 raise ValueError(
-                    f"params.{name} must have shape [{', '.join(wanted)}], the same V and N in all "
-                    f"fields, got {list(value.shape)} where params.crop has {list(self.crop.shape)}"
+                    f"params.{name} is {list(value.shape)}, params.crop {list(self.crop.shape)};"
+                    f" it must be [{', '.join(wanted)}], the same V and N in all fields"
                 )
             if value.device != self.crop.device:
                 raise ValueError(
-                    f"params.{name} must be on the device of params.crop, {self.crop.device}, "
-                    f"got {value.device}"
+                    f"params.{name} is on {value.device}; it must be on the device of params.crop,"
+                    f" {self.crop.device}"
                 )
 
     def _require(self, name: str, good: Tensor, rule: str, extent: Tensor | None = None) -> None:
@@ -128,7 +130,7 @@ class ViewParams:
         if extent is not None:
             rule += " of {} x {} pixels".format(*extent[image].tolist())
         value = getattr(self, name)[view, image].tolist()
-        raise ValueError(f"params.{name}[{view}, {image}] must be {rule}, got {value}")
+        raise ValueError(f"params.{name}[{view}, {image}] is {value}; it must be {rule}")
 
 
 @dataclass(frozen=True)
@@ -138,17 +140,18 @@ class ViewPolicy:
     Attributes:
         size: side of the square output, pixels.
         mean: subtracted from RGB in 0..1.
-        std: what the difference is divided by.
+        std: divides the difference.
         scale: bounds of the crop's share of the image area; None takes the whole image.
         ratio: bounds of the crop's width / height, drawn log-uniformly.
         max_translation: largest reflected translation, source pixels.
-        translate_probability: chance to translate, then uniform over all offsets, none included.
+        translate_probability: chance to translate, uniformly over all offsets, (0, 0) included.
         flip_probability: chance of a horizontal flip, drawn once for all views of an image.
-        jitter_probability: chance of colour jitter.
+        jitter_probability: chance of color jitter.
         brightness, contrast, saturation: factor uniform in [max(0, 1 - x), 1 + x].
         hue: shift uniform in [-x, x] turns.
-        gray_probability: chance of grey-scale.
-        test_resize: shorter side before the centre crop of test images; None takes them as is.
+        gray_probability: chance of grayscale.
+        test_resize: shorter side of test images before the center crop, pixels; None leaves them as
+            they are, and they must be ``size`` x ``size``.
     """
 
     size: int
@@ -171,25 +174,26 @@ class ViewPolicy:
         for name in ("translate", "flip", "jitter", "gray"):
             value = getattr(self, f"{name}_probability")
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}_probability must be between 0 and 1, got {value}")
+                raise ValueError(f"{name}_probability is {value}; it must be between 0 and 1")
         for name in ("brightness", "contrast", "saturation", "max_translation"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be finite and not negative")
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue must be between 0 and 0.5 turns, got {self.hue}")
+            raise ValueError(f"hue is {self.hue}; it must be between 0 and 0.5 turns")
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(
-                f"scale must be (low, high) with 0 < low <= high <= 1, got {self.scale}"
+                f"scale is {self.scale}; it must be (low, high) with 0 < low <= high <= 1"
             )
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
-            raise ValueError(f"ratio must be (low, high) with 0 < low <= high, got {self.ratio}")
+            raise ValueError(f"ratio is {self.ratio}; it must be (low, high) with 0 < low <= high")
 
 
 _CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
 POLICIES: dict[str, ViewPolicy] = {
-    # Digits have no mirror image; mean and std of 0.5 map grey levels to -1..1.
+    # A mirrored digit is no digit; mean and std of 0.5 map gray levels to -1..1.
     "digits": ViewPolicy(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), flip_probability=0.0),
     "cifar": ViewPolicy(
         32, _CIFAR_MEAN, _CIFAR_STD, scale=None, max_translation=4, translate_probability=0.8
@@ -201,53 +205,14 @@ POLICIES: dict[str, ViewPolicy] = {
 }
 
 
-def prepare_draw(
-    max_translation: int,
-    sizes: Tensor | Sequence[Sequence[int]],
-    views: int,
-    generator: torch.Generator | None,
-    sample_index: Tensor | None,
-) -> tuple[Tensor, Tensor, int]:
-    """Check what ``sample_view_params`` is given and draw its seed.
-
-    Returns:
-        int64 [N, 2] sizes, int64 [N] sample indices, both on the CPU, and the seed, 63 bits.
-    """
-    extent = _as_sizes(sizes).cpu()
-    if views < 1:
-        raise ValueError(f"views must be at least 1, got {views}")
-    if max_translation and bool((extent <= max_translation).any()):
-        raise ValueError(
-            f"sizes must be larger than the policy's max_translation of {max_translation} "
-            f"pixels, got {extent.amin().item()}"
-        )
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(
-            f"generator must be on the CPU, where all parameters are drawn, got {generator.device}"
-        )
-    index = _as_sample_index(sample_index, len(extent))
-    return extent, index, int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
-
-
-def _as_sizes(sizes: Tensor | Sequence[Sequence[int]]) -> Tensor:
+def as_sizes(sizes: Tensor | Sequence[Sequence[int]]) -> Tensor:
+    """Heights and widths as int64 [N, 2]; raises on other shapes, types and empty images."""
     if not isinstance(sizes, Tensor):
         sizes = torch.tensor(sizes) if len(sizes) else torch.empty(0, 2, dtype=torch.long)
     if sizes.is_floating_point() or sizes.dtype == torch.bool:
-        raise TypeError(f"sizes must be integers, got {sizes.dtype}")
+        raise TypeError(f"sizes is {sizes.dtype}; it must hold integers")
     if sizes.dim() != 2 or sizes.shape[1] != 2:
-        raise ValueError(f"sizes must be [N, 2], height and width, got {list(sizes.shape)}")
+        raise ValueError(f"sizes is {list(sizes.shape)}; it must be [N, 2], height and width")
     if bool((sizes < 1).any()):
-        raise ValueError(f"sizes must be at least one pixel, got {sizes.amin().item()}")
+        raise ValueError(f"min(sizes) is {sizes.amin().item()}; it must be at least 1 pixel")
     return sizes.long()
-
-
-def _as_sample_index(sample_index: Tensor | None, images: int) -> Tensor:
-    if sample_index is None:
-        return torch.arange(images, device="cpu")
-    if sample_index.dtype != torch.int64:
-        raise TypeError(f"sample_index must be int64, got {sample_index.dtype}")
-    if sample_index.shape != (images,):
-        raise ValueError(f"sample_index must be [{images}], got {list(sample_index.shape)}")
-    if bool((sample_index < 0).any()):
-        raise ValueError(f"sample_index must not be negative, got {sample_index.amin().item()}")
-    return sample_index.cpu()

@@ -1,4 +1,4 @@
-"""How a test image becomes the input of an encoder."""
+"""How a test image becomes the input of an encoder: one deterministic view."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from amdim_fast.views.augment import center_view
-from amdim_fast.views.params import ViewPolicy
+from amdim_fast.views import reference
+from amdim_fast.views.augment import check_output, compiled_views
+from amdim_fast.views.compiled import check_backend
+from amdim_fast.views.images import as_pixels, sizes_of, stacked
+from amdim_fast.views.params import ViewParams, ViewPolicy
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,13 @@ class Preprocessing:
     Attributes:
         size: side of the input, pixels.
         mean: subtracted from RGB in 0..1.
-        std: what the difference is divided by.
-        resize: shorter side before the centre crop, pixels; None takes images of ``size`` as is.
+        std: divides the difference.
+        resize: shorter side before the center crop, pixels; None leaves images as they are, and
+            they must be ``size`` x ``size``.
+
+    Raises:
+        ValueError: mean or std is not three finite numbers, std is not positive, or resize is
+            smaller than size.
     """
 
     size: int
@@ -32,11 +41,10 @@ class Preprocessing:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"{name} is {values}; it should be three finite numbers")
+                raise ValueError(f"{name} is {values}; it must be three finite numbers")
         if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; it should be positive")
-        if self.resize is not None and self.resize < self.size:
-            raise ValueError(f"resize is {self.resize}; it should be at least size = {self.size}")
+            raise ValueError(f"std is {self.std}; it must be positive")
+        _check_resize(self.resize, self.size)
 
     @classmethod
     def of(cls, policy: ViewPolicy) -> Preprocessing:
@@ -44,7 +52,7 @@ class Preprocessing:
         return cls(policy.size, policy.mean, policy.std, policy.test_resize)
 
     def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 images, as in ``center_view``, to normalised float32 [N, 3, size, size]."""
+        """uint8 images, as in ``center_view``, to normalized float32 [N, 3, size, size]."""
         return center_view(
             images,
             resize=self.resize,
@@ -53,3 +61,100 @@ class Preprocessing:
             std=self.std,
             channels_last=True,
         )
+
+
+def center_view(
+    images: Tensor | Sequence[Tensor],
+    *,
+    resize: int | None,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    backend: str = "compiled",
+) -> Tensor:
+    """Make the one deterministic view of test images.
+
+    Equals torchvision's ``Resize(resize, BICUBIC)``, ``CenterCrop(size)``, ``ToTensor()`` and
+    ``Normalize(mean, std)`` on Pillow images, bit for bit; see ``augment``.
+
+    Args:
+        images: as in ``augment``.
+        resize: shorter side before the crop, pixels, at least ``size``; None leaves images as they
+            are, and they must be size x size. A policy's ``test_resize``.
+        size: side of the view, pixels.
+        mean: of each channel, for pixels in 0..1.
+        std: of each channel, positive.
+        dtype: float32, float16 or bfloat16.
+        channels_last: as in ``augment``.
+        backend: as in ``augment``.
+
+    Returns:
+        [N, 3, size, size].
+
+    Raises:
+        TypeError: images are not uint8, or dtype is not one of the three.
+        ValueError: shapes or sizes disagree.
+        RuntimeError: the compiled library is not built, or not for this device.
+    """
+    pixels = as_pixels(images)
+    check_backend(backend)
+    check_output(size=size, mean=mean, std=std, dtype=dtype)
+    _check_resize(resize, size)
+    if resize is None:
+        for index, image in enumerate(pixels):
+            if image.shape[:2] != (size, size):
+                raise ValueError(
+                    f"images[{index}] is {image.shape[0]} x {image.shape[1]} pixels; it must be"
+                    f" {size} x {size} because resize is None"
+                )
+    if not len(pixels) or backend == "reference":
+        views = _reference_center(pixels, resize, size)
+        return reference.normalize(views, mean, std, dtype, channels_last)
+    sizes = sizes_of(pixels)
+    resized = sizes if resize is None else resize * sizes // sizes.amin(1, keepdim=True)
+    begin = ((resized - size).double() / 2).round().long()  # halves to even, as torchvision
+    (views,) = compiled_views(
+        pixels,
+        _unchanged(sizes),
+        windows=torch.cat([resized, begin], 1).int(),
+        size=size,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+        channels_last=channels_last,
+    )
+    return views
+
+
+def _check_resize(resize: int | None, size: int) -> None:
+    if resize is not None and resize < size:
+        raise ValueError(f"resize is {resize}; it must be at least size = {size}")
+
+
+def _reference_center(pixels: Tensor | list[Tensor], resize: int | None, size: int) -> Tensor:
+    if resize is None:
+        return pixels if isinstance(pixels, Tensor) else stacked(pixels, size)
+    if isinstance(pixels, Tensor):
+        return reference.center_crop(pixels, resize, size)
+    return stacked([reference.center_crop(image[None], resize, size)[0] for image in pixels], size)
+
+
+def _unchanged(sizes: Tensor) -> ViewParams:
+    """Parameters [1, N] of whole images, without any change."""
+    lead = (1, len(sizes))
+    no = torch.zeros(lead, dtype=torch.bool)
+    one, zero = torch.ones(lead), torch.zeros(lead, dtype=torch.int32)
+    return ViewParams(
+        crop=torch.cat([torch.zeros_like(sizes), sizes], 1).int()[None],
+        translate=zero[..., None].expand(*lead, 2),
+        flip=no,
+        jitter=no,
+        order=torch.arange(4, dtype=torch.int32).expand(*lead, 4),
+        brightness=one,
+        contrast=one,
+        saturation=one,
+        hue=zero.float(),
+        gray=no,
+    )

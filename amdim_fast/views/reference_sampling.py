@@ -1,7 +1,7 @@
-"""Draws of view parameters in plain PyTorch.
+"""How view parameters are drawn, in plain PyTorch.
 
-Drawing is counter-based (Philox-4x32-10, Salmon et al. 2011), keyed by seed, sample index, view and
-quantity: a sample's parameters depend neither on the batch it is in nor on the other options.
+Draws are counter-based (Philox-4x32-10, Salmon et al. 2011), keyed by seed, sample index, view and
+quantity: the parameters of a sample depend neither on its batch nor on the policy's other options.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ _FACTORS, _ORDER, _TRANSLATION, _CHANCES = range(_CROP_TRIES, _CROP_TRIES + 4)
 def sample_views(
     policy: ViewPolicy, sizes: Tensor, sample_index: Tensor, seed: int, views: int
 ) -> ViewParams:
-    """Parameters [views, N] of what ``views.prepare_draw`` returned."""
+    """Parameters [views, N].
+
+    Args:
+        policy: the distribution.
+        sizes: int64 [N, 2] on the CPU, height and width.
+        sample_index: int64 [N] on the CPU.
+        seed: 63 bits.
+        views: V.
+    """
     words = _draw_words(seed, sample_index, views)
     unit = words.double() * 2.0**-32
     chance, factor = unit[_CHANCES], unit[_FACTORS]
@@ -48,7 +56,7 @@ def sample_views(
 
 
 def _crops(policy: ViewPolicy, extent: Tensor, words: Tensor, unit: Tensor) -> Tensor:
-    """First of the tries [T, V, N, 4] that fits, else the central fallback; int64 [V, N, 4]."""
+    """The first of the tries [T, V, N, 4] that fits, else the central crop; int64 [V, N, 4]."""
     whole = extent.expand(words.shape[1], -1, -1)
     if policy.scale is None:
         return torch.cat([torch.zeros_like(whole), whole], -1)
@@ -81,7 +89,7 @@ def _draw_words(seed: int, sample_index: Tensor, views: int) -> Tensor:
 
 
 def _exponential(x: Tensor) -> Tensor:
-    """In sums and products only, so that every machine draws the same; to about 1e-13."""
+    """exp(x) to about 1e-13, in sums and products only, so that every machine draws the same."""
     y = x / 1024.0
     power = 1.0 + y * (1.0 + y / 2.0 * (1.0 + y / 3.0 * (1.0 + y / 4.0 * (1.0 + y / 5.0))))
     for _ in range(10):

@@ -13,8 +13,9 @@ from torch import Tensor
 from amdim_fast.data.decoding import decode, pixels_of
 from amdim_fast.files import written_whole
 from amdim_fast.optional import require
-from amdim_fast.views.augment import augment, sample_view_params
+from amdim_fast.views.augment import augment
 from amdim_fast.views.params import ViewPolicy
+from amdim_fast.views.sampling import sample_view_params
 
 GAP = 2
 BACKGROUND = 255
@@ -25,13 +26,13 @@ def view_tiles(
 ) -> Tensor:
     """The views of some images as pixels.
 
-    Equals ``augment`` under parameters drawn from a generator of this seed, before normalisation.
+    Equals ``augment``, before normalization, with parameters drawn from a generator of this seed.
 
     Args:
         images: N tensors, uint8 [H, W, 3].
         policy: what to draw from.
         views: V.
-        seed: of the draw.
+        seed: of the generator.
 
     Returns:
         uint8 [N, V, size, size, 3].
@@ -49,7 +50,7 @@ def view_tiles(
 
 
 def fitted(image: Tensor, size: int) -> Tensor:
-    """A whole image uint8 [H, W, 3] as large as fits in [size, size, 3], centred on white."""
+    """An image uint8 [H, W, 3], scaled to fit into [size, size, 3] and centered on white."""
     pillow, operations = (
         require(module, "drawing images") for module in ("PIL.Image", "PIL.ImageOps")
     )
@@ -62,11 +63,11 @@ def fitted(image: Tensor, size: int) -> Tensor:
 
 
 def sheet(tiles: Tensor, edges: Tensor | None = None) -> Tensor:
-    """Lay tiles out in rows, ``GAP`` pixels apart and from the border.
+    """Lay tiles out in rows, with ``GAP`` pixels around each.
 
     Args:
         tiles: uint8 [R, C, S, S, 3].
-        edges: uint8 [R, C, 3], colour of the gap around each tile; white if None.
+        edges: uint8 [R, C, 3], color of the gap around each tile; white if None.
 
     Returns:
         uint8 [R (S + 2 GAP), C (S + 2 GAP), 3].
@@ -83,7 +84,7 @@ def sheet(tiles: Tensor, edges: Tensor | None = None) -> Tensor:
 def view_sheet(
     paths: Sequence[str | os.PathLike[str]], policy: ViewPolicy, *, views: int = 2, seed: int = 0
 ) -> Tensor:
-    """A row an image file: the image, fitted into a tile, and its views.
+    """One row for each image file: the image, fitted into a tile, and its views.
 
     Raises:
         BadImage, OSError: a file cannot be read. ValueError: one is too small for the policy.
@@ -104,14 +105,14 @@ def write_png(path: Path, pixels: Tensor) -> None:
 
 
 def check_new(path: Path, *, overwrite: bool = False) -> None:
-    """Raise, one sentence, unless a file can be written there.
+    """Raise unless a file can be written there.
 
     Raises:
         FileExistsError: it exists and may not be overwritten. FileNotFoundError: its folder does
-            not exist. IsADirectoryError: it is a folder.
+            not exist. IsADirectoryError: it is a folder itself.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+        raise IsADirectoryError(f"{path} is a folder; it must be the name of a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name or allow --overwrite")
     if not path.parent.is_dir():

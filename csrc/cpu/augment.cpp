@@ -1,11 +1,11 @@
-// amdim_fast::augment on CPUs: one thread a view, views in parallel.
+// amdim_fast::augment on CPUs: one thread per view, views in parallel.
 #include <torch/csrc/stable/library.h>
 
 #include <vector>
 
 #include "augment_args.h"
 
-// Vectors of the machine it runs on. AVX2 without FMA: no product may be fused with a sum.
+// The AVX2 clone runs where the machine has AVX2. Not FMA: no product may be fused with a sum.
 #if defined(__x86_64__) && defined(__linux__) && !defined(__SANITIZE_THREAD__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define AMDIM_CLONES __attribute__((target_clones("avx2", "default"), flatten))

@@ -1,5 +1,5 @@
-// amdim_fast::augment on CUDA: one block a view, its tile in shared memory, or in global memory where
-// it does not fit; the same bits either way.
+// amdim_fast::augment on CUDA: one block per view, its tile in shared memory, or in global memory if
+// it does not fit there; the same bits either way.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -20,7 +20,7 @@ struct Block {
   __device__ void sync(Site) const { __syncthreads(); }
 };
 
-// Blocks take the views first, first + gridDim.x, ...; tiles is null for shared memory.
+// Block b makes the views b, b + gridDim.x, ...; tiles is null if tiles are in shared memory.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     augment_kernel(AugmentArgs args, char* tiles, int64_t tile_bytes, T* out) {

@@ -1,4 +1,4 @@
-// Colour jitter and grey-scale of one view's pixels, and their normalised output.
+// Color jitter and grayscale of one view's pixels, and their normalized output.
 #pragma once
 
 #include "team.h"

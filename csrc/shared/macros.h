@@ -1,4 +1,4 @@
-// What lets one source serve the host and CUDA. Compile without FMA contraction and fast math.
+// Macros for code that runs on the host and on CUDA. Compile without FMA contraction or fast math.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -6,6 +6,6 @@
 #define AMDIM_LANE_LOOP _Pragma("unroll")
 #else
 #define AMDIM_HD inline __attribute__((always_inline))
-// GCC makes vectors of a loop that it has not unrolled.
+// GCC vectorizes a loop only if it has not unrolled it.
 #define AMDIM_LANE_LOOP _Pragma("GCC unroll 1")
 #endif

@@ -1,4 +1,4 @@
-// Colour of one pixel as Pillow computes it on uint8, bit for bit. Levels are ints in 0..255.
+// Color of one pixel as Pillow computes it on uint8, bit for bit. Levels are ints in 0..255.
 #pragma once
 
 #include "macros.h"
@@ -59,15 +59,15 @@ AMDIM_HD Hsv rgb_to_hsv(Rgb pixel) {
   const float minus = static_cast<float>(high - before) / chroma;
   const float sixths =
       static_cast<float>(base + static_cast<double>(plus) - static_cast<double>(minus));
-  // Multiplying by 1/6 gives the hue of dividing by 6 for every colour.
+  // Multiplying by 1/6 gives the same hue as dividing by 6 for every color.
   const double turns = static_cast<double>(sixths) * (1.0 / 6.0) + 1.0;
   const float turn = static_cast<float>(turns - static_cast<double>(static_cast<int>(turns)));
   return {static_cast<int>(static_cast<double>(turn) * 255.0),
           quotient(255 * (high - low), larger(high, 1)), high};
 }
 
-// Of the sextants 0..6 (the last is the first again), those whose bit is set take high or low, the
-// others middle. Arithmetic instead of branches, so that loops vectorise.
+// Sextants are 0..6, where 6 is 0 again. A sextant whose bit is set in highs takes high, in lows
+// low, else middle. Arithmetic instead of branches, so that loops vectorize.
 AMDIM_HD int by_sextant(int sextant, int highs, int lows, int high, int middle, int low) {
   return middle + (highs >> sextant & 1) * (high - middle) + (lows >> sextant & 1) * (low - middle);
 }

@@ -6,7 +6,7 @@
 
 namespace amdim {
 
-// Stages groups begin .. end - 1 of LANES source rows each, one channel after the other; rows below
+// Stages slabs begin .. end - 1 of LANES source rows each, one channel after the other; rows below
 // the crop repeat its last one.
 template <int LANES, class Team>
 AMDIM_HD void stage_rows(const Team& team, const Image& image, const View& view, int begin, int end,
@@ -54,18 +54,18 @@ AMDIM_HD Lanes<LANES> weighted_sum(const Lanes<LANES>* first, int step, const in
   return result;
 }
 
-// Resizes the staged groups along rows, into their slots of the ring.
+// Resizes the staged slabs along rows, into their slots of the ring.
 template <int LANES, class Team>
 AMDIM_HD void resize_rows(const Team& team, const View& view, int size, int begin, int end,
                           const Scratch<LANES>& scratch) {
   const int line = 3 * scratch.pitch * LANES;
   for (int item = team.index; item < (end - begin) * 3 * size; item += team.count) {
-    const int place = item % size, channel = item / size % 3, group = item / size / 3;
+    const int place = item % size, channel = item / size % 3, slab = item / size / 3;
     const Taps taps = scratch.column_taps[place];
-    const Lanes<LANES>* staged = scratch.staged + (group * 3 + channel) * view.width + taps.first;
+    const Lanes<LANES>* staged = scratch.staged + (slab * 3 + channel) * view.width + taps.first;
     const Lanes<LANES> levels = weighted_sum<LANES>(
         staged, 1, scratch.column_weights + place * scratch.column_limit, taps.count);
-    const int64_t slot = (begin + group) % scratch.ring_groups * LANES;
+    const int64_t slot = (begin + slab) % scratch.ring_slabs * LANES;
     uint8_t* out = reinterpret_cast<uint8_t*>(scratch.lines) + slot * line +
                    channel * scratch.pitch * LANES + place;
     AMDIM_LANE_LOOP
@@ -77,7 +77,7 @@ AMDIM_HD void resize_rows(const Team& team, const View& view, int size, int begi
 template <int LANES, class Team>
 AMDIM_HD void resize_columns(const Team& team, int size, int begin, int end,
                              const Scratch<LANES>& scratch) {
-  const int pitch = scratch.pitch, ring_rows = scratch.ring_groups * LANES;
+  const int pitch = scratch.pitch, ring_rows = scratch.ring_slabs * LANES;
   for (int item = team.index; item < (end - begin) * 3 * pitch; item += team.count) {
     const int chunk = item % pitch, channel = item / pitch % 3, row = begin + item / pitch / 3;
     const Taps taps = scratch.row_taps[row];
@@ -120,24 +120,24 @@ AMDIM_HD void resample(const Team& team, const Image& image, const View& view, i
   }
   team.sync(kWeightsReady);
 
-  int made = 0;  // groups of lines so far
+  int made = 0;  // slabs of lines so far
   for (int row = 0; row < size;) {
-    const int first_group = scratch.row_taps[row].first / LANES;
+    const int first_slab = scratch.row_taps[row].first / LANES;
     int strip_end = row, needed = 0;
     while (strip_end < size) {
       const Taps taps = scratch.row_taps[strip_end];
-      const int groups = (taps.first + taps.count - 1) / LANES + 1;
-      if (strip_end > row && groups - first_group > scratch.ring_groups) break;
-      needed = groups;
+      const int slabs = (taps.first + taps.count - 1) / LANES + 1;
+      if (strip_end > row && slabs - first_slab > scratch.ring_slabs) break;
+      needed = slabs;
       ++strip_end;
     }
-    for (int group = larger(made, first_group); group < needed;) {
-      const int group_end = smaller(group + scratch.staged_groups, needed);
-      stage_rows<LANES>(team, image, view, group, group_end, scratch);
+    for (int slab = larger(made, first_slab); slab < needed;) {
+      const int slab_end = smaller(slab + scratch.staged_slabs, needed);
+      stage_rows<LANES>(team, image, view, slab, slab_end, scratch);
       team.sync(kRowsStaged);
-      resize_rows<LANES>(team, view, size, group, group_end, scratch);
+      resize_rows<LANES>(team, view, size, slab, slab_end, scratch);
       team.sync(kLinesReady);
-      group = group_end;
+      slab = slab_end;
     }
     made = larger(made, needed);
     resize_columns<LANES>(team, size, row, strip_end, scratch);

@@ -8,34 +8,34 @@
 
 namespace amdim {
 
-// LANES source rows are resized side by side; on a CPU they fill its vectors.
+// A slab is LANES source rows, resized side by side; on a CPU they fill a vector register.
 template <int LANES>
 struct alignas(LANES) Lanes {
   uint8_t level[LANES];
 };
 
-constexpr int kMaxStagedGroups = 4;
+constexpr int kMaxStagedSlabs = 4;
 
-// All members point into one buffer. ring_groups is 0 where the buffer is too small.
+// All members point into one buffer. ring_slabs is 0 if the buffer is too small.
 template <int LANES>
 struct Scratch {
-  uint8_t* pixels;          // [3, size, size], the view before normalisation
+  uint8_t* pixels;          // [3, size, size], the view before normalization
   Taps* row_taps;           // [size]
   Taps* column_taps;        // [size]
   int32_t* row_weights;     // [size, row_limit]
   int32_t* column_weights;  // [size, column_limit]
   long long* partials;      // [threads]
-  Lanes<LANES>* staged;     // [staged_groups, 3, crop width], source rows, transposed
-  Lanes<LANES>* lines;      // [ring_groups * LANES, 3, pitch], resized rows; group g in slot g % ring
+  Lanes<LANES>* staged;     // [staged_slabs, 3, crop width], source rows, transposed
+  Lanes<LANES>* lines;      // [ring_slabs * LANES, 3, pitch], resized rows; slab g in slot g % ring
   int row_limit, column_limit;
-  int pitch;  // Lanes a line of one channel takes
-  int staged_groups, ring_groups;
+  int pitch;  // Lanes per line of one channel
+  int staged_slabs, ring_slabs;
 };
 
 AMDIM_HD int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Groups of lines that one output row may need.
-AMDIM_HD int least_groups(int taps, int lanes) { return (taps + lanes - 2) / lanes + 1; }
+// The most slabs of lines that one output row needs.
+AMDIM_HD int least_slabs(int taps, int lanes) { return (taps + lanes - 2) / lanes + 1; }
 
 // Splits ``bytes`` of memory, aligned to 16; the layout depends on its arguments only.
 template <int LANES>
@@ -63,26 +63,26 @@ AMDIM_HD Scratch<LANES> split_scratch(char* memory, int64_t bytes, const View& v
 
   const int64_t staged_bytes = 3LL * view.width * LANES;
   const int64_t line_bytes = 3LL * scratch.pitch * LANES * LANES;
-  const int groups = (view.height + LANES - 1) / LANES;
-  const int least = smaller(least_groups(scratch.row_limit, LANES), groups);
+  const int slabs = (view.height + LANES - 1) / LANES;
+  const int least = smaller(least_slabs(scratch.row_limit, LANES), slabs);
   const int64_t spare = bytes - used - 2 * 16 - least * line_bytes - staged_bytes;
   if (spare < 0) {
-    scratch.staged_groups = scratch.ring_groups = 0;
+    scratch.staged_slabs = scratch.ring_slabs = 0;
     return scratch;
   }
   const int64_t more_staged = spare / staged_bytes;
-  scratch.staged_groups =
-      1 + static_cast<int>(more_staged < kMaxStagedGroups - 1 ? more_staged : kMaxStagedGroups - 1);
-  const int64_t more_lines = (spare - (scratch.staged_groups - 1) * staged_bytes) / line_bytes;
-  scratch.ring_groups =
-      more_lines < groups - least ? least + static_cast<int>(more_lines) : groups;
-  scratch.staged = reinterpret_cast<Lanes<LANES>*>(take(scratch.staged_groups * staged_bytes));
-  scratch.lines = reinterpret_cast<Lanes<LANES>*>(take(scratch.ring_groups * line_bytes));
+  scratch.staged_slabs =
+      1 + static_cast<int>(more_staged < kMaxStagedSlabs - 1 ? more_staged : kMaxStagedSlabs - 1);
+  const int64_t more_lines = (spare - (scratch.staged_slabs - 1) * staged_bytes) / line_bytes;
+  scratch.ring_slabs =
+      more_lines < slabs - least ? least + static_cast<int>(more_lines) : slabs;
+  scratch.staged = reinterpret_cast<Lanes<LANES>*>(take(scratch.staged_slabs * staged_bytes));
+  scratch.lines = reinterpret_cast<Lanes<LANES>*>(take(scratch.ring_slabs * line_bytes));
   return scratch;
 }
 
-// Bytes with which every view of images up to height x width has room for ``strip`` output rows.
-// resized: the least that a whole image is resized to.
+// Enough bytes for every view of images up to height x width to make ``strip`` output rows at a
+// time. resized_height, resized_width: the smallest size that a whole image is resized to.
 template <int LANES>
 AMDIM_HD int64_t scratch_bytes(int height, int width, int resized_height, int resized_width,
                                int size, int threads, int strip) {
@@ -91,11 +91,11 @@ AMDIM_HD int64_t scratch_bytes(int height, int width, int resized_height, int re
   const int column_limit = tap_limit(width, resized_width);
   const int64_t pitch = (size + LANES - 1) / LANES;
   const int64_t rows = row_limit + static_cast<int64_t>(strip - 1) * height / resized_height + 1;
-  const int64_t groups = (rows + LANES - 2) / LANES + 1;
+  const int64_t slabs = (rows + LANES - 2) / LANES + 1;
   return 3 * places * places + 2 * places * static_cast<int64_t>(sizeof(Taps)) +
          places * (row_limit + column_limit) * static_cast<int64_t>(sizeof(int32_t)) +
          threads * static_cast<int64_t>(sizeof(long long)) + 3LL * width * LANES +
-         groups * 3 * pitch * LANES * LANES + 8 * 16;
+         slabs * 3 * pitch * LANES * LANES + 8 * 16;
 }
 
 }  // namespace amdim

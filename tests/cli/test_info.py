@@ -12,7 +12,7 @@ from amdim_fast import AMDIM, export_encoder, save_checkpoint
 from amdim_fast.cli.info import describe_installation, describe_model
 from amdim_fast.cli.main import main
 from amdim_fast.training.recipes import RECIPES
-from amdim_fast.views import library as compiled
+from amdim_fast.views import compiled
 
 
 def test_installation_as_a_process():

@@ -2,10 +2,10 @@
 //
 //   block KIND THREADS LEFT_OUT SEED COUNT SHORT
 //
-// KIND is "possible", or "any" for parameters that no image allows and memory that may not do.
-// LEFT_OUT is the number of a Site whose barrier nobody takes, kSites for the one between two views,
-// or -1. SHORT takes bytes off the end of every image. Exit status 1 where bits differ; with a barrier
-// left out, only the sanitizer speaks.
+// KIND is "possible", or "any" to include impossible parameters and too little memory. LEFT_OUT is
+// the Site whose barrier all threads skip, kSites for the one between two views, -1 for none. SHORT
+// is the number of bytes missing from the end of every image. Exits with 1 if bits differ; with a
+// barrier left out, only the sanitizer reports.
 #include <algorithm>
 #include <barrier>
 #include <cstdio>
@@ -49,7 +49,7 @@ struct Random {
 };
 
 struct Job {
-  std::unique_ptr<uint8_t[]> bytes;  // no byte more than the strides reach
+  std::unique_ptr<uint8_t[]> bytes;  // not one byte more than the strides reach
   Image image;
   View views[kViews];
   int size;
@@ -122,10 +122,10 @@ Job draw_job(Random& random, bool any, int64_t missing) {
   return job;
 }
 
-// Bytes that do for the view itself, and for ``strip`` rows of it.
+// Enough bytes for this view to make ``strip`` rows at a time.
 template <int LANES>
-int64_t enough(const Job& job, const View& asked, int threads, int strip) {
-  const View view = clamped(asked, job.image.height, job.image.width, job.size);
+int64_t enough(const Job& job, const View& requested, int threads, int strip) {
+  const View view = clamped(requested, job.image.height, job.image.width, job.size);
   return scratch_bytes<LANES>(view.height, view.width, view.resized_height, view.resized_width,
                               job.size, threads, strip);
 }

@@ -1,9 +1,10 @@
 """Images and parameters for tests of the views."""
 
+import numpy as np
 import torch
 
-from amdim_fast.views.augment import sample_view_params
 from amdim_fast.views.params import POLICIES, ViewParams
+from amdim_fast.views.sampling import sample_view_params
 
 HALF = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
@@ -16,6 +17,10 @@ def draw(policy, sizes, seed=0, **options):
     """Parameters of a policy or of the policy of that name."""
     policy = POLICIES[policy] if isinstance(policy, str) else policy
     return sample_view_params(policy, sizes, generator=seeded(seed), **options)
+
+
+def from_pillow(image):
+    return torch.from_numpy(np.array(image))
 
 
 def white_noise(height, width, seed=0):

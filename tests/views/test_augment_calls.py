@@ -6,8 +6,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from amdim_fast.views import reference
-from amdim_fast.views.augment import TwoViews, augment, center_view, sample_view_params
+from amdim_fast.views.augment import augment
 from amdim_fast.views.params import POLICIES
+from amdim_fast.views.preprocessing import center_view
+from amdim_fast.views.sampling import sample_view_params
+from amdim_fast.views.two_views import TwoViews
 from tests.data.image_files import to_pillow
 from tests.views.cases import HALF, plain, seeded, smooth_noise, white_noise
 
@@ -124,51 +127,59 @@ def test_center_view_takes_images_as_they_are():
     expected = torch.stack([tv.normalize(tv.to_tensor(to_pillow(i)), **HALF) for i in images])
     for same in (images, images.movedim(-1, 1), list(images)):
         assert torch.equal(center_view(same, resize=None, size=32, **HALF), expected)
-    with pytest.raises(ValueError, match=r"images must be 28 x 28 .*, got 32 x 32 at 0"):
+    with pytest.raises(ValueError, match=r"images\[0\] is 32 x 32 pixels; it must be 28 x 28"):
         center_view(images, resize=None, size=28, **HALF)
-    with pytest.raises(ValueError, match="resize must be at least size = 32, got 31"):
+    with pytest.raises(ValueError, match="resize is 31; it must be at least size = 32"):
         center_view(images, resize=31, size=32, **HALF)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"images": torch.zeros(2, 8, 8, 3)}, TypeError, "images must be uint8, got torch.float32"),
+        (
+            {"images": torch.zeros(2, 8, 8, 3)},
+            TypeError,
+            "images is torch.float32; it must be torch.uint8",
+        ),
         (
             {"images": torch.zeros(2, 8, 8, 4, dtype=torch.uint8)},
             ValueError,
-            r"images must be \[N, H, W, 3\].*, got \[2, 8, 8, 4\]",
+            r"images is \[2, 8, 8, 4\]; it must be \[N, H, W, 3\]",
         ),
         (
             {"images": [white_noise(8, 8), white_noise(8, 8).movedim(-1, 0)]},
             ValueError,
-            r"images\[1\] must be \[H, W, 3\], got \[3, 8, 8\]",
+            r"images\[1\] is \[3, 8, 8\]; it must be \[H, W, 3\]",
         ),
         (
             {"images": [white_noise(8, 8), white_noise(8, 8).int()]},
             TypeError,
-            r"images\[1\] must be uint8, got torch.int32",
+            r"images\[1\] is torch.int32; it must be torch.uint8",
         ),
         (
             {"images": [white_noise(8, 8), Image.new("RGB", (8, 8))]},
             TypeError,
-            r"images\[1\] must be a uint8 tensor, got Image",
+            r"images\[1\] is of type Image; it must be a uint8 tensor",
         ),
         (
             {"images": [white_noise(8, 8), white_noise(8, 8).to("meta")]},
             ValueError,
-            r"images\[1\] must be on the device of images\[0\], cpu, got meta",
+            r"images\[1\] is on meta; it must be on the device of images\[0\], cpu",
         ),
         (
             {"images": [white_noise(8, 8), white_noise(8, 7)]},
             ValueError,
-            r"params.crop\[0, 1\] must be .* inside its image of 8 x 7 pixels, got \[0, 0, 8, 8\]",
+            r"params.crop\[0, 1\] is \[0, 0, 8, 8\]; it must be .* inside its image of 8 x 7",
         ),
-        ({"params": plain([(8, 8)])}, ValueError, "params must describe 2 images, got 1"),
-        ({"size": 0}, ValueError, "size must be at least 1, got 0"),
-        ({"mean": (0.5,)}, ValueError, "mean and std must have three values each"),
-        ({"std": (0.5, 0.5, 0.0)}, ValueError, "std must be positive"),
-        ({"dtype": torch.int8}, TypeError, "dtype must be float32, float16 or bfloat16, got"),
+        ({"params": plain([(8, 8)])}, ValueError, r"len\(params\) is 1; it must be 2"),
+        ({"size": 0}, ValueError, "size is 0; it must be at least 1"),
+        ({"mean": (0.5,)}, ValueError, r"mean is \(0.5,\); it must be three numbers"),
+        ({"std": (0.5, 0.5, 0.0)}, ValueError, r"std is \(0.5, 0.5, 0.0\); it must be positive"),
+        (
+            {"dtype": torch.int8},
+            TypeError,
+            "dtype is torch.int8; it must be float32, float16 or bfloat16",
+        ),
     ],
 )
 def test_augment_rejects(change, error, message):
@@ -179,5 +190,5 @@ def test_augment_rejects(change, error, message):
 
 
 def test_two_views_rejects_an_unknown_policy():
-    with pytest.raises(ValueError, match=r"policy must be one of digits, cifar, .*, got 'mnist'"):
+    with pytest.raises(ValueError, match="policy is 'mnist'; it must be one of digits, cifar, "):
         TwoViews("mnist")

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amdim_fast.views.augment import augment, center_view
+from amdim_fast.views.augment import augment
+from amdim_fast.views.preprocessing import center_view
 from tests.views.cases import HALF, any_params, plain, seeded, smooth_noise, white_noise
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -5,9 +5,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from amdim_fast.views.augment import TwoViews, augment, center_view, sample_view_params
+from amdim_fast.views.augment import augment
 from amdim_fast.views.op import RECORD_WORDS
 from amdim_fast.views.params import POLICIES
+from amdim_fast.views.preprocessing import center_view
+from amdim_fast.views.sampling import sample_view_params
+from amdim_fast.views.two_views import TwoViews
 from tests.views.cases import HALF, any_params, seeded, smooth_noise, white_noise
 
 pytestmark = pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The CUDA library without a GPU: it compiles for each architecture as setup.py asks, and loads."""
+"""The CUDA library without a GPU: it compiles with the flags of setup.py, and loads."""
 
 import ast
 import os
@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
-from amdim_fast.views import library as compiled
+from amdim_fast.views import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc")
 ARCHITECTURES = ("80", "90", "100")
-# Of a thread: its View, indexed by step, on the stack; registers for three blocks of 256 threads.
+# Per thread: a View on the stack, indexed by step; registers for three blocks of 256 threads.
 BUDGET = {"stack": 80, "spill": 0, "registers": 80}
 FUSED = re.compile(r"^\s*(?:@%p\d+ )?(?:fma|mad)\.[.\w]*f(?:16|32|64)\b.*$", re.MULTILINE)
 
@@ -116,6 +116,6 @@ def test_the_library_holds_code_for_each_architecture():
         [cuobjdump, "--list-elf", library], capture_output=True, text=True, check=True
     )
     found = set(re.findall(r"\.sm_(\d+)", done.stdout))
-    asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
     assert found, done.stdout
-    assert asked or found == set(ARCHITECTURES)
+    assert chosen or found == set(ARCHITECTURES)

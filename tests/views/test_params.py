@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from amdim_fast.views.augment import sample_view_params
 from amdim_fast.views.params import POLICIES, ViewParams, ViewPolicy
 from amdim_fast.views.reference_philox import philox
+from amdim_fast.views.sampling import sample_view_params
 from tests.views.cases import draw, plain, seeded
 
 SIZES = [(8, 6)] * 3
@@ -136,20 +136,25 @@ def test_selecting_images_and_moving():
 @pytest.mark.parametrize(
     ("name", "place", "value", "message"),
     [
-        ("crop", (0, 2), [0, 0, 9, 6], r"params.crop\[0, 2\] .* 8 x 6 pixels, got \[0, 0, 9, 6\]"),
+        ("crop", (0, 2), [0, 0, 9, 6], r"params.crop\[0, 2\] is \[0, 0, 9, 6\]; .* 8 x 6 pixels"),
         ("crop", (1, 0), [0, 3, 8, 4], r"params.crop\[1, 0\] .*inside its image"),
         ("crop", (1, 1), [-1, 0, 8, 6], r"params.crop\[1, 1\]"),
         ("crop", (1, 1), [0, 0, 0, 6], r"params.crop\[1, 1\]"),
         ("crop", (1, 1), [2**31 - 1, 0, 2**31 - 1, 6], r"params.crop\[1, 1\]"),
-        ("translate", (0, 1), [8, 0], r"params.translate\[0, 1\] .* 8 x 6 pixels, got \[8, 0\]"),
+        ("translate", (0, 1), [8, 0], r"params.translate\[0, 1\] is \[8, 0\]; .* 8 x 6 pixels"),
         ("translate", (0, 1), [0, -6], r"params.translate\[0, 1\]"),
         ("translate", (0, 1), [-(2**31), 0], r"params.translate\[0, 1\]"),
-        ("order", (1, 2), [0, 1, 2, 2], r"params.order\[1, 2\] must be a permutation of 0, 1, 2"),
+        (
+            "order",
+            (1, 2),
+            [0, 1, 2, 2],
+            r"params.order\[1, 2\] is .*; it must be a permutation of 0, 1, 2",
+        ),
         ("order", (1, 2), [1, 2, 3, 4], r"params.order\[1, 2\]"),
-        ("brightness", (0, 0), -0.5, r"params.brightness\[0, 0\] .* not negative, got -0.5"),
-        ("contrast", (1, 2), math.nan, r"params.contrast\[1, 2\] .*, got nan"),
-        ("saturation", (1, 0), math.inf, r"params.saturation\[1, 0\] .*, got inf"),
-        ("hue", (0, 1), 0.75, r"params.hue\[0, 1\] must be between -0.5 and 0.5 turns, got 0.75"),
+        ("brightness", (0, 0), -0.5, r"params.brightness\[0, 0\] is -0.5; .* not negative"),
+        ("contrast", (1, 2), math.nan, r"params.contrast\[1, 2\] is nan; it must be"),
+        ("saturation", (1, 0), math.inf, r"params.saturation\[1, 0\] is inf; it must be"),
+        ("hue", (0, 1), 0.75, r"params.hue\[0, 1\] is 0.75; it must be between -0.5 and 0.5 turns"),
         ("hue", (0, 1), math.nan, r"params.hue\[0, 1\]"),
     ],
 )
@@ -176,38 +181,52 @@ def test_validate_uses_the_size_of_each_image():
 def test_wrong_types_and_shapes_are_named(name):
     params = plain(SIZES, views=2)
     value = getattr(params, name)
-    with pytest.raises(TypeError, match=rf"params.{name} must have dtype {value.dtype}, got"):
+    with pytest.raises(
+        TypeError, match=rf"params.{name} is torch.float64; it must be {value.dtype}"
+    ):
         replace(params, **{name: value.double()}).validate(SIZES)
-    with pytest.raises(ValueError, match=r"params.\w+ must have shape \[V, N.*same V and N"):
+    with pytest.raises(ValueError, match=r"params.\w+ is \[.*; it must be \[V, N.*same V and N"):
         replace(params, **{name: value[:, :2]}).validate(SIZES)
     if name != "crop":
         with pytest.raises(
-            ValueError, match=rf"params.{name} must be on the device of params.crop"
+            ValueError, match=rf"params.{name} is on meta; it must be on the device of params.crop"
         ):
             replace(params, **{name: value.to("meta")}).validate(SIZES)
 
 
 def test_wrong_number_of_images():
-    with pytest.raises(ValueError, match="must describe 4 images, got 3"):
+    with pytest.raises(ValueError, match=r"len\(params\) is 3; it must be 4"):
         plain(SIZES, views=2).validate([(8, 6)] * 4)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sizes": [(32.0, 32.0)]}, TypeError, "sizes must be integers, got torch.float32"),
-        ({"sizes": [32, 32]}, ValueError, r"sizes must be \[N, 2\], height and width, got \[2\]"),
-        ({"sizes": [(32, 0)]}, ValueError, "sizes must be at least one pixel, got 0"),
-        ({"sizes": [(32, 4)]}, ValueError, "sizes must be larger .* 4 pixels, got 4"),
-        ({"views": 0}, ValueError, "views must be at least 1, got 0"),
+        ({"sizes": [(32.0, 32.0)]}, TypeError, "sizes is torch.float32; it must hold integers"),
+        ({"sizes": [32, 32]}, ValueError, r"sizes is \[2\]; it must be \[N, 2\], height and width"),
+        ({"sizes": [(32, 0)]}, ValueError, r"min\(sizes\) is 0; it must be at least 1 pixel"),
+        ({"sizes": [(32, 4)]}, ValueError, r"min\(sizes\) is 4; it must be larger .* 4 pixels"),
+        ({"views": 0}, ValueError, "views is 0; it must be at least 1"),
         (
             {"generator": SimpleNamespace(device=torch.device("cuda:0"))},
             ValueError,
-            "generator must be on the CPU, .*, got cuda:0",
+            "generator is on cuda:0; it must be on the CPU",
         ),
-        ({"sample_index": torch.tensor([1.0])}, TypeError, "sample_index must be int64, got"),
-        ({"sample_index": torch.tensor([1, 2])}, ValueError, r"must be \[1\], got \[2\]"),
-        ({"sample_index": torch.tensor([-1])}, ValueError, "must not be negative, got -1"),
+        (
+            {"sample_index": torch.tensor([1.0])},
+            TypeError,
+            "sample_index is torch.float32; it must be int64",
+        ),
+        (
+            {"sample_index": torch.tensor([1, 2])},
+            ValueError,
+            r"sample_index is \[2\]; it must be \[1\]",
+        ),
+        (
+            {"sample_index": torch.tensor([-1])},
+            ValueError,
+            r"min\(sample_index\) is -1; it must not be negative",
+        ),
     ],
 )
 def test_sampler_rejects(arguments, error, message):
@@ -219,12 +238,12 @@ def test_sampler_rejects(arguments, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jitter_probability": 1.5}, "jitter_probability must be between 0 and 1, got 1.5"),
-        ({"hue": 0.6}, "hue must be between 0 and 0.5 turns, got 0.6"),
-        ({"contrast": -0.1}, "contrast must not be negative, got -0.1"),
-        ({"scale": (0.5, 0.3)}, "scale must be"),
-        ({"scale": (0.0, 1.0)}, "scale must be"),
-        ({"ratio": (1.4, 0.7)}, "ratio must be"),
+        ({"jitter_probability": 1.5}, "jitter_probability is 1.5; it must be between 0 and 1"),
+        ({"hue": 0.6}, "hue is 0.6; it must be between 0 and 0.5 turns"),
+        ({"contrast": -0.1}, "contrast is -0.1; it must be finite and not negative"),
+        ({"scale": (0.5, 0.3)}, r"scale is \(0.5, 0.3\); it must be"),
+        ({"scale": (0.0, 1.0)}, r"scale is \(0.0, 1.0\); it must be"),
+        ({"ratio": (1.4, 0.7)}, r"ratio is \(1.4, 0.7\); it must be"),
     ],
 )
 def test_policy_rejects(options, message):

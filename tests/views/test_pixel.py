@@ -25,7 +25,7 @@ def all_triples(chunk):
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_every_colour_to_luma_and_hsv(pixel, chunk):
+def test_every_color_to_luma_and_hsv(pixel, chunk):
     pixels = all_triples(chunk)
     picture = Image.fromarray(pixels)
     assert np.array_equal(pixel.luma(*np.moveaxis(pixels, -1, 0)), np.array(picture.convert("L")))
@@ -40,7 +40,7 @@ def test_every_hsv_triple_to_rgb(pixel, chunk):
     assert np.array_equal(pixel.hsv_to_rgb(pixels), expected)
 
 
-def some_colours(count=20_000):
+def some_colors(count=20_000):
     random = np.random.default_rng(0).integers(0, 256, (count, 3), dtype=np.uint8)
     corners = np.stack(np.meshgrid(*[np.uint8([0, 1, 127, 254, 255])] * 3), -1).reshape(-1, 3)
     return np.concatenate([random, corners])
@@ -52,7 +52,7 @@ def torchvision_hue(pixels, turns):
 
 @pytest.mark.parametrize("turns", [-0.5, -0.3, -1 / 255, 0.0, 1 / 255, 0.1, 0.2, 0.499, 0.5])
 def test_turned_hue_equals_torchvision(pixel, turns):
-    pixels = some_colours()
+    pixels = some_colors()
     steps = int(pixel.hue_steps(np.float32(turns)))
     assert np.array_equal(pixel.turn_hue(pixels, steps), torchvision_hue(pixels, turns))
 
@@ -108,7 +108,7 @@ def keys(x):
 
 
 def exact_taps(place, length, output):
-    """First tap and normalised weights, not yet rounded to integers."""
+    """First tap and normalized weights, not yet rounded to integers."""
     scale = length / output
     stretch = max(scale, 1.0)
     center = (place + 0.5) * scale

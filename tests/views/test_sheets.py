@@ -36,7 +36,7 @@ def tiles_of(path, size):
     ]
 
 
-def normalised(pixels, policy):
+def normalized(pixels, policy):
     plain = torch.from_numpy(pixels).float().div(255)
     return plain.sub(torch.tensor(policy.mean)).div(torch.tensor(policy.std)).permute(2, 0, 1)
 
@@ -54,7 +54,7 @@ def test_tiles_are_what_augment_makes(files, tmp_path, name):
     tile = tiles_of(out, policy.size)
     for row in range(2):
         for view in range(3):
-            found = normalised(tile(row, view + 1), policy)
+            found = normalized(tile(row, view + 1), policy)
             assert torch.equal(found, expected[view, row])
     assert not np.array_equal(tile(0, 1), tile(0, 2))
     whole = ImageOps.contain(
@@ -94,9 +94,12 @@ def test_bad_input_is_one_sentence_and_writes_nothing(files, tmp_path, capsys):
     cases = [
         ([str(tmp_path / "empty.png")], "empty.png is empty"),
         ([str(tmp_path / "none.png")], "none.png cannot be read"),
-        ([*paths, "--views=0"], "views must be at least 1, got 0"),
-        ([str(small), "--policy=cifar"], "sizes must be larger than the policy's max_translation"),
-        ([*paths, f"--out={tmp_path}"], "is a folder; give the name of a file"),
+        ([*paths, "--views=0"], "views is 0; it must be at least 1"),
+        (
+            [str(small), "--policy=cifar"],
+            "min(sizes) is 4; it must be larger than the policy's max_translation",
+        ),
+        ([*paths, f"--out={tmp_path}"], "is a folder; it must be the name of a file"),
         ([*paths, f"--out={tmp_path / 'no' / 'x.png'}"], "is no folder; create it"),
     ]
     for arguments, message in cases:

@@ -1,4 +1,4 @@
-// amdim_fast::sample_views: the draws of amdim_fast.views.sample_view_params, value for value.
+// amdim_fast::sample_views: draws the values that amdim_fast/views/reference_sampling.py draws.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -33,7 +33,7 @@ struct Box {
   int32_t top, left, height, width;
 };
 
-// In sums and products only, so that every machine draws the same; to about 1e-13.
+// exp(x) to about 1e-13, in sums and products only, so that every machine draws the same.
 double exponential(double x) {
   const double y = x / 1024.0;
   double power =

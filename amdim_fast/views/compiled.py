@@ -1,4 +1,4 @@
-"""The compiled libraries: found beside the package, loaded once, missed in one clear sentence."""
+"""The compiled libraries, found beside the package and loaded once, and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from pathlib import Path
 
 import torch
 
-# Of the ops that are registered in Python.
+# Ops that are written in Python are registered here.
 LIBRARY = torch.library.Library("amdim_fast", "FRAGMENT")
 FOLDER = Path(__file__).resolve().parents[1]
 HOW_TO_BUILD = "pip install . (or make test, in a clone) builds it and needs a C++20 compiler"
+BACKENDS = ("compiled", "reference")
 _FOUND: dict[str, bool] = {}
 
 
 def load_cpu() -> bool:
-    """Load the schemas and the CPU ops; whether they are built."""
+    """Load the schemas and the CPU ops; False if they are not built."""
     return _load("_cpu.so")
 
 
 def load_cuda() -> bool:
-    """Load the CUDA ops, where torch has CUDA; whether they are built."""
+    """Load the CUDA ops; False if they are not built or torch has no CUDA."""
     return load_cpu() and torch.version.cuda is not None and _load("_cuda.so")
 
 
 def _load(name: str) -> bool:
-    # torch.compile follows a look-up here, but not functools.cache.
+    # torch.compile can trace a look-up here, but not functools.cache.
     if name not in _FOUND:
         path = FOLDER / name
         if path.exists():
@@ -50,3 +51,9 @@ def require(device_type: str) -> None:
             f"the compiled library of amdim_fast runs on cpu and cuda, not {device_type};"
             ' backend="reference" runs plain PyTorch instead'
         )
+
+
+def check_backend(backend: str) -> None:
+    """Raise a ValueError unless there is a backend of this name."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")

@@ -1,0 +1,57 @@
+"""Images as the views take them: one uint8 tensor in either layout, or a list of any sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def as_pixels(images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """Images with the channel last: a view [N, H, W, 3], or a list of [H, W, 3].
+
+    Raises:
+        TypeError: an image is not a uint8 tensor. ValueError: a shape does not fit, or the images
+            of a list are on different devices.
+    """
+    if isinstance(images, Tensor):
+        _require_uint8("images", images)
+        if images.dim() == 4 and images.shape[-1] == 3:
+            return images
+        if images.dim() == 4 and images.shape[1] == 3:
+            return images.movedim(1, -1)
+        raise ValueError(
+            f"images is {list(images.shape)}; it must be [N, H, W, 3], [N, 3, H, W] or a list of"
+            " [H, W, 3]"
+        )
+    for index, image in enumerate(images):
+        _require_uint8(f"images[{index}]", image)
+        if image.dim() != 3 or image.shape[-1] != 3:
+            raise ValueError(f"images[{index}] is {list(image.shape)}; it must be [H, W, 3]")
+        if image.device != images[0].device:
+            raise ValueError(
+                f"images[{index}] is on {image.device}; it must be on the device of images[0],"
+                f" {images[0].device}"
+            )
+    return list(images)
+
+
+def _require_uint8(name: str, image: Tensor) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name} is of type {type(image).__name__}; it must be a uint8 tensor")
+    if image.dtype != torch.uint8:
+        raise TypeError(f"{name} is {image.dtype}; it must be torch.uint8")
+
+
+def sizes_of(pixels: Tensor | list[Tensor]) -> Tensor:
+    """Height and width of each image: int64 [N, 2] on the CPU."""
+    if isinstance(pixels, Tensor):
+        return torch.tensor(pixels.shape[1:3], device="cpu").expand(len(pixels), 2)
+    sizes = [image.shape[:2] for image in pixels]
+    return torch.tensor(sizes, dtype=torch.int64, device="cpu").view(-1, 2)
+
+
+def stacked(pixels: list[Tensor], size: int) -> Tensor:
+    """Images of one size as [N, size, size, 3]; N may be 0."""
+    return torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)

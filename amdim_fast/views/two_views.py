@@ -1,0 +1,79 @@
+"""``TwoViews``: draw and make two views of each image, in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from amdim_fast.views.augment import augment
+from amdim_fast.views.images import as_pixels, sizes_of
+from amdim_fast.views.params import POLICIES, ViewPolicy
+from amdim_fast.views.sampling import sample_view_params
+
+
+class TwoViews(nn.Module):
+    """Draw two views of each image and make them: uint8 images to [2, N, 3, size, size].
+
+    Equals ``augment(images, sample_view_params(policy, sizes), ...)`` with the size, mean and std
+    of the policy. Draws from the CPU generator even for images on a GPU.
+
+    Args:
+        policy: a ``ViewPolicy`` or the name of one in ``POLICIES``.
+        dtype: float32, float16 or bfloat16.
+        channels_last: as in ``augment``.
+        backend: as in ``augment``.
+
+    Raises:
+        ValueError: ``POLICIES`` has no policy of that name.
+    """
+
+    def __init__(
+        self,
+        policy: ViewPolicy | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        backend: str = "compiled",
+    ) -> None:
+        super().__init__()
+        if isinstance(policy, str):
+            if policy not in POLICIES:
+                raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+            policy = POLICIES[policy]
+        self.policy = policy
+        self.dtype = dtype
+        self.channels_last = channels_last
+        self.backend = backend
+
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],
+        *,
+        generator: torch.Generator | None = None,
+        sample_index: Tensor | None = None,
+    ) -> Tensor:
+        """Views of uint8 images; see ``augment`` and ``sample_view_params`` for the arguments."""
+        pixels = as_pixels(images)
+        params = sample_view_params(
+            self.policy,
+            sizes_of(pixels),
+            generator=generator,
+            sample_index=sample_index,
+            backend=self.backend,
+        )
+        return augment(
+            pixels,
+            params,
+            size=self.policy.size,
+            mean=self.policy.mean,
+            std=self.policy.std,
+            dtype=self.dtype,
+            channels_last=self.channels_last,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The policy."""
+        return repr(self.policy)
