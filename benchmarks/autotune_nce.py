@@ -1,4 +1,4 @@
-"""Measure tiles of the contrastive kernels on this GPU and write the fastest as a block row.
+"""Measure tiles of the contrastive kernels on this GPU and write the fastest to the tile file.
 
     python -m benchmarks.autotune_nce --file blocks.json --dtype bfloat16 --width 2048
     export AMDIM_FAST_BLOCKS=$PWD/blocks.json
@@ -20,18 +20,17 @@ from typing import NamedTuple
 
 import torch
 import triton
-from amdim_fast.kernels import nce_blocks
-from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Blocks, Tile, arithmetic
+from amdim_fast.kernels import nce_tile_table
+from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Tile, TileSet, arithmetic
 from torch import Tensor
 
 from amdim_fast.nce import tiles
 from amdim_fast.nce import triton_backend as nce_triton
-from amdim_fast.nce.plan import DEFAULT_MEMORY_BUDGET, plan_groups
+from amdim_fast.nce.plan import DEFAULT_MEMORY_BUDGET, plan_pairings
 from amdim_fast.nce.reference import nce_log_prob
 from amdim_fast.nce.tile_file import VARIABLE, Key, read_file, write_row
-from amdim_fast.nce.torch_backend import Group
+from amdim_fast.nce.torch_backend import Pairing
 from benchmarks import harness
-from benchmarks.aot import TARGETS
 from benchmarks.tuning_candidates import fused_tiles, read_tiles
 
 CLIP = 10.0
@@ -56,9 +55,9 @@ class Case(NamedTuple):
 
 
 class Features(NamedTuple):
-    """A group that keeps nothing, and upstream gradients of its log_prob and mean_sq."""
+    """A pairing that keeps nothing, and upstream gradients of its log_prob and mean_sq."""
 
-    group: Group
+    pairing: Pairing
     upstream: tuple[Tensor, Tensor]
 
 
@@ -72,7 +71,7 @@ def make_features(case: Case) -> Features:
     src = normal(1, case.images, case.width, dtype=case.dtype)
     trg = normal(case.images, case.locations, case.width, dtype=case.dtype)
     rule = nce_triton.work_rule(case.dtype, src.device, case.width, False)
-    (plan,) = plan_groups(
+    (plan,) = plan_pairings(
         [(case.images, case.images, case.locations)],
         rule,
         memory_budget=DEFAULT_MEMORY_BUDGET,
@@ -80,38 +79,38 @@ def make_features(case: Case) -> Features:
     )
     plan = dataclasses.replace(plan, mode="recompute", kept_bytes=0)
     upstream = (normal(1, case.images, case.locations), normal(1))
-    return Features(Group(src, trg, CLIP, False, plan), upstream)
+    return Features(Pairing(src, trg, CLIP, False, plan), upstream)
 
 
 @contextmanager
-def using(blocks: Blocks) -> Iterator[None]:
-    """The kernels take these blocks, whatever the table says."""
+def using(tile_set: TileSet) -> Iterator[None]:
+    """The kernels use these tiles, whatever the table says."""
     choose = tiles.choose
-    tiles.choose = lambda *_: blocks
+    tiles.choose = lambda *_: tile_set
     try:
         yield
     finally:
         tiles.choose = choose
 
 
-def run_forward(blocks: Blocks, features: Features) -> list[Tensor]:
+def run_forward(tile_set: TileSet, features: Features) -> list[Tensor]:
     """Own scores, log-sums and mean_sq."""
-    with using(blocks), torch.no_grad():
-        return list(nce_triton.forward(features.group)[:3])
+    with using(tile_set), torch.no_grad():
+        return list(nce_triton.forward(features.pairing)[:3])
 
 
-def run_backward(blocks: Blocks, features: Features, pos: Tensor, neg: Tensor) -> list[Tensor]:
+def run_backward(tile_set: TileSet, features: Features, score: Tensor, neg: Tensor) -> list[Tensor]:
     """Gradients of src and trg."""
-    with using(blocks), torch.no_grad():
+    with using(tile_set), torch.no_grad():
         grads = nce_triton.backward(
-            *(features.group, [], pos, neg, *features.upstream), need_src=True, need_trg=True
+            *(features.pairing, [], score, neg, *features.upstream), need_src=True, need_trg=True
         )
     return [grad for grad in grads if grad is not None]
 
 
 def expected_results(features: Features) -> list[Tensor]:
     """Own scores, log_prob, mean_sq and both gradients of the reference in float64."""
-    wide = [t.double().requires_grad_() for t in (features.group.src, features.group.trg)]
+    wide = [t.double().requires_grad_() for t in (features.pairing.src, features.pairing.trg)]
     output = nce_log_prob(*wide, clip=CLIP)
     objective = (output.log_prob * features.upstream[0]).sum()
     objective = objective + (output.mean_sq * features.upstream[1]).sum()
@@ -119,16 +118,16 @@ def expected_results(features: Features) -> list[Tensor]:
     return [t.detach() for t in (output.score, output.log_prob, output.mean_sq, *grads)]
 
 
-def fault(blocks: Blocks, features: Features, expected: Sequence[Tensor]) -> str | None:
-    """Why these blocks are not to be timed, or None."""
+def fault(tile_set: TileSet, features: Features, expected: Sequence[Tensor]) -> str | None:
+    """Why these tiles must not be timed, or None."""
     try:
-        pos, neg, mean_sq = run_forward(blocks, features)
-        grads = run_backward(blocks, features, pos, neg)
+        score, neg, mean_sq = run_forward(tile_set, features)
+        grads = run_backward(tile_set, features, score, neg)
     except (triton.OutOfResources, triton.CompilationError) as error:
         return f"does not launch ({str(error).splitlines()[0]})"
-    log_prob = -torch.nn.functional.softplus(neg - pos)
-    difference = harness.largest_difference([pos, log_prob, mean_sq, *grads], expected)
-    allowed = TOLERANCE[arithmetic(features.group.src.dtype)]
+    log_prob = -torch.nn.functional.softplus(neg - score)
+    difference = harness.largest_difference([score, log_prob, mean_sq, *grads], expected)
+    allowed = TOLERANCE[arithmetic(features.pairing.src.dtype)]
     if difference <= allowed:
         return None
     return f"is {difference:.1e} from the reference, {allowed:.0e} allowed"
@@ -136,17 +135,17 @@ def fault(blocks: Blocks, features: Features, expected: Sequence[Tensor]) -> str
 
 def tune(
     case: Case,
-    start: Blocks,
+    start: TileSet,
     candidates: Mapping[str, Sequence[Tile]],
     measure: harness.Stopwatch,
     record: Callable[[str, str, Sequence[float]], None],
-) -> Blocks:
+) -> TileSet:
     """The fastest tile of each kernel, then whether fused or elementwise.
 
     Args:
         case: sizes, type and repeats.
         start: tiles of the kernels that are not yet tuned.
-        candidates: field of Blocks -> tiles.
+        candidates: field of TileSet -> tiles.
         measure: milliseconds of a call.
         record: takes the field, the candidate and its samples.
 
@@ -157,12 +156,12 @@ def tune(
     expected = expected_results(small)
     features = make_features(case)
     best = start
-    pos, neg, _ = run_forward(start, features)
+    score, neg, _ = run_forward(start, features)
 
-    def call(field: str, blocks: Blocks) -> Callable[[], object]:
+    def call(field: str, tile_set: TileSet) -> Callable[[], object]:
         if field.endswith("forward"):
-            return lambda: run_forward(blocks, features)
-        return lambda: run_backward(blocks, features, pos, neg)
+            return lambda: run_forward(tile_set, features)
+        return lambda: run_backward(tile_set, features, score, neg)
 
     def fastest(field: str, choices: Mapping[str, Callable[[], object]]) -> str:
         samples = harness.time_interleaved(
@@ -175,23 +174,23 @@ def tune(
     for field in FIELDS:
         right = {}
         for tile in candidates[field]:
-            blocks = best._replace(**{"fused": not field.startswith("read"), field: tile})
-            wrong = fault(blocks, small, expected)
+            tile_set = best._replace(**{"fused": not field.startswith("read"), field: tile})
+            wrong = fault(tile_set, small, expected)
             if wrong:
                 print(f"  {field} {describe(tile)} {wrong}; left out")
             else:
-                right[describe(tile)] = blocks
+                right[describe(tile)] = tile_set
         if not right:
             raise RuntimeError(f"no candidate for {field} is right on this GPU")
-        name = fastest(field, {name: call(field, blocks) for name, blocks in right.items()})
+        name = fastest(field, {name: call(field, tile_set) for name, tile_set in right.items()})
         best = best._replace(**{field: getattr(right[name], field)})
 
     ways = {name: best._replace(fused=name == "fused") for name in ("fused", "elementwise")}
 
-    def both(blocks: Blocks) -> Callable[[], object]:
+    def both(tile_set: TileSet) -> Callable[[], object]:
         return lambda: (
-            run_forward(blocks, features),
-            run_backward(blocks, features, pos, neg),
+            run_forward(tile_set, features),
+            run_backward(tile_set, features, score, neg),
         )
 
     return ways[fastest("forward + backward", {name: both(b) for name, b in ways.items()})]
@@ -203,11 +202,11 @@ def describe(tile: Tile) -> str:
 
 
 def candidates_of(
-    dtype: torch.dtype, capability: tuple[int, int], start: Blocks
+    dtype: torch.dtype, capability: tuple[int, int], start: TileSet
 ) -> dict[str, list[Tile]]:
     """What is tried on a GPU of this capability, the tiles of the built-in row first."""
-    architecture = nce_blocks.ARCHITECTURES.get(capability, "default")
-    fused = fused_tiles(dtype.itemsize, capability, TARGETS[architecture][1])
+    architecture = nce_tile_table.ARCHITECTURES.get(capability, "default")
+    fused = fused_tiles(dtype.itemsize, capability, nce_tile_table.SHARED_BYTES[architecture])
     tiles = {field: read_tiles(field) if "read" in field else fused for field in FIELDS}
     return {field: list(dict.fromkeys([getattr(start, field), *tiles[field]])) for field in FIELDS}
 
@@ -236,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     case = Case(*sizes, dtype, "cuda", options.repeats, 3)
     capability = torch.cuda.get_device_capability()
     key = Key(
-        nce_blocks.architecture_of(capability), arithmetic(dtype), options.width <= SMALL_WIDTH
+        nce_tile_table.architecture_of(capability), arithmetic(dtype), options.width <= SMALL_WIDTH
     )
     device = harness.device_name("cuda")
     shapes = dict(zip("BLD", sizes, strict=True))
@@ -248,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
         harness.append_row(row, options.out)
         print(f"  {field} {candidate}: {row['q50']:.3f} ms", flush=True)
 
-    start = nce_blocks.built_in(capability, dtype, options.width)
+    start = nce_tile_table.built_in(capability, dtype, options.width)
     best = tune(
         case, start, candidates_of(dtype, capability, start), harness.stopwatch("cuda"), record
     )

@@ -12,7 +12,7 @@ AREAS = ((64, 128), (128, 64), (128, 128), (64, 256), (128, 256))
 WIDTHS = {2: (32, 64), 4: (16, 32)}
 WARPS = (4, 8)
 STAGES = (3, 4)
-GROUP = 8
+SWIZZLE = 8
 READ_FORWARD_AREAS = ((8, 256), (16, 128), (16, 256), (32, 128), (32, 256))
 READ_BACKWARD_AREAS = ((4, 512), (8, 256), (8, 512), (16, 256), (16, 512))
 # Of 255 registers, the products of a tile may take half; the epilogue needs the others.
@@ -34,7 +34,7 @@ def fused_tiles(itemsize: int, capability: tuple[int, int], shared_limit: int) -
     """Tiles that multiply and fit the shared memory and the registers of a program."""
     loads = (False, True) if capability >= DESCRIPTOR_CAPABILITY else (False,)
     tiles = (
-        Tile(*area, width, GROUP, warps, stages, descriptors)
+        Tile(*area, width, SWIZZLE, warps, stages, descriptors)
         for area, width, warps, stages, descriptors in itertools.product(
             AREAS, WIDTHS[itemsize], WARPS, STAGES, loads
         )
@@ -50,4 +50,4 @@ def fused_tiles(itemsize: int, capability: tuple[int, int], shared_limit: int) -
 def read_tiles(field: str) -> list[Tile]:
     """Tiles of "read_forward" or "read_backward"."""
     areas = READ_FORWARD_AREAS if field == "read_forward" else READ_BACKWARD_AREAS
-    return [Tile(*area, 0, GROUP, warps, 1) for area, warps in itertools.product(areas, WARPS)]
+    return [Tile(*area, 0, SWIZZLE, warps, 1) for area, warps in itertools.product(areas, WARPS)]

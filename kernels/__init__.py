@@ -2,5 +2,6 @@
 
 if __name__ != "amdim_fast.kernels":
     raise ImportError(
-        f"this folder is imported as {__name__!r}; install the package, import amdim_fast.kernels"
+        f"this folder is imported as {__name__!r}; it must be imported as amdim_fast.kernels, after"
+        " the package is installed"
     )

@@ -2,18 +2,14 @@
 
 import triton
 import triton.language as tl
+from amdim_fast.kernels.nce_clip import probability_and_slope
 from amdim_fast.kernels.nce_scores import (
-    FEATURE_UNIT,
-    LOG2_E,
     PRODUCT_UNIT,
     READ,
-    SHIFTED,
     SIZES,
-    TANH,
-    grouped_order,
     own_rows,
     product_tile,
-    tanh,
+    swizzled_order,
 )
 
 
@@ -31,42 +27,42 @@ def nce_backward(
     images,  # N
     locations,  # L
     source_images,  # B
-    image_offset,  # row r has own image r % B + image_offset, inside 0 .. N - 1 or nowhere
+    image_offset,  # own image of row r: r % B + image_offset, none if outside 0 .. N - 1
     width_units,  # D, as the next three in units of 8 features
     src_units,  # strides of src and trg
     trg_image_units,
     trg_location_units,
     scores_units,  # stride of scores, in units of 16 columns
-    scores_limit_units,  # columns of scores that are in its memory, in the same units
+    scores_limit_units,  # columns of scores in memory, in the same units
     grad_units,  # stride of grad_scores, in units of 16 columns; padding is written too
     scale,  # raw = scale * product
-    steep,  # SHIFTED: 2 log2(e) scale / clip; TANH: scale / clip
-    depth,  # SHIFTED: -2 log2(e) clip; TANH: clip
+    steep,  # as depth, a factor of the clip: see nce_clip
+    depth,
     SCORES: tl.constexpr,
     CLIP: tl.constexpr,
     SAME_LOCATION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    GROUP_ROWS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
+    SWIZZLE_ROWS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program: a tile of BLOCK_ROWS rows and BLOCK_COLUMNS columns.
+    """One program: a tile of TILE_ROWS rows and TILE_COLUMNS columns.
 
-    Grid: (row blocks * column blocks,). Factors of the caller in weight, grad_own and penalty
-    (1 / sqrt(D), a power of two a row for float16) are in the result without a further product.
+    Grid: (row tiles * column tiles,). The caller folds the remaining factors of the gradient,
+    1 / sqrt(D) and for float16 a power of two for each row, into weight, grad_own and penalty.
     """
     columns = images * locations
-    row_block, column_block = grouped_order(
+    row_tile, column_tile = swizzled_order(
         tl.program_id(0),
-        tl.cdiv(rows, BLOCK_ROWS),
-        tl.cdiv(columns, BLOCK_COLUMNS),
-        GROUP_ROWS,
+        tl.cdiv(rows, TILE_ROWS),
+        tl.cdiv(columns, TILE_COLUMNS),
+        SWIZZLE_ROWS,
     )
-    row = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    first_column = column_block * BLOCK_COLUMNS
-    offset = tl.arange(0, BLOCK_COLUMNS)
+    row = row_tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    first_column = column_tile * TILE_COLUMNS
+    offset = tl.arange(0, TILE_COLUMNS)
     column = first_column + offset
     is_row = row < rows
     row_index = tl.minimum(row, rows - 1).to(tl.int64)
@@ -77,22 +73,21 @@ def nce_backward(
         score_tile = (score_rows + first_column)[:, None] + offset[None, :]
         product = tl.load(score_tile, mask=is_stored, other=0.0)
     else:
-        column_index = tl.minimum(column, columns - 1)
-        image_stride = trg_image_units * FEATURE_UNIT
-        location_stride = trg_location_units * FEATURE_UNIT
-        trg_offset = (column_index // locations).to(tl.int64) * image_stride
-        trg_offset += (column_index % locations).to(tl.int64) * location_stride
         product = product_tile(
             src,
             trg,
-            row_index * (src_units * FEATURE_UNIT),
-            trg_offset,
-            row_block * BLOCK_ROWS,
+            row_index,
+            row_tile * TILE_ROWS,
+            tl.minimum(column, columns - 1),
             first_column,
+            locations,
             width_units,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_WIDTH,
+            src_units,
+            trg_image_units,
+            trg_location_units,
+            TILE_ROWS,
+            TILE_COLUMNS,
+            TILE_WIDTH,
             DESCRIPTORS,
             PRECISION,
         )
@@ -104,27 +99,15 @@ def nce_backward(
     else:
         log_sum = tl.load(neg + row_index)[:, None]
         factor = tl.load(weight + row_index)[:, None]
-    log_sum = tl.where(log_sum == float("-inf"), 0.0, log_sum)  # no negatives: the weight is 0
-    if CLIP == SHIFTED:
-        sigmoid = 1.0 / (1.0 + tl.exp2(steep * product))
-        # depth is -2 log2(e) clip: the exponent is log2(e) (clip - log_sum) + depth * sigmoid.
-        exponent = depth * (sigmoid - 0.5) - log_sum * LOG2_E
-        probability = tl.exp2(tl.minimum(exponent, 0.0))
-        slope = 4.0 * sigmoid * (1.0 - sigmoid)
-    elif CLIP == TANH:
-        ratio = tanh(steep * product)
-        probability = tl.exp2(tl.minimum(depth * ratio - log_sum, 0.0) * LOG2_E)
-        slope = 1.0 - ratio * ratio
-    else:
-        probability = tl.exp2(tl.minimum(scale * product - log_sum, 0.0) * LOG2_E)
-        slope = 1.0
+    log_sum = tl.where(log_sum == float("-inf"), 0.0, log_sum)  # no negatives: weight is 0
+    probability, slope = probability_and_slope(product, log_sum, scale, steep, depth, CLIP)
     grad = factor * probability * slope
     own_start = (row % source_images + image_offset) * locations
     first_own = tl.min(own_start, axis=0)
     last_own = tl.max(own_start, axis=0) + locations - 1
-    if (first_own < first_column + BLOCK_COLUMNS) & (last_own >= first_column):
-        last_row = tl.minimum(row_block * BLOCK_ROWS + BLOCK_ROWS, rows) - 1
-        first_set = row_block * BLOCK_ROWS // source_images
+    if (first_own < first_column + TILE_COLUMNS) & (last_own >= first_column):
+        last_row = tl.minimum(row_tile * TILE_ROWS + TILE_ROWS, rows) - 1
+        first_set = row_tile * TILE_ROWS // source_images
         for set_index in range(first_set, last_row // source_images + 1):
             own_row, is_here = own_rows(
                 column,
@@ -134,8 +117,8 @@ def nce_backward(
                 source_images,
                 image_offset,
                 rows,
-                row_block,
-                BLOCK_ROWS,
+                row_tile,
+                TILE_ROWS,
             )
             place = own_row.to(tl.int64) * locations + column % locations
             found = tl.load(grad_own + place, mask=is_here, other=0.0)

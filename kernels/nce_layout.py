@@ -1,4 +1,4 @@
-"""Which layouts of src [R, D] and trg [N, L, D] the kernels load, and through what."""
+"""Which layouts of src [R, D] and trg [N, L, D] the kernels load, by pointer or descriptor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from amdim_fast.kernels.nce_tiles import Tile
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# Features are loaded 16 bytes at a time; strides count in units of 8 entries.
+# Features are loaded 16 bytes at a time; strides are passed in units of 8 entries.
 FEATURE_UNIT = 8
 POINTER_BYTES = 16
 # The first compute capability with tensor descriptors.
@@ -14,13 +14,16 @@ DESCRIPTOR_CAPABILITY = (9, 0)
 
 
 def strides(tensor: Tensor) -> tuple[int, ...]:
-    """Strides of all but the last dimension; 0 where there is one entry, whatever torch says."""
+    """Strides of all but the last dimension; 0 for a dimension of size 1, whatever torch says."""
     pairs = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
     return tuple(stride if size > 1 else 0 for size, stride in pairs)
 
 
 def loadable(tensor: Tensor) -> bool:
-    """Whether the kernels multiply ``tensor`` [..., D] in place; a contiguous copy always is."""
+    """Whether the kernels can load ``tensor`` [..., D] without a copy.
+
+    A contiguous tensor whose D is a multiple of 8 always is.
+    """
     units = (tensor.shape[-1], *strides(tensor))
     contiguous = tensor.shape[-1] == 1 or tensor.stride(-1) == 1
     whole = all(length % FEATURE_UNIT == 0 for length in units)
@@ -30,27 +33,27 @@ def loadable(tensor: Tensor) -> bool:
 def descriptor_obstacle(
     trg: Tensor, tile: Tile, capability: tuple[int, int] | None, same_location: bool
 ) -> str | None:
-    """Why the loadable features are read through pointers, or None where descriptors apply.
+    """Why loadable features are read through pointers, or None where descriptors apply.
 
     Args:
         trg: targets [N, L, D]; a descriptor sees them as one matrix [N * L, D].
-        tile: of the kernel, which says whether descriptors are wanted.
+        tile: the kernel's, which says whether to use descriptors.
         capability: of the GPU; None in the interpreter, which has descriptors.
-        same_location: whether columns are the images of one location.
+        same_location: whether the columns are the images at one location.
     """
     if not tile.descriptors:
-        return "the block row asks for no descriptors"
+        return "the tile table uses pointers here"
     if capability is not None and capability < DESCRIPTOR_CAPABILITY:
         return f"compute capability {'.'.join(map(str, capability))} has no descriptors"
     if same_location:
-        return "the targets of one location are not neighbours"
+        return "the targets of one location are not adjacent"
     if _row_stride(trg) is None:
         return "the targets are not rows of one matrix"
     return None
 
 
 def descriptors(src: Tensor, trg: Tensor, tile: Tile) -> tuple[TensorDescriptor, TensorDescriptor]:
-    """Of contiguous src [R, D] and of trg as [N * L, D], in blocks of the tile; 0 past an end."""
+    """Descriptors of contiguous src [R, D] and of trg as [N * L, D]; loads out of bounds give 0."""
     rows, width = src.shape
     columns, stride = trg.shape[0] * trg.shape[1], _row_stride(trg)
     return (
@@ -60,7 +63,7 @@ def descriptors(src: Tensor, trg: Tensor, tile: Tile) -> tuple[TensorDescriptor,
 
 
 def _row_stride(trg: Tensor) -> int | None:
-    """Entries from one row of trg as a matrix [N * L, D] to the next, or None if that varies."""
+    """Row stride of trg as a matrix [N * L, D], or None if it is not one."""
     images, locations, width = trg.shape
     image, location = strides(trg)
     if images * locations == 1:

@@ -1,4 +1,4 @@
-"""Pieces both contrastive kernels share: the product of a tile, its order, and the clip.
+"""Pieces that both contrastive kernels share: the order of tiles, and their products.
 
 A product is the plain dot product of a source row and a target column; raw = scale * product.
 """
@@ -6,22 +6,17 @@ A product is the plain dot product of a source row and a target column; raw = sc
 import triton
 import triton.language as tl
 
-# What a kernel does with the [rows, columns] matrix of products.
+# Whether a kernel computes the [rows, columns] products, also stores them, or reads stored ones.
 COMPUTE = tl.constexpr(0)
 COMPUTE_AND_STORE = tl.constexpr(1)
 READ = tl.constexpr(2)
 
-# How scores are clipped: by the shifted sigmoid, by tanh with a running maximum, not at all.
-SHIFTED = tl.constexpr(0)
-TANH = tl.constexpr(1)
-NO_CLIP = tl.constexpr(2)
-
-# Lengths of features come in units of 8 entries and lengths of products in units of 16, so that the
-# compiler knows them to be whole; it does not believe ``tl.multiple_of`` of a scalar.
+# Feature lengths are passed in units of 8 entries and product lengths in units of 16, so that the
+# compiler sees the divisibility; it ignores ``tl.multiple_of`` on a scalar.
 FEATURE_UNIT = tl.constexpr(8)
 PRODUCT_UNIT = tl.constexpr(16)
 
-# Sizes and strides that are passed as they are: one compilation serves every batch.
+# Sizes and strides that are not specialized on: one compilation serves every batch.
 SIZES = (
     "rows",
     "images",
@@ -36,17 +31,17 @@ SIZES = (
     "scores_limit_units",
 )
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
-
 
 @triton.jit
-def grouped_order(program, row_blocks, column_blocks, GROUP_ROWS: tl.constexpr):
-    """Row block and column block of a program; neighbours share targets, then sources, in L2."""
-    per_group = GROUP_ROWS * column_blocks
-    first = program // per_group * GROUP_ROWS
-    size = tl.minimum(row_blocks - first, GROUP_ROWS)
-    within = program % per_group
+def swizzled_order(program, row_tiles, column_tiles, SWIZZLE_ROWS: tl.constexpr):
+    """Row tile and column tile of a program, in bands of SWIZZLE_ROWS row tiles.
+
+    Programs next to each other share targets, then sources, in L2.
+    """
+    per_band = SWIZZLE_ROWS * column_tiles
+    first = program // per_band * SWIZZLE_ROWS
+    size = tl.minimum(row_tiles - first, SWIZZLE_ROWS)
+    within = program % per_band
     return first + within % size, within // size
 
 
@@ -54,26 +49,35 @@ def grouped_order(program, row_blocks, column_blocks, GROUP_ROWS: tl.constexpr):
 def product_tile(
     src,
     trg,
-    src_offset,
-    trg_offset,
+    row_index,
     first_row,
+    column_index,
     first_column,
+    span,
     width_units,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
+    src_units,
+    trg_image_units,
+    trg_location_units,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """[BLOCK_ROWS, BLOCK_COLUMNS] float32 products.
+    """[TILE_ROWS, TILE_COLUMNS] float32 products of rows and columns, ``span`` columns an image.
 
-    src_offset [BLOCK_ROWS] and trg_offset [BLOCK_COLUMNS] lead to the first of the contiguous
-    features; tensor descriptors take first_row and first_column instead and read 0 beyond an end.
+    Pointers take row_index [TILE_ROWS] int64 and column_index [TILE_COLUMNS], within bounds; tensor
+    descriptors take first_row and first_column instead and read 0 out of bounds.
     """
+    src_offset = row_index * (src_units * FEATURE_UNIT)
+    image_stride = trg_image_units * FEATURE_UNIT
+    location_stride = trg_location_units * FEATURE_UNIT
+    trg_offset = (column_index // span).to(tl.int64) * image_stride
+    trg_offset += (column_index % span).to(tl.int64) * location_stride
     width = width_units * FEATURE_UNIT
-    offset = tl.arange(0, BLOCK_WIDTH)
-    product = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], dtype=tl.float32)
-    for start in range(0, width, BLOCK_WIDTH):
+    offset = tl.arange(0, TILE_WIDTH)
+    product = tl.zeros([TILE_ROWS, TILE_COLUMNS], dtype=tl.float32)
+    for start in range(0, width, TILE_WIDTH):
         if DESCRIPTORS:
             src_tile = src.load([first_row, start])
             trg_tile = trg.load([first_column, start]).T
@@ -97,31 +101,17 @@ def own_rows(
     source_images,
     image_offset,
     rows,
-    row_block,
-    BLOCK_ROWS: tl.constexpr,
+    row_tile,
+    TILE_ROWS: tl.constexpr,
 ):
-    """Of one source set: the row whose own image holds each column, whether this block has it.
+    """Of one source set: the row whose own image holds each column, and whether this tile has it.
 
-    At most one row a set and column: reductions along rows take the place of scattered accesses,
-    whose addresses do not fit in the registers.
+    There is at most one such row for each column, so reductions along rows replace scattered
+    accesses, whose addresses would not fit in registers.
     """
     image = column // span - image_offset
     row = set_index * source_images + image
-    first_row = row_block * BLOCK_ROWS
+    first_row = row_tile * TILE_ROWS
     is_here = (image >= 0) & (image < source_images) & (column < columns)
-    is_here = is_here & (row >= first_row) & (row < first_row + BLOCK_ROWS) & (row < rows)
+    is_here = is_here & (row >= first_row) & (row < first_row + TILE_ROWS) & (row < rows)
     return row, is_here
-
-
-@triton.jit
-def tanh(x):
-    """Hyperbolic tangent to about 2 ulp of float32, in instructions that every target has."""
-    size = tl.abs(x)
-    small = tl.minimum(size, 0.25)
-    square = small * small
-    series = 0.13333333 + square * (-0.05396825 + square * 0.021869488)
-    near = small * (1.0 + square * (-0.33333333 + square * series))
-    decay = tl.exp2(size * (-2.0 * LOG2_E))
-    far = (1.0 - decay) / (1.0 + decay)
-    result = tl.where(size < 0.25, near, far)
-    return tl.where(x < 0.0, -result, result)

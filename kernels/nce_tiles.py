@@ -1,4 +1,4 @@
-"""What a row of the block table says: the tiles of the contrastive kernels, as plain data."""
+"""Tile sizes of the contrastive kernels as plain data: one tile a kernel, one set a table row."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ SMALL_WIDTH = 512
 
 
 class Tile(NamedTuple):
-    """Launch of one kernel; sizes are powers of two.
+    """Launch parameters of one kernel; sizes are powers of two.
 
     Attributes:
-        rows: sources of a tile.
-        columns: target locations of a tile.
-        width: features a step of the product takes; 0 where no product is computed.
-        group: row blocks that run side by side over the same columns.
-        warps: warps a program.
+        rows: sources in a tile.
+        columns: target locations in a tile.
+        width: features per step of the product; 0 where no product is computed.
+        swizzle: row tiles that run side by side over the same columns.
+        warps: warps per program.
         stages: steps in flight.
-        descriptors: whether features are loaded through tensor descriptors (TMA) where they apply.
+        descriptors: whether to load features through tensor descriptors (TMA) where possible.
     """
 
     rows: int
     columns: int
     width: int
-    group: int
+    swizzle: int
     warps: int
     stages: int
     descriptors: bool = False
 
 
-class Blocks(NamedTuple):
-    """How one architecture computes one type and width.
+class TileSet(NamedTuple):
+    """How one architecture computes one type and width: a row of the tile table.
 
     Attributes:
-        fused: whether the kernels multiply themselves; else torch multiplies and they read scores.
+        fused: whether the kernels compute the products themselves; else they read torch's.
         forward: tile of the fused forward.
         backward: tile of the fused backward.
         read_forward: tile of the forward over stored products.
@@ -51,7 +51,7 @@ class Blocks(NamedTuple):
 
 
 def arithmetic(dtype: torch.dtype) -> str:
-    """'half' for float16 and bfloat16; for float32 'tf32' or 'ieee', as torch is set."""
+    """'half' for float16 and bfloat16; 'tf32' or 'ieee' for float32, by torch's own setting."""
     if dtype in (torch.float16, torch.bfloat16):
         return "half"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

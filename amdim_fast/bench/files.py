@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from amdim_fast.bench.comparison import OURS, REFERENCE, Comparison, Measurement
-from amdim_fast.optional import require
+from amdim_fast.optional import new_figure, png_of, require
 
 JSON_NAME, PNG_NAME = "bench.json", "bench.png"
+DRAWING = "drawing the comparison"
 
 
 def measurement_line(found: Measurement) -> str:
@@ -47,7 +47,7 @@ def as_json(result: Comparison) -> bytes:
             "time_ms": dict(zip(("q20", "q50", "q80"), m.milliseconds, strict=True)),
             "n": m.rounds,
             "extra_memory_bytes": m.extra_bytes,
-            "plan": None if m.plan is None else [group.mode for group in m.plan.groups],
+            "plan": None if m.plan is None else [pairing.mode for pairing in m.plan.pairings],
         }
         for m in result.measurements
     ]
@@ -62,14 +62,12 @@ def check_drawing() -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    _matplotlib()
+    require("matplotlib.figure", DRAWING, "demo")
 
 
 def draw(result: Comparison) -> bytes:
     """PNG: time and extra memory against B, q20 to q80 shaded."""
-    figures, backend = _matplotlib()
-    figure = figures.Figure(figsize=(10, 4), layout="constrained")
-    backend.FigureCanvasAgg(figure)
+    figure = new_figure(10, 4, DRAWING)
     time_axis, memory_axis = figure.subplots(1, 2)
     for provider in (REFERENCE, OURS):
         found = [m for m in result.measurements if m.provider == provider]
@@ -82,9 +80,7 @@ def draw(result: Comparison) -> bytes:
     _label(memory_axis, "extra peak memory, MB", result.measurements)
     facts = result.facts
     figure.suptitle(f"{facts['device']}; D = {facts['D']}, {facts['dtype']}", parse_math=False)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=110)
-    return encoded.getvalue()
+    return png_of(figure)
 
 
 def _label(axis: Any, ylabel: str, measurements: Sequence[Measurement]) -> None:
@@ -93,11 +89,3 @@ def _label(axis: Any, ylabel: str, measurements: Sequence[Measurement]) -> None:
     axis.set_xticks(sizes, map(str, sizes))
     axis.xaxis.minorticks_off()
     axis.legend()
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    figures, backend = (
-        require(f"matplotlib.{module}", "drawing the comparison", "demo")
-        for module in ("figure", "backends.backend_agg")
-    )
-    return figures, backend

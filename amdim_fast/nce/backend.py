@@ -12,13 +12,13 @@ OLDEST_CAPABILITY = (8, 0)
 
 
 def resolve_backend(backend: str, dtype: torch.dtype, device: torch.device) -> str:
-    """'torch' or 'triton' for a backend as users name it.
+    """Backend that a call runs on, "torch" or "triton", from the choice of the user.
 
-    "auto" is "triton" on CUDA and "torch" elsewhere and for float64. Where the kernels cannot run
-    on a CUDA device, "auto" is "torch" and says so in one warning.
+    "auto" is triton on CUDA, torch elsewhere and for float64. Where the kernels cannot run on a
+    CUDA device, "auto" is torch, with one warning.
 
     Raises:
-        ValueError: "triton" is asked for where it cannot run. TypeError: for float64.
+        ValueError: "triton" cannot run here. TypeError: "triton" was chosen for float64.
     """
     if backend == "torch" or (
         backend == "auto" and (device.type != "cuda" or dtype == torch.float64)
@@ -26,14 +26,15 @@ def resolve_backend(backend: str, dtype: torch.dtype, device: torch.device) -> s
         return "torch"
     if dtype == torch.float64:
         raise TypeError(
-            "src is torch.float64, which backend 'triton' does not compute; use backend='torch'"
+            "src is torch.float64; with backend 'triton' it must be float32, float16 or bfloat16:"
+            " use backend='torch'"
         )
     obstacle = _obstacle(device)
     if obstacle is None:
         return "triton"
     if backend == "triton":
         raise ValueError(f"backend is 'triton', but {obstacle}; use backend='torch' or 'auto'")
-    _warn_once(f"backend 'auto' is 'torch' here: {obstacle}; name backend='torch' to say so")
+    _warn_once(f"backend 'auto' is 'torch' here: {obstacle}; backend='torch' avoids this warning")
     return "torch"
 
 
@@ -47,19 +48,19 @@ def _obstacle(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if device.type == "cuda" and torch.version.hip is not None:
-        return "this torch is built for ROCm and the kernels are proved for CUDA only"
+        return "this torch is built for ROCm and the kernels are tested on CUDA only"
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability >= OLDEST_CAPABILITY:
             return None
         found, needed = (".".join(map(str, pair)) for pair in (capability, OLDEST_CAPABILITY))
         return f"{device} has compute capability {found} and the kernels need {needed} or later"
-    # Only asked for by name, so triton is loaded by those who want it.
+    # Reached only with backend="triton", so that triton is not loaded otherwise.
     from amdim_fast.kernels.nce_forward import INTERPRETED
 
     if INTERPRETED and device.type == "cpu":
         return None
     return (
         f"the tensors are on {device}; its kernels run on a GPU, or on the CPU in Triton's"
-        " interpreter (TRITON_INTERPRET=1 before triton is imported)"
+        " interpreter (set TRITON_INTERPRET=1 before triton is imported)"
     )

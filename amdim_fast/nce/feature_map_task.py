@@ -1,4 +1,4 @@
-"""Contrastive comparisons of any feature maps, as lightning-bolts' task of the same name.
+"""Contrastive comparisons of any feature maps, like lightning-bolts' task of the same name.
 
 Source: ``pl_bolts.losses.self_supervised_learning.FeatureMapContrastiveTask``; its arithmetic is
 that of the public AMDIM code.
@@ -10,32 +10,31 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
-from amdim_fast.nce import op as nce_op
-from amdim_fast.nce.feature_maps import check_pair, draw_locations, flatten_local
-from amdim_fast.nce.functional import budget_value, check_options, clip_value, group_name
+from amdim_fast.nce.feature_maps import check_pair, draw_locations, features_at, flatten_local
+from amdim_fast.nce.module import NCEModule
 
 RANDOM_MAP = "r"
 REG_WEIGHT = 5e-2
 _COMPARISON = re.compile(r"[0-9r]{2}")
 
 
-class FeatureMapContrastiveTask(nn.Module):
-    """Anchor maps predict positive maps; takes the place of lightning-bolts' task.
+class FeatureMapContrastiveTask(NCEModule):
+    """Anchor maps predict positive maps; a replacement for lightning-bolts' task.
 
     A comparison "ap" draws one location an image of anchor map a, uniformly, and scores it against
     all locations of positive map p: ``nce_loss(drawn [B, D], map [B, h*w, D], clip=tclip)``. "01,
     02, 11" on (r1, r5, r7) are the six costs of AMDIM.
 
     Args:
-        comparisons: two characters each, comma between them: index of the anchor map, index of the
-            positive map, each 0 to 9 or "r" for a map drawn anew in every call.
+        comparisons: pairs of characters, separated by commas: index of the anchor map and index of
+            the positive map, each 0 to 9 or "r" for a map drawn anew in every call.
         tclip: bound on |score| in nats, or None.
-        bidirectional: also the comparison with both roles exchanged, and the mean of the two.
-        memory_budget: bytes for blocks of scores, as in ``nce_log_prob``.
+        bidirectional: whether a comparison is averaged with that of the views exchanged.
+        memory_budget: byte limit for score-shaped buffers, as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
         group: as in ``nce_log_prob``: the images of all its ranks are negatives. Each loss is the
             mean over this rank's images, the penalty that of the whole batch. Kept by name.
@@ -44,11 +43,11 @@ class FeatureMapContrastiveTask(nn.Module):
         ValueError: comparisons cannot be read, an option is out of range, or "r" is used with a
             group, whose ranks would draw different maps.
 
-    Not kept of lightning-bolts: there AMDIM's own tclip never reaches the task, which clips at 10;
-    the number of maps must be that of the comparisons, and map sizes, with their device, are fixed
-    by the first call; maps whose channels differ are reshaped across images and give a number; and
-    a clip above 44 overflows, None fails. Maps for "r" are drawn by torch, not by NumPy's global
-    generator, so that ``torch.manual_seed`` is enough; locations are drawn as there.
+    Differences from lightning-bolts: there AMDIM's own tclip never reaches the task, which clips at
+    10; there must be as many maps as comparisons; the first call fixes map sizes and device; maps
+    whose channels differ are reshaped across images and give a meaningless number; a clip above 44
+    overflows, and None fails. Maps for "r" are drawn by torch, not by NumPy's global generator, so
+    that ``torch.manual_seed`` is enough; locations are drawn as in lightning-bolts.
 
     One call of the op; sources with the same target map are stacked. No parameters, no buffers.
     """
@@ -63,8 +62,6 @@ class FeatureMapContrastiveTask(nn.Module):
         backend: str = "auto",
         group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__()
-        check_options(tclip, "tclip", backend, memory_budget)
         pairs = [part.strip() for part in comparisons.split(",")]
         for pair in pairs:
             if not _COMPARISON.fullmatch(pair):
@@ -77,16 +74,13 @@ class FeatureMapContrastiveTask(nn.Module):
                 f"comparisons is {comparisons!r} and a group is given, whose ranks would draw"
                 " different maps for 'r'; name the maps"
             )
+        super().__init__(tclip=tclip, memory_budget=memory_budget, backend=backend, group=group)
         self.comparisons = comparisons
         self.pairs = tuple((pair[0], pair[1]) for pair in pairs)
-        self.tclip = tclip
         self.bidirectional = bidirectional
-        self.memory_budget = memory_budget
-        self.group_name = group_name(group)
-        self.backend = backend
 
     def extra_repr(self) -> str:
-        """The arguments by which two tasks differ."""
+        """The arguments shown in the repr."""
         return f"{self.comparisons!r}, tclip={self.tclip}, bidirectional={self.bidirectional}"
 
     def forward(
@@ -100,11 +94,11 @@ class FeatureMapContrastiveTask(nn.Module):
 
         Args:
             anchor_maps: [B, D, h, w] each, of one view; any number and any sizes.
-            positive_maps: as many, of the other view, index by index of the same size.
-            generator: draws maps and locations, on the maps' device; the default one otherwise.
+            positive_maps: as many, of the other view, the same size index by index.
+            generator: draws maps and locations, on the maps' device; the default one if None.
 
         Returns:
-            losses: [n], one a comparison, float32 (float64 for float64 maps).
+            losses: [n], one per comparison, float32 (float64 for float64 maps).
             regularizer: scalar, 5e-2 * the sum over comparisons of the mean squared raw score.
 
         Raises:
@@ -114,7 +108,7 @@ class FeatureMapContrastiveTask(nn.Module):
             if len(anchor_maps) != len(positive_maps):
                 raise ValueError(
                     f"anchor_maps has {len(anchor_maps)} maps and positive_maps"
-                    f" {len(positive_maps)}; they must have as many"
+                    f" {len(positive_maps)}; their numbers must be equal"
                 )
             views = [
                 [flatten_local(f"{name}[{index}]", item) for index, item in enumerate(maps)]
@@ -134,15 +128,11 @@ class FeatureMapContrastiveTask(nn.Module):
                     target = (1 - view, positive)
                     stack = sources.setdefault(target, [])
                     places.append((target, len(stack)))
-                    stack.append(_pick(src_map, draw_locations(src_map, generator)))
+                    stack.append(features_at(src_map, draw_locations(src_map, generator)))
 
-        loss, _, mean_sq, _ = nce_op.nce_forward(
+        loss, _, mean_sq, _ = self._nce_forward(
             [torch.stack(stack) for stack in sources.values()],
             [views[view][index] for view, index in sources],
-            clip=clip_value(self.tclip),
-            backend=self.backend,
-            memory_budget=budget_value(self.memory_budget),
-            group_name=self.group_name,
         )
         starts = {}
         total = 0
@@ -164,9 +154,3 @@ class FeatureMapContrastiveTask(nn.Module):
         if int(symbol) >= count:
             raise ValueError(f"comparisons names map {symbol}, but there are only {count} maps")
         return int(symbol)
-
-
-def _pick(feature_map: Tensor, location: Tensor) -> Tensor:
-    """[B, D] of [B, L, D] at one location an image."""
-    index = location[:, None, None].expand(-1, 1, feature_map.shape[2])
-    return feature_map.gather(1, index).squeeze(1)

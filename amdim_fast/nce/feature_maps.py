@@ -1,11 +1,11 @@
-"""Feature maps as the losses take them: shapes, checks and drawn locations."""
+"""Feature maps as the losses take them: shapes, checks, and one location an image of a map."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from amdim_fast.nce.functional import check_features
+from amdim_fast.nce.inputs import check_features
 
 
 def flatten_global(name: str, features: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def flatten_local(name: str, feature_map: Tensor) -> Tensor:
 
 
 def check_pair(src_name: str, src: Tensor, trg_name: str, trg: Tensor) -> None:
-    """``check_features`` with the names that the caller gave its sources and targets."""
+    """``check_features`` with sentences that name the caller's own arguments."""
     try:
         check_features(src, trg)
     except (ValueError, TypeError) as error:
@@ -39,25 +39,50 @@ def draw_locations(
 ) -> Tensor:
     """One location an image of trg [B, L, D], uniform: int64 [B].
 
-    With several ranks, whose generators are alike, all draw for the whole batch, of which trg is
-    the part of ``rank``: a location does not depend on the number of ranks.
+    With several ranks, trg is the part of ``rank``. Each rank draws for the whole batch, from
+    generators in the same state, so that locations do not depend on the number of ranks.
     """
     if generator is not None and generator.device.type != trg.device.type:
         raise ValueError(
             f"generator is on {generator.device}; it must be on the features' device, {trg.device}"
         )
-    images, locations = trg.shape[:2]
+    images, n_locations = trg.shape[:2]
     batch = (world_size * images,)
-    drawn = torch.randint(0, locations, batch, generator=generator, device=trg.device)
+    drawn = torch.randint(0, n_locations, batch, generator=generator, device=trg.device)
     return drawn[rank * images : (rank + 1) * images]
 
 
-def check_locations(name: str, location: Tensor, trg: Tensor) -> None:
-    """Raise unless ``location`` has one int64 an image of trg [B, L, D], on its device."""
+def features_at(trg: Tensor, locations: Tensor) -> Tensor:
+    """[B, D] features of trg [B, L, D] at one location an image; locations is int64 [B]."""
+    index = locations[:, None, None].expand(-1, 1, trg.shape[2])
+    return trg.gather(1, index).squeeze(1)
+
+
+def view_locations(
+    locations: tuple[Tensor, Tensor] | None,
+    maps: tuple[Tensor, Tensor],
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """The locations of the 5x5 sources of both views, checked; drawn if None.
+
+    Args:
+        locations: int64 [B] for each view, or None.
+        maps: the 5x5 maps of both views, [B, L, D].
+        generator: as in ``draw_locations``.
+    """
+    if locations is None:
+        locations = draw_locations(maps[0], generator), draw_locations(maps[1], generator)
+    for index, trg in enumerate(maps):
+        check_locations(f"locations[{index}]", locations[index], trg)
+    return locations
+
+
+def check_locations(name: str, locations: Tensor, trg: Tensor) -> None:
+    """Raise unless ``locations`` has one int64 an image of trg [B, L, D], on its device."""
     images = trg.shape[0]
-    if location.dtype != torch.int64:
-        raise TypeError(f"{name} is {location.dtype}; it must be int64")
-    if location.shape != (images,):
-        raise ValueError(f"{name} has shape {list(location.shape)}; it must be [{images}]")
-    if location.device != trg.device:
-        raise ValueError(f"{name} is on {location.device}; it must be on {trg.device}")
+    if locations.dtype != torch.int64:
+        raise TypeError(f"{name} is {locations.dtype}; it must be int64")
+    if locations.shape != (images,):
+        raise ValueError(f"{name} has shape {list(locations.shape)}; it must be [{images}]")
+    if locations.device != trg.device:
+        raise ValueError(f"{name} is on {locations.device}; it must be on {trg.device}")

@@ -1,7 +1,7 @@
-"""Products of half-precision matrices without rounding on the way, and float16 kept in range.
+"""Products of half-precision matrices accumulated in float32, and float16 gradients kept in range.
 
-The gradients of the products are far below what float16 holds. Each row is multiplied by a power of
-two: undone in the gradient of its source, folded into the source for the gradient of the targets.
+The gradients of the products are too small for float16. Each row is multiplied by a power of two,
+which is undone in the gradient of its source and folded into the source for that of the targets.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Largest magnitude of a float16 gradient of a product, 2**15, and the powers of two within reach.
+# Exponent of the largest gradient of a product in float16, and the largest shift of a row.
 HALF_EXPONENT = 15
 LARGEST_SHIFT = 100
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in float32; half types are not rounded on the way."""
+    """``a @ b`` in float32; products of half types are not rounded to them."""
     if a.dtype == torch.float32:
         return torch.mm(a, b)
     if a.device.type == "cuda":
@@ -24,7 +24,7 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out = a @ b``, float32 and of any row stride."""
+    """``out = a @ b`` for float32 ``out`` of any row stride."""
     if a.dtype == torch.float32:
         torch.mm(a, b, out=out)
     elif a.device.type == "cuda":
@@ -46,7 +46,7 @@ def write_product(out: Tensor, a: Tensor, b: Tensor, factor: Tensor | None) -> N
 def row_shifts(
     src: Tensor, trg: Tensor, grad_own: Tensor, weight: Tensor, penalty: Tensor
 ) -> Tensor:
-    """[R] powers of two that bring each row's largest gradient of a product near 2**15."""
+    """[R] exponents of the powers of two that bring each row's largest gradient near 2**15."""
     longest = torch.linalg.vector_norm(trg, dim=-1, dtype=torch.float32).amax()
     largest = torch.linalg.vector_norm(src, dim=-1, dtype=torch.float32) * longest
     bound = torch.maximum(grad_own.abs().amax(dim=1), weight.abs().amax(dim=1))
@@ -57,7 +57,7 @@ def row_shifts(
 
 
 def folded_sources(src: Tensor, shift: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """A common factor and the sources that undo the shift of each row in the gradient of trg."""
+    """A factor, and sources, that together undo the shift of each row in the gradient of trg."""
     if shift is None:
         return None, src
     least = shift.amin()

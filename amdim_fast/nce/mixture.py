@@ -1,7 +1,7 @@
-"""Mixtures of global features: K components an image, and the loss that lets locations choose.
+"""Mixtures: K components in place of each global feature, and the loss in which locations choose.
 
 Source: our reading of Bachman, Hjelm, Buchwalter 2019 (arXiv:1906.00910), section 3.7, for which no
-code was released; ``docs/mixtures.md`` names every assumption.
+code was released; ``docs/mixtures.md`` lists every assumption.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from amdim_fast.checks import whole_number
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
-from amdim_fast.nce import op as nce_op
+from amdim_fast.nce.call import NO_ORIGIN
 from amdim_fast.nce.feature_maps import (
-    check_locations,
     check_pair,
-    draw_locations,
     flatten_global,
     flatten_local,
+    view_locations,
 )
-from amdim_fast.nce.functional import budget_value, check_options, clip_value, group_name
+from amdim_fast.nce.inputs import check_weight
+from amdim_fast.nce.module import NCEModule
 
-# Standard deviation of what a component adds to f_1 at the start; the entries of f_1 have about 1.
+# Standard deviation of what a component adds to f_1 at first; that of f_1 itself is about 1.
 INITIAL_SPREAD = 0.1
 
 
@@ -39,21 +40,21 @@ def responsibilities(log_prob: Tensor, tau: float) -> Tensor:
 class MixtureHead(nn.Module):
     """K components of each global feature: ``f_1 + (linear(relu(linear(f_1))))_k``.
 
-    One fully connected net with one ReLU layer, shared by the components up to its last layer, and
-    a residual connection from f_1 to each component.
+    One fully connected network with one ReLU layer, shared by the components up to its last layer,
+    and a residual connection from f_1 to each component.
 
     Args:
         n_rkhs: D, width of the features.
-        components: K, 2 or more to be of use; 1 is one transformed feature.
-        hidden: width of the hidden layer; D when None.
+        components: K; only 2 or more make a mixture, 1 is one transformed feature.
+        hidden: width of the hidden layer; D if None.
 
     Raises:
-        ValueError: an argument is not a whole number of 1 or more.
+        ValueError: an argument is not a whole number, 1 or more.
 
-    At the start each component is f_1 plus an independent deviation whose entries have a standard
-    deviation of about 0.1 where those of f_1 have 1, as after BatchNorm: near the identity, so that
-    training starts as AMDIM's, but different, because equal components would get equal gradients
-    and stay equal for ever. Biases start at 0.
+    At first each component is f_1 plus its own random deviation, with a standard deviation of about
+    0.1 for entries of f_1 with 1, as after BatchNorm. That is near the identity, so that training
+    starts like AMDIM's, but not at it: equal components would get equal gradients and stay equal.
+    Biases start at 0.
     """
 
     def __init__(self, n_rkhs: int, components: int, hidden: int | None = None) -> None:
@@ -61,8 +62,7 @@ class MixtureHead(nn.Module):
         hidden = n_rkhs if hidden is None else hidden
         sizes = {"n_rkhs": n_rkhs, "components": components, "hidden": hidden}
         for name, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+            whole_number(name, value)
         self.n_rkhs, self.components, self.hidden = n_rkhs, components, hidden
         self.linear_1 = nn.Linear(n_rkhs, hidden)
         self.linear_2 = nn.Linear(hidden, components * n_rkhs)
@@ -82,7 +82,7 @@ class MixtureHead(nn.Module):
 
 
 class MixtureLosses(NamedTuple):
-    """The four parts of the objective, and two detached figures of the 7x7 posterior."""
+    """The four parts of the objective, and two detached statistics of the 7x7 posterior."""
 
     loss_1t5: Tensor
     loss_1t7: Tensor
@@ -93,34 +93,34 @@ class MixtureLosses(NamedTuple):
 
     @property
     def usage_entropy(self) -> Tensor:
-        """Entropy of the mean posterior, nats: log K where all components are used alike."""
+        """Entropy of the mean posterior in nats; log K if all components are used equally."""
         return torch.special.entr(self.usage).sum()
 
 
-class MixtureNCELoss(nn.Module):
-    """The objective of AMDIM with K components in the place of each global feature.
+class MixtureNCELoss(NCEModule):
+    """The objective of AMDIM with K components in place of each global feature.
 
-    Equals ``reference.mixture.multiscale_mixture``. With s[j,b,l] the log-probability of component
-    j, as in ``nce_log_prob``, for each of the two directions:
+    Equals ``amdim_fast.nce.reference_mixture.multiscale_mixture``. In each of the two directions,
+    with s[j,b,l] the log-probability of component j, as in ``nce_log_prob``:
 
         q = softmax_j(tau * s)
         loss_1t5, loss_1t7 = -mean_{b,l} (sum_j q s + alpha H(q))        to 5x5, to 7x7
         loss_5t5 = that of LossMultiNCE
         lgt_reg = 0.5 * reg_weight * the sum of the six mean squared raw scores,
-                  where a cost of K components counts as one with their mean
+                  where a cost of K components counts once, with their mean
 
-    With one component it is LossMultiNCE. Where alpha = 1/tau, the loss is
+    With one component it is LossMultiNCE. If alpha = 1/tau, the loss is
     ``-mean(logsumexp_j(tau s)) / tau`` and the gradient through q vanishes.
 
     Args:
-        tau: inverse temperature of the posterior, 1/nats. At 0 all components share alike, for
-            large tau the best one takes all; 5 is what parted best in ``benchmarks/emergence.py``.
+        tau: inverse temperature of the posterior, 1/nats. At 0 all components share equally; for
+            large tau the best one takes all. 5 separated best in ``benchmarks/emergence.py``.
         alpha: weight of the posterior's entropy; None is 1/tau, for which q is optimal.
         tclip: bound on |score| in nats, or None.
         reg_weight: weight of each mean squared raw score, before the factor 0.5.
         group: as in ``nce_log_prob``: the images of all its ranks are negatives. Each loss is the
             mean over this rank's images, the penalty that of the whole batch. Kept by name.
-        memory_budget: bytes for blocks of scores, as in ``nce_log_prob``.
+        memory_budget: byte limit for score-shaped buffers, as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
 
     One call of the op for all 4 K + 2 costs; components are stacked sources, so nothing of size
@@ -138,23 +138,18 @@ class MixtureNCELoss(nn.Module):
         memory_budget: int | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        check_options(tclip, "tclip", backend, memory_budget)
+        super().__init__(tclip=tclip, memory_budget=memory_budget, backend=backend, group=group)
         for name, value in (("tau", tau), ("alpha", alpha), ("reg_weight", reg_weight)):
-            if value is not None and (not math.isfinite(value) or value < 0):
-                raise ValueError(f"{name} is {value}; it must be a finite number, 0 or more")
+            if value is not None:
+                check_weight(name, value)
         if alpha is None and tau == 0:
-            raise ValueError("tau is 0 and alpha None, which stands for 1/tau; give an alpha")
+            raise ValueError("tau is 0 and alpha is None, which stands for 1/tau; give an alpha")
         self.tau = tau
         self.alpha = 1.0 / tau if alpha is None else alpha
-        self.tclip = tclip
         self.reg_weight = reg_weight
-        self.memory_budget = memory_budget
-        self.group_name = group_name(group)
-        self.backend = backend
 
     def extra_repr(self) -> str:
-        """The arguments by which two losses differ."""
+        """The arguments shown in the repr."""
         return (
             f"tau={self.tau}, alpha={self.alpha}, tclip={self.tclip},"
             f" reg_weight={self.reg_weight}, backend={self.backend!r}"
@@ -211,33 +206,26 @@ class MixtureNCELoss(nn.Module):
                     f" {list(components_x1.shape)}; they must be equal"
                 )
             check_pair("components_x2", components_x2, "r5_x1", r5_1)
-            if locations is None:
-                locations = draw_locations(r5_1, generator), draw_locations(r5_2, generator)
-            for index, feature_map in enumerate((r5_1, r5_2)):
-                check_locations(f"locations[{index}]", locations[index], feature_map)
+            locations = view_locations(locations, (r5_1, r5_2), generator)
 
         targets = [r5_2, r7_2, r5_1, r7_1]
-        # Of each direction: 1->5 and 5->5, which share targets, then 1->7.
-        loss, log_prob, mean_sq, _ = nce_op.nce_forward(
+        # In each direction: 1->5 and 5->5, which share targets, then 1->7.
+        loss, log_prob, mean_sq, _ = self._nce_forward(
             [components_x1, components_x1, components_x2, components_x2],
             targets,
-            picks=locations,
-            pick_from=[2, nce_op.NO_PICK, 0, nce_op.NO_PICK],
-            clip=clip_value(self.tclip),
-            backend=self.backend,
-            memory_budget=budget_value(self.memory_budget),
-            group_name=self.group_name,
+            locations=locations,
+            origins=[2, NO_ORIGIN, 0, NO_ORIGIN],
         )
         count, images, _ = components_x1.shape
         sets = [count + 1, count] * 2
         shapes = [(s, images, trg.shape[1]) for s, trg in zip(sets, targets, strict=True)]
-        scores = [
+        log_probs = [
             part.view(shape)[:count]
             for part, shape in zip(
                 log_prob.split(list(map(math.prod, shapes))), shapes, strict=True
             )
         ]
-        first_1t5, first_1t7, second_1t5, second_1t7 = (self._expected(part) for part in scores)
+        first_1t5, first_1t7, second_1t5, second_1t7 = (self._expected(part) for part in log_probs)
         losses, squares = loss.split(sets), mean_sq.split(sets)
         penalty = squares[0][count] + squares[2][count]
         penalty = penalty + torch.stack([part[:count].mean() for part in squares]).sum()

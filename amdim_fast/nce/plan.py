@@ -1,4 +1,4 @@
-"""How a call of the contrastive op spends its memory: block sizes, and which scores are kept."""
+"""How a call of the contrastive op uses its memory: block sizes, and which scores are kept."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# What the work buffers and the kept scores of a call may take together, on any device; inputs,
-# gradients and whatever has a row a target, [n * L, D], come on top.
+# Bytes for the work buffers and kept scores of a call, on any device. Inputs, gradients and copies
+# of a block's targets, [n * L, D], are not counted.
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
-# Rows of products start at multiples of this many entries in the Triton kernels.
+# In the Triton kernels rows of products start at multiples of this many entries.
 ROW_UNIT = 16
-# A tile of 256 rows over kept scores stays within 32 bits.
+# With rows no longer than this, offsets in a tile of 256 rows of kept scores fit in 32 bits.
 LONGEST_ROW = 2**23 - ROW_UNIT
 
 
 class WorkRule(NamedTuple):
-    """What a backend holds of a block of scores.
+    """What a backend needs in memory for a block of scores.
 
     Attributes:
-        work_itemsize: bytes a score takes in all work buffers that are alive at once.
-        kept_itemsize: bytes a score takes from forward to backward.
-        preferred_bytes: work buffers are no larger where the budget would let them,
-        least_columns: unless a block then had fewer columns than this.
-        row_unit: rows are padded to multiples of this many entries; blocks over kept scores start
+        work_itemsize: bytes per score in all work buffers alive at once.
+        kept_itemsize: bytes per score kept from forward to backward.
+        preferred_bytes: size that work buffers do not exceed even if the budget allows more,
+        least_columns: unless blocks would then have fewer columns than this.
+        row_unit: rows are padded to multiples of this many entries, and blocks of kept scores start
             at such a multiple.
-        longest_row: columns beyond which scores are not kept.
+        longest_row: scores of longer rows, in columns, are not kept.
     """
 
     work_itemsize: int
@@ -38,11 +38,11 @@ class WorkRule(NamedTuple):
     longest_row: int = 2**62
 
     def columns(self, count: int) -> int:
-        """Entries a row of ``count`` columns takes."""
+        """Entries in memory of a row of ``count`` columns."""
         return -(-count // self.row_unit) * self.row_unit
 
     def block_images(self, rows: int, images: int, locations: int, memory_budget: int) -> int:
-        """Target images of a block, at least one."""
+        """Target images in a block, at least one."""
         column_bytes = rows * self.work_itemsize
         limit = min(memory_budget, max(self.preferred_bytes, self.least_columns * column_bytes))
         columns = limit // column_bytes // self.row_unit * self.row_unit
@@ -51,21 +51,21 @@ class WorkRule(NamedTuple):
         return fitting if fitting == images or fitting < whole else fitting // whole * whole
 
     def may_keep(self, images: int, locations: int, block_images: int) -> bool:
-        """Whether blocks of kept scores start where rows may, and rows are not too long."""
+        """Whether every block of kept scores would be aligned, and rows are not too long."""
         whole = block_images >= images or block_images * locations % self.row_unit == 0
         return whole and images * locations <= self.longest_row
 
 
 @dataclass(frozen=True)
-class GroupPlan:
-    """How one group (sources stacked against the same targets) is computed.
+class PairingPlan:
+    """How one pairing, sources stacked against the same targets, is computed.
 
     Attributes:
-        mode: "keep" (raw scores stay until the backward, which then costs two GEMMs more),
-            "recompute" (nothing stays, three GEMMs more) or "forward" (no gradient asked for).
-        block_images: target images a block of scores covers.
+        mode: "keep" (raw scores are kept for the backward, which takes two matrix products),
+            "recompute" (they are computed again, three products) or "forward" (no backward).
+        block_images: target images in a block of scores.
         block_bytes: bytes of the work buffers while a block is computed.
-        kept_bytes: bytes of scores held from forward to backward.
+        kept_bytes: bytes of scores kept from forward to backward.
     """
 
     mode: str
@@ -75,58 +75,58 @@ class GroupPlan:
 
     @property
     def gemms(self) -> int:
-        """Products of the size of the score matrix, forward and backward together."""
+        """Matrix products of the size of the scores, in forward and backward together."""
         return {"forward": 1, "keep": 3, "recompute": 4}[self.mode]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the last call of the contrastive op did.
+    """How a call of the contrastive op was computed.
 
     Attributes:
-        backend: "torch" or "triton", the code that ran.
-        products: the library of its matrix products, "onednn", "aten" (MKL, cuBLAS, ...) or, beside
-            the Triton kernels, "cublas".
-        groups: one entry a group, in the order of the call.
-        memory_budget: the bytes the plan was made for.
-        kernels: for "triton", how each group's kernels got their products, and why so.
+        backend: the code that ran, "torch" or "triton".
+        products: the library of its matrix products: "onednn", "aten" (MKL, cuBLAS, ...) or, for
+            those beside the Triton kernels, "cublas".
+        pairings: one plan per pairing, in the order of the call.
+        memory_budget: the bytes that the plan was made for.
+        kernels: for "triton", how the kernels of each pairing got their products, and why.
     """
 
     backend: str
     products: str
-    groups: tuple[GroupPlan, ...]
+    pairings: tuple[PairingPlan, ...]
     memory_budget: int
     kernels: tuple[str, ...] = ()
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of scores held from forward to backward."""
-        return sum(group.kept_bytes for group in self.groups)
+        """Bytes of scores kept from forward to backward."""
+        return sum(pairing.kept_bytes for pairing in self.pairings)
 
     @property
     def work_bytes(self) -> int:
         """Bytes of the work buffers while a block is computed."""
-        return max(group.block_bytes for group in self.groups)
+        return max(pairing.block_bytes for pairing in self.pairings)
 
 
-def plan_groups(
+def plan_pairings(
     shapes: Sequence[tuple[int, int, int]],
     rule: WorkRule,
     *,
     memory_budget: int,
     with_grad: bool,
-) -> tuple[GroupPlan, ...]:
+) -> tuple[PairingPlan, ...]:
     """Split ``memory_budget`` bytes between work blocks and kept scores.
 
     Args:
-        shapes: (rows S*B, target images N, locations L) of each group.
-        rule: what the backend holds of a block.
+        shapes: (rows S * B, target images N, locations L) of each pairing.
+        rule: what the backend needs for a block.
         memory_budget: bytes; at 0 a block is one target image and nothing is kept.
         with_grad: whether a backward will follow.
 
     Returns:
-        One GroupPlan a group. Work blocks come first, then scores are kept group by group, the
-        earliest first, while they fit.
+        One plan per pairing. Work blocks take their share first; then scores are kept, in the order
+        of the pairings, wherever they fit in what remains.
     """
     blocks = []
     for rows, images, locations in shapes:
@@ -134,19 +134,19 @@ def plan_groups(
         row_bytes = rule.columns(block_images * locations) * rule.work_itemsize
         blocks.append((block_images, rows * row_bytes))
     remaining = memory_budget - max(block_bytes for _, block_bytes in blocks)
-    groups = []
+    pairings = []
     for (rows, images, locations), (block_images, block_bytes) in zip(shapes, blocks, strict=True):
         total = rows * rule.columns(images * locations) * rule.kept_itemsize
         fits = total <= remaining and rule.may_keep(images, locations, block_images)
         keep = with_grad and fits
         mode = "keep" if keep else "recompute" if with_grad else "forward"
         remaining -= total if keep else 0
-        groups.append(GroupPlan(mode, block_images, block_bytes, total if keep else 0))
-    return tuple(groups)
+        pairings.append(PairingPlan(mode, block_images, block_bytes, total if keep else 0))
+    return tuple(pairings)
 
 
 def padded(columns: int) -> int:
-    """Entries a row of products takes in the Triton kernels."""
+    """Entries in memory of a row of products in the Triton kernels."""
     return -(-columns // ROW_UNIT) * ROW_UNIT
 
 
@@ -154,10 +154,10 @@ _state = threading.local()
 
 
 def record_plan(plan: Plan) -> None:
-    """Remember ``plan`` as this thread's latest."""
+    """Make ``plan`` this thread's latest."""
     _state.plan = plan
 
 
 def last_plan() -> Plan | None:
-    """The plan of this thread's latest contrastive forward; None before the first."""
+    """The plan of the latest contrastive forward in this thread; None before the first."""
     return getattr(_state, "plan", None)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Rows of ``a`` that oneDNN lays packed weights out for; others work too.
+# Number of rows of ``a`` that oneDNN optimizes packed weights for; others work too.
 PACKED_FOR_ROWS = 1024
-# What ``product_into`` holds beside its output where the library cannot write into that.
+# Temporary memory of ``product_into`` where the library cannot write into the output itself.
 PART_BYTES = {"cpu": 4 * 2**20}
 GPU_PART_BYTES = 64 * 2**20
 
 
 def product_library(tensor: Tensor, backend: str = "torch") -> str:
-    """Which library multiplies: "onednn" for float32 on CPUs where torch has it, else "aten".
+    """Which library multiplies: "onednn" for float32 on CPUs if torch has it, else "aten".
 
-    "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS is named. On AMD CPUs with
-    AVX-512 oneDNN is about twice as fast as MKL, which runs its AVX2 code there.
+    "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS has its own name, "cublas".
+    On AMD CPUs with AVX-512 oneDNN is about twice as fast as MKL, which runs its AVX2 code there.
     """
     if backend == "triton":
         return "cublas" if tensor.device.type == "cuda" else "aten"
@@ -30,7 +30,7 @@ def product_library(tensor: Tensor, backend: str = "torch") -> str:
 
 
 def packed(b: Tensor) -> Tensor:
-    """``b`` [n, k] in the layout its library multiplies fastest; for ``product`` only."""
+    """``b`` [n, k] in the layout that its library multiplies fastest; only ``product`` takes it."""
     if product_library(b) == "onednn":
         return torch.ops.mkldnn._reorder_linear_weight(b.contiguous(), PACKED_FOR_ROWS)
     return b
@@ -44,7 +44,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out[...] = product(a, b)``, rounded to the dtype of ``out`` [m, n], which is contiguous."""
+    """``out[...] = product(a, b)``, rounded to the dtype of the contiguous ``out`` [m, n]."""
     if product_library(a) == "aten" and out.dtype == a.dtype:
         torch.mm(a, b.t(), out=out)
         return

@@ -1,7 +1,7 @@
-"""Rows of the block table that were measured on the user's own GPU: a small JSON file.
+"""Rows of the tile table that were measured on the user's own GPU: a small JSON file.
 
 The environment variable AMDIM_FAST_BLOCKS names it; ``benchmarks/autotune_nce.py`` writes it. Its
-rows come before the built-in ones. Each process reads it once.
+rows come before the built-in ones. Each process reads it once. A tile's swizzle is "group" there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amdim_fast.kernels.nce_tiles import Blocks, Tile
+from amdim_fast.files import written_whole
+from amdim_fast.kernels.nce_tiles import Tile, TileSet
 
 VARIABLE = "AMDIM_FAST_BLOCKS"
 ARITHMETICS = ("half", "tf32", "ieee")
-FIELDS = ("architecture", "arithmetic", "small_width", *Blocks._fields)
-# Least and largest value of each size, for tiles that multiply and for those over products; all
+FIELDS = ("architecture", "arithmetic", "small_width", *TileSet._fields)
+TILE_FIELDS = tuple("group" if name == "swizzle" else name for name in Tile._fields)
+# Least and largest value of each size, for tiles of fused kernels and for those over products. All
 # but stages are powers of two.
 LIMITS = {
     "rows": (16, 256),
@@ -32,33 +34,37 @@ READ_LIMITS = LIMITS | {"rows": (1, 256), "columns": (16, 4096), "width": (0, 0)
 
 
 class Key(NamedTuple):
-    """What a row is for: "sm_90" and the like, "half", "tf32" or "ieee", and D <= SMALL_WIDTH."""
+    """What a row is for: e.g. "sm_90"; "half", "tf32" or "ieee"; and whether D <= SMALL_WIDTH."""
 
     architecture: str
     arithmetic: str
     small_width: bool
 
 
-def measured_rows() -> Mapping[Key, Blocks]:
-    """The rows of the file that AMDIM_FAST_BLOCKS names; none where it is unset or empty.
+def measured_rows() -> Mapping[Key, TileSet]:
+    """The rows of the file that AMDIM_FAST_BLOCKS names; none if it is unset or empty.
 
     Raises:
-        ValueError: the file is not there or not as it should be; the sentence says where.
+        ValueError: the file cannot be read or has a fault; the sentence says where.
     """
     name = os.environ.get(VARIABLE)
     return _read_once(name) if name else {}
 
 
 @lru_cache
-def _read_once(name: str) -> Mapping[Key, Blocks]:
+def _read_once(name: str) -> Mapping[Key, TileSet]:
     try:
-        return {key: blocks for key, (blocks, _) in read_file(Path(name)).items()}
+        return {key: tile_set for key, (tile_set, _) in read_file(Path(name)).items()}
     except ValueError as error:
         raise ValueError(f"{VARIABLE}: {error}; unset it to use the built-in rows") from error
 
 
-def read_file(path: Path) -> dict[Key, tuple[Blocks, Any]]:
-    """Key -> (blocks, note) of every row; ValueError with one sentence about the first fault."""
+def read_file(path: Path) -> dict[Key, tuple[TileSet, Any]]:
+    """Key -> (tiles, note) of every row.
+
+    Raises:
+        ValueError: one sentence about the first fault.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -70,25 +76,26 @@ def read_file(path: Path) -> dict[Key, tuple[Blocks, Any]]:
     return dict(_row(row, f"row {index} of {path}") for index, row in enumerate(content))
 
 
-def write_row(path: Path, key: Key, blocks: Blocks, note: Any) -> None:
+def write_row(path: Path, key: Key, tile_set: TileSet, note: Any) -> None:
     """Put a row in the file, in place of one for the same key; the file is replaced as a whole."""
     rows = read_file(path) if path.exists() else {}
-    rows[key] = (blocks, note)
+    rows[key] = (tile_set, note)
     content = [
-        key._asdict() | {n: _plain(value) for n, value in blocks._asdict().items()} | {"note": note}
-        for key, (blocks, note) in sorted(rows.items(), key=lambda row: row[0])
+        key._asdict()
+        | {field: _plain(value) for field, value in tile_set._asdict().items()}
+        | {"note": note}
+        for key, (tile_set, note) in sorted(rows.items(), key=lambda row: row[0])
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def _plain(value: bool | Tile) -> Any:
-    return value._asdict() if isinstance(value, Tile) else value
+    return dict(zip(TILE_FIELDS, value, strict=True)) if isinstance(value, Tile) else value
 
 
-def _row(row: Any, where: str) -> tuple[Key, tuple[Blocks, Any]]:
+def _row(row: Any, where: str) -> tuple[Key, tuple[TileSet, Any]]:
     _check_fields(row, {*FIELDS}, where, optional={"note"})
     key = Key(*(row[field] for field in Key._fields))
     if not isinstance(key.architecture, str) or not key.architecture.startswith("sm_"):
@@ -98,13 +105,13 @@ def _row(row: Any, where: str) -> tuple[Key, tuple[Blocks, Any]]:
         raise ValueError(f"arithmetic in {where} is {key.arithmetic!r}; it must be one of {names}")
     for name in ("small_width", "fused"):
         _check_flag(row[name], f"{name} in {where}")
-    tiles = (_tile(row[name], name, where) for name in Blocks._fields[1:])
-    return key, (Blocks(row["fused"], *tiles), row.get("note"))
+    tiles = (_tile(row[name], name, where) for name in TileSet._fields[1:])
+    return key, (TileSet(row["fused"], *tiles), row.get("note"))
 
 
 def _tile(fields: Any, name: str, where: str) -> Tile:
     where = f"{name} in {where}"
-    _check_fields(fields, {*Tile._fields}, where)
+    _check_fields(fields, {*TILE_FIELDS}, where)
     _check_flag(fields["descriptors"], f"descriptors of {where}")
     for field, (least, most) in (READ_LIMITS if name.startswith("read") else LIMITS).items():
         value = fields[field]
@@ -113,7 +120,7 @@ def _tile(fields: Any, name: str, where: str) -> Tile:
         if not right or (kind == "power of two" and value & (value - 1)):
             wanted = f"a {kind} from {least} to {most}" if most else "0"
             raise ValueError(f"{field} of {where} is {value!r}; it must be {wanted}")
-    return Tile(**fields)
+    return Tile(*(fields[field] for field in TILE_FIELDS))
 
 
 def _check_flag(value: Any, where: str) -> None:

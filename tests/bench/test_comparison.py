@@ -20,8 +20,14 @@ from amdim_fast.bench.comparison import (
     feature_bytes,
     largest_batch,
 )
+from amdim_fast.bench.inputs import (
+    forward_backward,
+    make_inputs,
+    our_losses,
+    reference_losses,
+)
 from amdim_fast.cli.main import main
-from amdim_fast.nce.plan import GroupPlan, Plan
+from amdim_fast.nce.plan import PairingPlan, Plan
 
 CPU = torch.device("cpu")
 
@@ -31,7 +37,7 @@ def reference_row(images, extra):
 
 
 def our_row(images, extra, kept, work, budget):
-    plan = Plan("torch", "aten", (GroupPlan("keep", 1, work, kept),), budget)
+    plan = Plan("torch", "aten", (PairingPlan("keep", 1, work, kept),), budget)
     return Measurement(images, OURS, (1.0, 2.0, 3.0), 3, extra, plan)
 
 
@@ -72,22 +78,20 @@ def test_smallest_batch_is_measured_however_short_the_time(monkeypatch):
 
 @pytest.mark.parametrize("part", [0, 4])
 def test_planted_error_in_a_value_or_a_gradient_is_caught(monkeypatch, part):
-    step = comparison._step
-
-    def wrong(losses, *inputs):
-        found = list(step(losses, *inputs))
-        if losses is comparison._LOSSES[OURS]:
+    def wrong(losses, inputs):
+        found = list(forward_backward(losses, inputs))
+        if losses is our_losses:
             found[part] = found[part] * 1.001
         return tuple(found)
 
-    monkeypatch.setattr(comparison, "_step", wrong)
+    monkeypatch.setattr(comparison, "forward_backward", wrong)
     with pytest.raises(ArithmeticError, match="nothing was measured"):
         compare(CPU, 8, 1.0)
 
 
 def test_nan_is_caught(monkeypatch):
     monkeypatch.setitem(
-        comparison._LOSSES, OURS, lambda maps, picked: [math.nan * sum(m.sum() for m in maps)] * 4
+        comparison.LOSSES, OURS, lambda inputs: [math.nan * sum(m.sum() for m in inputs.maps)] * 4
     )
     with pytest.raises(ArithmeticError, match="inf from the reference"):
         compare(CPU, 8, 1.0)
@@ -127,10 +131,8 @@ def test_on_a_gpu(tmp_path, capsys):
 
 
 def reference_extra(images, dim):
-    maps, picked = comparison._inputs(images, dim, CPU)
-    peak = measuring.allocated_peak(
-        lambda: comparison._step(comparison._reference, maps, picked), "cpu"
-    )
+    inputs = make_inputs(images, dim)
+    peak = measuring.allocated_peak(lambda: forward_backward(reference_losses, inputs), "cpu")
     return peak - feature_bytes(images, dim) // 2
 
 
@@ -148,8 +150,8 @@ def test_ours_is_bounded_by_the_budget_and_what_grows_with_the_batch():
 @pytest.mark.parametrize("images", [32, 300])
 def test_ours_takes_no_more_than_calculated(images):
     (row,) = (m for m in compare(CPU, 64, 1e-9).measurements if m.provider == OURS)
-    maps, picked = comparison._inputs(images, 64, CPU)
-    peak = measuring.allocated_peak(lambda: comparison._step(comparison._ours, maps, picked), "cpu")
+    inputs = make_inputs(images, 64)
+    peak = measuring.allocated_peak(lambda: forward_backward(our_losses, inputs), "cpu")
     assert peak + feature_bytes(images, 64) // 2 <= expected_bytes([row], 64, images)
 
 
@@ -161,8 +163,9 @@ def test_largest_batch_by_exhaustion(free):
 
 
 def test_features_are_counted():
-    maps, _ = comparison._inputs(6, 5, CPU)
-    assert 2 * sum(m.numel() * m.element_size() for m in maps) == feature_bytes(6, 5)
+    inputs = make_inputs(6, 5)
+    assert 2 * inputs.nbytes == feature_bytes(6, 5)
+    assert inputs.nbytes == sum(m.numel() * m.element_size() for m in inputs.maps)
 
 
 @pytest.mark.parametrize("alone", [our_row(64, 9, 0, 0, 0), reference_row(64, 9)])

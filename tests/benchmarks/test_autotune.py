@@ -4,20 +4,19 @@ import json
 
 import pytest
 import torch
-from amdim_fast.kernels import nce_blocks
+from amdim_fast.kernels import nce_tile_table
 from amdim_fast.kernels.nce_tiles import Tile
 
-from amdim_fast.nce import tile_file as nce_block_file
-from amdim_fast.nce import tiles
+from amdim_fast.nce import tile_file, tiles
 from amdim_fast.nce import triton_backend as nce_triton
 from amdim_fast.nce.tile_file import VARIABLE, Key, read_file
 from benchmarks import autotune_nce, harness
 from benchmarks.autotune_nce import FIELDS, Case, candidates_of, tune
 from benchmarks.tuning_candidates import fused_tiles, read_tiles, shared_bytes
-from tests.nce.cases import DEVICE, TILE, blocks
+from tests.nce.cases import DEVICE, TILE, tile_set
 
 CASE = Case(20, 4, 24, torch.float32, DEVICE, repeats=2, warm_ups=0)
-SLOW, FAST = TILE, TILE._replace(group=4)
+SLOW, FAST = TILE, TILE._replace(swizzle=4)
 CHOICES = {field: [SLOW, FAST] for field in FIELDS}
 
 
@@ -55,8 +54,8 @@ def recorded():
 def test_the_fastest_of_each_kernel_wins(monkeypatch, recorded, elementwise):
     clock = Clock(monkeypatch, elementwise)
     before = tiles.choose
-    best = tune(CASE, blocks("fused"), CHOICES, clock.measure, lambda *row: recorded.append(row))
-    assert best == blocks("fused")._replace(fused=elementwise > 0, **dict.fromkeys(FIELDS, FAST))
+    best = tune(CASE, tile_set("fused"), CHOICES, clock.measure, lambda *row: recorded.append(row))
+    assert best == tile_set("fused")._replace(fused=elementwise > 0, **dict.fromkeys(FIELDS, FAST))
     assert tiles.choose is before
     assert len(recorded) == 2 * len(FIELDS) + 2
     assert {len(times) for _, _, times in recorded} == {2}
@@ -73,7 +72,7 @@ def test_what_is_wrong_is_neither_timed_nor_chosen(monkeypatch, recorded, capsys
         return grad_src * (1.01 if chosen.fused and chosen.backward == FAST else 1.0), grad_trg
 
     monkeypatch.setattr(nce_triton, "backward", wrong)
-    best = tune(CASE, blocks("fused"), CHOICES, clock.measure, lambda *row: recorded.append(row))
+    best = tune(CASE, tile_set("fused"), CHOICES, clock.measure, lambda *row: recorded.append(row))
     assert (best.forward, best.backward, best.read_backward) == (FAST, SLOW, FAST)
     assert len(recorded) == 2 * len(FIELDS) + 2 - 1
     assert "backward rows 16" in (printed := capsys.readouterr().out)
@@ -84,20 +83,20 @@ def test_nothing_right_is_an_error(monkeypatch):
     clock = Clock(monkeypatch)
     monkeypatch.setattr(autotune_nce, "fault", lambda *_: "is wrong")
     with pytest.raises(RuntimeError, match="no candidate for forward is right"):
-        tune(CASE, blocks("fused"), CHOICES, clock.measure, print)
+        tune(CASE, tile_set("fused"), CHOICES, clock.measure, print)
 
 
 def test_candidates_fit_the_gpu():
     for capability, limit in (((8, 0), 163), ((8, 9), 99), ((9, 0), 227), ((12, 0), 99)):
         for dtype in (torch.bfloat16, torch.float32):
-            start = nce_blocks.built_in(capability, dtype, 2048)
+            start = nce_tile_table.built_in(capability, dtype, 2048)
             found = candidates_of(dtype, capability, start)
             for field, tried in found.items():
                 assert tried[0] == getattr(start, field)
                 assert 3 < len(tried) == len(set(tried)) < 100
-                assert all(shared_bytes(t, dtype.itemsize) <= limit * 1024 for t in tiles[1:])
-                asked = {t.descriptors for t in tiles if t.width}
-                assert asked <= ({True, False} if capability >= (9, 0) else {False})
+                assert all(shared_bytes(t, dtype.itemsize) <= limit * 1024 for t in tried[1:])
+                wanted = {t.descriptors for t in tried if t.width}
+                assert wanted <= ({True, False} if capability >= (9, 0) else {False})
 
 
 def test_small_shared_memory_leaves_tiles_out():
@@ -113,9 +112,9 @@ def test_compiled_kernels_take_no_more_shared_memory_than_is_filtered_by():
     fused = [row for row in rows if "fused" in row["name"] and row["arithmetic"] != "ieee"]
     assert len(fused) > 100
     for row in fused:
-        sizes = {k: v for k, v in row["block_row"].items() if k in Tile._fields}
+        tile = Tile(*(row["block_row"][field] for field in tile_file.TILE_FIELDS))
         itemsize = 4 if row["dtype"] == "fp32" else 2
-        assert row["shared_bytes"] <= shared_bytes(Tile(**sizes), itemsize) + 256
+        assert row["shared_bytes"] <= shared_bytes(tile, itemsize) + 256
 
 
 def test_read_tiles_multiply_nothing():
@@ -136,7 +135,7 @@ def gpu(monkeypatch):
 def test_the_row_is_written_and_taken(monkeypatch, tmp_path, gpu):
     file, out = tmp_path / "blocks.json", tmp_path / "rows.jsonl"
     read = TILE._replace(width=0)
-    found = blocks("descriptors")._replace(read_forward=read, read_backward=read)
+    found = tile_set("descriptors")._replace(read_forward=read, read_backward=read)
 
     def tuned(case, start, candidates, measure, record):
         assert (case.images, case.width, case.dtype) == (64, 512, torch.float16)
@@ -153,7 +152,7 @@ def test_the_row_is_written_and_taken(monkeypatch, tmp_path, gpu):
     assert (row["name"], row["mode"], row["provider"]) == ("tuning", "forward", "some tile")
     assert (row["q50"], row["n"], row["shapes"]["D"]) == (2.0, 3, 512)
     monkeypatch.setenv(VARIABLE, str(file))
-    nce_block_file._read_once.cache_clear()
+    tile_file._read_once.cache_clear()
     assert tiles.choose((9, 0), torch.bfloat16, 128) == found
 
 

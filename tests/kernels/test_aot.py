@@ -1,4 +1,4 @@
-"""The ahead-of-time gate: committed rows speak for these kernels, and a few compile here."""
+"""The ahead-of-time check: committed rows are of these kernels, and a few compile here."""
 
 import itertools
 import json
@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from amdim_fast.kernels import nce_blocks
-from amdim_fast.kernels.nce_tiles import Blocks
+from amdim_fast.kernels import nce_tile_table
+from amdim_fast.kernels.nce_tiles import TileSet
 
+from amdim_fast.nce import tiles
 from amdim_fast.nce import triton_backend as nce_triton
 from amdim_fast.nce import triton_problem as nce_problem
-from amdim_fast.nce.plan import GroupPlan
-from amdim_fast.nce.torch_backend import Group
-from benchmarks import aot
+from amdim_fast.nce.plan import PairingPlan
+from amdim_fast.nce.torch_backend import Pairing
+from tests.kernels import aot
 from tests.nce.cases import features
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # The interpreter of the other tests and the compiler exclude each other in one process.
 SCRIPT = """
 import json, sys
-from benchmarks import aot, sources
+from benchmarks import sources
+from tests.kernels import aot
 request = json.loads(sys.argv[1])
 chosen = [v for v in aot.variants() if (v.arch, v.dtype) in map(tuple, request["live"])]
 wide = [v for v in chosen if not v.small or "over products" in v.name]
@@ -78,14 +80,14 @@ def test_some_kernels_compile_here_and_pass(result):
 
 
 def test_committed_rows_are_of_this_source_and_cover_every_variant(result, rows):
-    hint = "run: python -m benchmarks.aot"
+    hint = "run: python -m tests.kernels.aot"
     assert {row["source"] for row in rows} == {result["source"]}, hint
     found = []
     for row in rows:
-        block = dict(row["block_row"])
-        small = block.pop("small_width")
+        tile = dict(row["block_row"])
+        small = tile.pop("small_width")
         key = [row[field] for field in ("name", "arch", "dtype", "arithmetic")]
-        found.append([*key, small, list(block.values())])
+        found.append([*key, small, list(tile.values())])
     assert sorted(map(str, found)) == sorted(map(str, result["expected"])), hint
 
 
@@ -96,7 +98,7 @@ def test_committed_rows_pass_and_planted_violations_do_not(rows):
     loads = next(r for r in rows if r["block_row"]["descriptors"])
     planted = [{"spills": 10_000}, {"shared_bytes": 10**6}, {"fp64": 1}, {"wgmma": 0}]
     script = (
-        "import json, sys\nfrom benchmarks import aot\n"
+        "import json, sys\nfrom tests.kernels import aot\n"
         "print(json.dumps([aot.violations(row) for row in json.load(open(sys.argv[1]))]))"
     )
     path = ROOT / "benchmarks" / "results" / "aot.jsonl"
@@ -125,15 +127,16 @@ def compiled_for(name, constants, warps=4, stages=1):
 
 
 @pytest.mark.parametrize("descriptors", [False, True])
-@pytest.mark.parametrize("row", nce_blocks.TABLE, ids=str)
+@pytest.mark.parametrize("row", nce_tile_table.TABLE, ids=str)
 def test_every_launch_is_compiled_by_the_gate(monkeypatch, row, descriptors):
     """The launcher's own settings for every type, clip, plan, kind of negatives and width."""
     arch, arithmetic, _ = row
-    blocks = nce_blocks.TABLE[row]
+    tile_set = nce_tile_table.TABLE[row]
     if descriptors and arch in aot.DESCRIPTORS:
-        tiles = (t._replace(descriptors=True) for t in (blocks.forward, blocks.backward))
-        blocks = Blocks(blocks.fused, *tiles, blocks.read_forward, blocks.read_backward)
-    monkeypatch.setattr(tiles, "choose", lambda *_: blocks)
+        fused = (t._replace(descriptors=True) for t in (tile_set.forward, tile_set.backward))
+        read = tile_set.read_forward, tile_set.read_backward
+        tile_set = TileSet(tile_set.fused, *fused, *read)
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile_set)
     monkeypatch.setattr(nce_problem, "arithmetic", lambda dtype: arithmetic)
     expected = {
         (v.dtype, *compiled_for(v.kernel, v.constants, v.tile.warps, v.tile.stages))
@@ -150,10 +153,10 @@ def test_every_launch_is_compiled_by_the_gate(monkeypatch, row, descriptors):
         aot.TYPES[arithmetic], (20.0, 100.0, None), (False, True), PLANS, (24, 33)
     ):
         src, trg = (t.detach().to(TORCH_TYPES[dtype]) for t in features(6, 4, width, sets=2))
-        group = Group(src, trg, clip, same_location, GroupPlan(mode, 4, 0, 0))
+        pairing = Pairing(src, trg, clip, same_location, PairingPlan(mode, 4, 0, 0))
         seen.clear()
-        pos, neg, _, kept = nce_triton.forward(group)
-        nce_triton.backward(group, kept, pos, neg, pos, None, need_src=True, need_trg=True)
+        score, neg, _, kept = nce_triton.forward(pairing)
+        nce_triton.backward(pairing, kept, score, neg, score, None, need_src=True, need_trg=True)
         assert {name for name, _ in seen} == {"nce_forward", "nce_combine", "nce_backward"}
         for name, settings in seen:
             of = "fp32" if name == "nce_combine" else dtype

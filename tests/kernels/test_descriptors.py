@@ -7,15 +7,15 @@ from amdim_fast.kernels import nce_layout
 from amdim_fast import last_plan, nce_log_prob
 from amdim_fast.nce import tiles
 from amdim_fast.nce import triton_problem as nce_problem
-from amdim_fast.nce.plan import GroupPlan
-from amdim_fast.nce.torch_backend import Group
-from tests.nce.cases import DEVICE, TILE, blocks, check, evaluate, features, upstream_like
+from amdim_fast.nce.plan import PairingPlan
+from amdim_fast.nce.torch_backend import Pairing
+from tests.nce.cases import DEVICE, TILE, check, evaluate, features, tile_set, upstream_like
 
 WANTED = TILE._replace(descriptors=True)
 
 
 def use(monkeypatch, way):
-    monkeypatch.setattr(tiles, "choose", lambda *_: blocks(way))
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
     monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 9)
 
 
@@ -42,7 +42,7 @@ def plan_text():
 
 
 @pytest.mark.parametrize("layout", ["after", "between"])
-def test_neighbours_do_not_leak(monkeypatch, layout):
+def test_what_lies_next_to_the_features_does_not_leak(monkeypatch, layout):
     """NaN behind the last target, and between the rows of targets, in the same memory."""
     use(monkeypatch, "descriptors")
     images, locations, width = 11, 3, 24
@@ -66,7 +66,7 @@ def test_plan_says_why_not(monkeypatch):
     assert plan_text().endswith("backward through products, since the forward kept them")
     nce_log_prob(src, trg, backend="triton", memory_budget=0, negatives="same_location")
     assert plan_text() == (
-        "forward through pointers, since the targets of one location are not neighbours;"
+        "forward through pointers, since the targets of one location are not adjacent;"
         " backward through products, since negatives are of the same location"
     )
     with torch.no_grad():
@@ -91,7 +91,13 @@ def strided(*shape, stride, offset=0):
         (strided(5, 1, 16, stride=(64, 3, 1)), WANTED, (9, 0), False, None),
         (strided(1, 4, 16, stride=(3, 16, 1)), WANTED, (9, 0), False, None),
         (strided(1, 1, 16, stride=(3, 3, 1)), WANTED, (9, 0), False, None),
-        (strided(5, 4, 16, stride=(64, 16, 1)), TILE, (9, 0), False, "the block row asks for no"),
+        (
+            strided(5, 4, 16, stride=(64, 16, 1)),
+            TILE,
+            (9, 0),
+            False,
+            "the tile table uses pointers",
+        ),
         (
             strided(5, 4, 16, stride=(64, 16, 1)),
             WANTED,
@@ -140,9 +146,9 @@ def test_what_is_not_is_copied_once(monkeypatch, copied):
     use(monkeypatch, "descriptors")
     src = torch.randn(1, 5, 16, device=DEVICE)
     trg = torch.randn(5, 4, 17 if copied else 24, device=DEVICE)[..., :16]
-    problem = nce_problem.make_problem(Group(src, trg, 20.0, False, GroupPlan("", 5, 0, 0)), 0)
+    problem = nce_problem.make_problem(Pairing(src, trg, 20.0, False, PairingPlan("", 5, 0, 0)), 0)
     assert (problem.trg.data_ptr() != trg.data_ptr()) == copied
     assert torch.equal(problem.trg, trg)
-    planned = nce_problem.make_problem(problem.group, 0, copy=False)
+    planned = nce_problem.make_problem(problem.pairing, 0, copy=False)
     assert planned.trg.is_meta == copied
     assert planned.forward_route == problem.forward_route

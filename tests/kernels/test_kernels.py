@@ -8,18 +8,18 @@ from amdim_fast.nce import reference, tiles
 from amdim_fast.nce import torch_backend as nce_torch
 from amdim_fast.nce import triton_backend as nce_triton
 from amdim_fast.nce import triton_problem as nce_problem
-from amdim_fast.nce.functional import NEGATIVES
-from amdim_fast.nce.plan import GroupPlan
+from amdim_fast.nce.inputs import NEGATIVES
+from amdim_fast.nce.plan import PairingPlan
 from tests.nce.cases import (
     CLIPS,
     DEVICE,
     WAYS,
-    blocks,
     budget_of,
     check,
     features,
     make_extreme,
     relative_error,
+    tile_set,
     upstream_like,
 )
 
@@ -31,8 +31,8 @@ DTYPES = [
 
 
 @pytest.fixture(params=WAYS)
-def small_blocks(request, monkeypatch):
-    monkeypatch.setattr(tiles, "choose", lambda *_: blocks(request.param))
+def small_tiles(request, monkeypatch):
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(request.param))
     monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 9)
 
 
@@ -51,7 +51,7 @@ def nan_filled(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty))
 
 
-@pytest.mark.usefixtures("small_blocks", "nan_filled")
+@pytest.mark.usefixtures("small_tiles", "nan_filled")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("negatives", NEGATIVES)
@@ -64,8 +64,8 @@ def test_error_no_worse_than_eager(dtype, clip, negatives):
 
 
 # (S or None, B, L, D): one image; less than, exactly and just over tiles of 16 rows, 32 columns
-# and 16 features; several strips and groups of row blocks; widths that torch multiplies.
-@pytest.mark.usefixtures("small_blocks", "nan_filled")
+# and 16 features; several strips and bands of row tiles; widths that torch multiplies.
+@pytest.mark.usefixtures("small_tiles", "nan_filled")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_sizes(size, dtype, negatives):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [24, 520])
-def test_shipped_blocks(dtype, width):
+def test_shipped_tiles(dtype, width):
     src, trg = features(40, 9, width, sets=2, dtype=dtype, scale=1.0)
     check(src, trg, upstream_like(src, trg), clip=20.0)
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("scale", [1e-7, 1e-3, 1e4])
 def test_float16_gradients_of_any_size(scale):
     """Upstreams of sets and rows that differ by powers of ten; float16 holds none of them raw."""
@@ -103,15 +103,19 @@ def test_float16_gradients_of_any_size(scale):
     upstream = upstream_like(src, trg, scale)
     upstream[0][0] *= 1e-2
     upstream[0][:, ::3] *= 1e-2
-    group = nce_torch.Group(src.detach(), trg.detach(), 20.0, False, GroupPlan("keep", 8, 0, 0))
-    wide = nce_torch.Group(
-        group.src.double(), group.trg.double(), 20.0, False, GroupPlan("recompute", 20, 0, 0)
+    pairing = nce_torch.Pairing(
+        src.detach(), trg.detach(), 20.0, False, PairingPlan("keep", 8, 0, 0)
+    )
+    wide = nce_torch.Pairing(
+        pairing.src.double(), pairing.trg.double(), 20.0, False, PairingPlan("recompute", 20, 0, 0)
     )
     results = []
-    for module, inputs in ((nce_triton, group), (nce_torch, wide)):
-        pos, neg, _, kept = module.forward(inputs)
+    for module, inputs in ((nce_triton, pairing), (nce_torch, wide)):
+        score, neg, _, kept = module.forward(inputs)
         results.append(
-            module.backward(inputs, kept, pos, neg, upstream[0], None, need_src=True, need_trg=True)
+            module.backward(
+                inputs, kept, score, neg, upstream[0], None, need_src=True, need_trg=True
+            )
         )
     (grad_src, _), (true_src, true_trg) = results
     for index in range(2):
@@ -121,7 +125,7 @@ def test_float16_gradients_of_any_size(scale):
     assert ((ours.double() - rounded).abs() <= 4e-3 * rounded.abs().amax() + half).all()
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("value", ["constant", "huge", "opposed"])
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp2")
@@ -134,7 +138,7 @@ def test_extreme_features_stay_finite(clip, value):
         assert tensor.isfinite().all()
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("negatives", NEGATIVES)
 def test_one_image_has_no_negatives(clip, negatives):
@@ -145,7 +149,7 @@ def test_one_image_has_no_negatives(clip, negatives):
     assert all((grad == 0).all() for grad in grads)
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 def test_strips_only_change_the_order_of_sums(monkeypatch):
     src, trg = features(30, 7, 20)
     results = []
@@ -158,7 +162,7 @@ def test_strips_only_change_the_order_of_sums(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(results[2], results[3], strict=True))
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 def test_strided_inputs():
     src, trg = (tensor.detach() for tensor in features(18, 6, 24, sets=2))
     wide = torch.randn(18, 2, 48, device=DEVICE)
@@ -179,11 +183,13 @@ def test_strided_inputs():
 def test_channels_last_maps_are_not_copied():
     feature_map = torch.randn(6, 16, 5, 5, device=DEVICE).to(memory_format=torch.channels_last)
     trg = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
-    group = nce_torch.Group(feature_map[None, :, :, 0, 0], trg, 20.0, False, GroupPlan("", 6, 0, 0))
-    assert nce_problem.make_problem(group, 0).trg.data_ptr() == feature_map.data_ptr()
+    pairing = nce_torch.Pairing(
+        feature_map[None, :, :, 0, 0], trg, 20.0, False, PairingPlan("", 6, 0, 0)
+    )
+    assert nce_problem.make_problem(pairing, 0).trg.data_ptr() == feature_map.data_ptr()
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_loss_module(dtype):
     def maps():
@@ -191,21 +197,21 @@ def test_loss_module(dtype):
         return [m.to(DEVICE, dtype).to(memory_format=torch.channels_last) for m in found]
 
     inputs = [m.requires_grad_() for m in maps()]
-    picked = tuple(torch.randint(0, 25, (12,)).to(DEVICE) for _ in range(2))
+    locations = tuple(torch.randint(0, 25, (12,)).to(DEVICE) for _ in range(2))
 
     def gradients(outputs, tensors):
         return [*outputs, *torch.autograd.grad(sum(outputs), tensors)]
 
     wide = [m.detach().double().requires_grad_() for m in inputs]
-    truth = gradients(reference.multiscale_nce(tuple(wide[:3]), tuple(wide[3:]), picked), wide)
+    truth = gradients(reference.multiscale_nce(tuple(wide[:3]), tuple(wide[3:]), locations), wide)
     eager = gradients(
-        reference.multiscale_nce(tuple(inputs[:3]), tuple(inputs[3:]), picked), inputs
+        reference.multiscale_nce(tuple(inputs[:3]), tuple(inputs[3:]), locations), inputs
     )
     for budget in (0, None):
         module = LossMultiNCE(memory_budget=budget, backend="triton")
-        ours = gradients(module(*inputs, locations=picked), inputs)
+        ours = gradients(module(*inputs, locations=locations), inputs)
         plan = last_plan()
-        assert (plan.backend, plan.groups[0].mode) == (
+        assert (plan.backend, plan.pairings[0].mode) == (
             "triton",
             "recompute" if budget == 0 else "keep",
         )
@@ -216,15 +222,15 @@ def test_loss_module(dtype):
             assert error <= relative_error(baseline, expected) + slack + half
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("small_tiles")
 def test_plan():
     src, trg = features(16, 4, 8)
     nce_log_prob(src, trg, backend="triton")
     plan = last_plan()
     products = "cublas" if DEVICE == "cuda" else "aten"
-    assert (plan.backend, plan.products, plan.groups[0].mode) == ("triton", products, "keep")
+    assert (plan.backend, plan.products, plan.pairings[0].mode) == ("triton", products, "keep")
     assert plan.kept_bytes == 16 * 16 * 4 * 4
     nce_log_prob(src, trg, backend="triton", memory_budget=0)
-    assert (last_plan().groups[0].mode, last_plan().kept_bytes) == ("recompute", 0)
+    assert (last_plan().pairings[0].mode, last_plan().kept_bytes) == ("recompute", 0)
     nce_log_prob(src, trg)
     assert last_plan().backend == ("triton" if DEVICE == "cuda" else "torch")

@@ -4,15 +4,15 @@ import importlib
 from pathlib import Path
 
 import pytest
-from amdim_fast.kernels import nce_blocks
+from amdim_fast.kernels import nce_tile_table
 
 from amdim_fast.nce import tiles
 from amdim_fast.nce import triton_backend as nce_triton
 from amdim_fast.nce import triton_problem as nce_problem
-from tests.nce.cases import blocks, budget_of, check, features, upstream_like
+from tests.nce.cases import budget_of, check, features, tile_set, upstream_like
 
-KERNELS = Path(nce_blocks.__file__).parent
-NAMES = ("nce_scores", "nce_forward", "nce_backward")
+KERNELS = Path(nce_tile_table.__file__).parent
+NAMES = ("nce_clip", "nce_scores", "nce_forward", "nce_backward")
 
 # name: (file, text, wrong text, way to the products, clip)
 MUTANTS = {
@@ -64,8 +64,8 @@ MUTANTS = {
         *("nce_scores", "trg.load([first_column, start])", "trg.load([first_column, start + 8])"),
         *("descriptors", 20.0),
     ),
-    "tiles of a group in the wrong order": (
-        *("nce_scores", "within % size", "within % GROUP_ROWS"),
+    "tiles of a band in the wrong order": (
+        *("nce_scores", "within % size", "within % SWIZZLE_ROWS"),
         *("fused", 20.0),
     ),
     "own row of another set": (
@@ -73,7 +73,7 @@ MUTANTS = {
         *("fused", 20.0),
     ),
     "tanh of the wrong slope": (
-        *("nce_scores", "size * (-2.0 * LOG2_E)", "size * (-2.001 * LOG2_E)"),
+        *("nce_clip", "size * (-2.0 * LOG2_E)", "size * (-2.001 * LOG2_E)"),
         *("elementwise", 100.0),
     ),
     "backward without the penalty": (
@@ -81,15 +81,15 @@ MUTANTS = {
         *("elementwise", 20.0),
     ),
     "wrong derivative of the clip": (
-        *("nce_backward", "4.0 * sigmoid * (1.0 - sigmoid)", "4.0 * sigmoid * sigmoid"),
+        *("nce_clip", "4.0 * sigmoid * (1.0 - sigmoid)", "4.0 * sigmoid * sigmoid"),
         *("fused", 20.0),
     ),
     "wrong derivative of tanh": (
-        *("nce_backward", "1.0 - ratio * ratio", "1.0 - ratio"),
+        *("nce_clip", "1.0 - ratio * ratio", "1.0 - ratio"),
         *("elementwise", 100.0),
     ),
     "probability on the wrong scale": (
-        *("nce_backward", "(sigmoid - 0.5)", "(sigmoid - 0.4999)"),
+        *("nce_clip", "(sigmoid - 0.5)", "(sigmoid - 0.4999)"),
         *("fused", 20.0),
     ),
     "backward treats the own image as a negative": (
@@ -123,7 +123,7 @@ def planted(monkeypatch, folder, name, text, wrong):
 
 
 def run(monkeypatch, way, clip):
-    monkeypatch.setattr(tiles, "choose", lambda *_: blocks(way))
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
     monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 6)
     new_empty = nce_triton.torch.Tensor.new_empty
     monkeypatch.setattr(
@@ -131,7 +131,7 @@ def run(monkeypatch, way, clip):
         "new_empty",
         lambda *a, **o: new_empty(*a, **o).fill_(float("nan")),
     )
-    # Three row blocks in groups of two, two strips of two tiles; tanh beyond its series.
+    # Three row tiles in bands of two, two strips of two tiles; tanh beyond its series.
     src, trg = features(20, 5, 24, sets=2, scale=40.0 if clip == 100.0 else 2.0)
     upstream = upstream_like(src, trg)
     check(src, trg, upstream, budgets=(budget_of(8, src, trg), None), clip=clip)
@@ -142,7 +142,7 @@ def run(monkeypatch, way, clip):
     [("fused", 20.0), ("descriptors", 20.0), ("elementwise", 100.0), ("elementwise", None)],
 )
 def test_copies_without_an_error_pass(monkeypatch, tmp_path, way, clip):
-    planted(monkeypatch, tmp_path, "nce_scores", "LOG2_E", "LOG2_E")
+    planted(monkeypatch, tmp_path, "nce_clip", "LOG2_E", "LOG2_E")
     run(monkeypatch, way, clip)
 
 

@@ -11,13 +11,13 @@ from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
 from amdim_fast.nce import tiles
 from amdim_fast.nce import triton_backend as nce_triton
 from amdim_fast.nce.backend import _warn_once, resolve_backend
-from amdim_fast.nce.op import NO_PICK
-from tests.nce.cases import DEVICE, WAYS, blocks, evaluate, features, upstream_like
+from amdim_fast.nce.op import NO_ORIGIN
+from tests.nce.cases import DEVICE, WAYS, evaluate, features, tile_set, upstream_like
 
 
 @pytest.fixture(autouse=True, params=WAYS)
-def _small_blocks(request, monkeypatch):
-    monkeypatch.setattr(tiles, "choose", lambda *_: blocks(request.param))
+def _small_tiles(request, monkeypatch):
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(request.param))
 
 
 def op_arguments(dtype=torch.float32, budget=0, clip=20.0, same_location=False):
@@ -25,8 +25,8 @@ def op_arguments(dtype=torch.float32, budget=0, clip=20.0, same_location=False):
     trgs = [torch.randn(5, n, 8, device=DEVICE).to(dtype) for n in (4, 6)]
     for tensor in (*srcs, *trgs):
         tensor.requires_grad_()
-    picks = [torch.tensor([0, 5, 2, 3, 1], device=DEVICE)]
-    return (srcs, trgs, picks, [1, NO_PICK], clip, same_location, "triton", budget, True)
+    locations = [torch.tensor([0, 5, 2, 3, 1], device=DEVICE)]
+    return (srcs, trgs, locations, [1, NO_ORIGIN], clip, same_location, "triton", budget, True)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -41,14 +41,14 @@ def test_opcheck(budget, clip, same_location):
 
 @pytest.mark.parametrize("budget", [0, 2**20])
 def test_opcheck_backward(budget):
-    srcs, trgs, picks, *settings, with_grad = op_arguments(dtype=torch.float16, budget=budget)
+    srcs, trgs, locations, *settings, with_grad = op_arguments(dtype=torch.float16, budget=budget)
     with torch.no_grad():
-        loss, _, mean_sq, pos, neg, kept = torch.ops.amdim_fast.nce_forward(
-            srcs, trgs, picks, *settings, with_grad
+        loss, _, mean_sq, score, neg, kept = torch.ops.amdim_fast.nce_forward(
+            srcs, trgs, locations, *settings, with_grad
         )
-    inputs = ([t.detach() for t in srcs], [t.detach() for t in trgs], picks)
-    upstream = (torch.randn_like(loss), torch.randn_like(pos), torch.randn_like(mean_sq))
-    arguments = (*inputs, pos, neg, kept, *upstream, *settings, [True, False], [True, True])
+    inputs = ([t.detach() for t in srcs], [t.detach() for t in trgs], locations)
+    upstream = (torch.randn_like(loss), torch.randn_like(score), torch.randn_like(mean_sq))
+    arguments = (*inputs, score, neg, kept, *upstream, *settings, [True, False], [True, True])
     torch.library.opcheck(torch.ops.amdim_fast.nce_backward.default, arguments)
 
 
@@ -59,11 +59,11 @@ def test_compiled_equals_eager_bit_for_bit():
         .requires_grad_()
         for side in (1, 5, 7) * 2
     ]
-    picked = (torch.arange(6, device=DEVICE), torch.arange(6, device=DEVICE) + 7)
+    locations = (torch.arange(6, device=DEVICE), torch.arange(6, device=DEVICE) + 7)
     loss = LossMultiNCE(tclip=20.0, backend="triton")
     results = []
     for module in (loss, torch.compile(loss, fullgraph=True)):
-        outputs = module(*maps, locations=picked)
+        outputs = module(*maps, locations=locations)
         results.append([*outputs, *torch.autograd.grad(sum(outputs), maps)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -140,7 +140,7 @@ def test_triton_where_it_cannot_run(setup, message):
 
 def test_rocm(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    with pytest.raises(ValueError, match="this torch is built for ROCm and the kernels are proved"):
+    with pytest.raises(ValueError, match="this torch is built for ROCm and the kernels are tested"):
         resolve_backend("triton", torch.float32, torch.device("cuda:0"))
 
 

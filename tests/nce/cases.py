@@ -1,24 +1,24 @@
 """Inputs, truths and errors that the tests of the contrastive kernels share."""
 
 import torch
-from amdim_fast.kernels.nce_tiles import Blocks, Tile
+from amdim_fast.kernels.nce_tiles import Tile, TileSet
 
 from amdim_fast import nce_log_prob
 from amdim_fast.nce import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLIPS = (5.0, 20.0, 43.0, 100.0, None)
-# Small enough that a few dozen images make several tiles, strips and groups of row blocks.
-TILE = Tile(rows=16, columns=32, width=16, group=2, warps=4, stages=2)
+# Small enough that a few dozen images make several tiles, strips and bands of row tiles.
+TILE = Tile(rows=16, columns=32, width=16, swizzle=2, warps=4, stages=2)
 
 
-# The ways of the kernels to their products.
+# How the kernels get their products.
 WAYS = ("fused", "descriptors", "elementwise")
 
 
-def blocks(way):
+def tile_set(way):
     loads = TILE._replace(descriptors=way == "descriptors")
-    return Blocks(way != "elementwise", loads, loads, TILE, TILE)
+    return TileSet(way != "elementwise", loads, loads, TILE, TILE)
 
 
 def budget_of(images, src, trg):

@@ -1,9 +1,5 @@
 """Cases of the contrastive op over several ranks; run as a script, one rank of a gloo group."""
 
-import datetime
-import sys
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,7 +12,8 @@ from amdim_fast import (
     nce_log_prob,
     nce_loss,
 )
-from amdim_fast.nce import group_op as nce_group
+from amdim_fast.nce import ranks as nce_ranks
+from tests.processes import gloo_rank
 
 IMAGES, WIDTH, LOCATIONS, SETS = 12, 24, 5, 2
 STEPS = 10
@@ -160,14 +157,14 @@ def traffic(rank, world, group, width=128, images=2):
         return counted
 
     names = "start_gather", "start_exchange"
-    kept = [getattr(nce_group, name) for name in names]
+    kept = [getattr(nce_ranks, name) for name in names]
     for name, start in zip(names, kept, strict=True):
-        setattr(nce_group, name, counting(start))
+        setattr(nce_ranks, name, counting(start))
     shapes = [(images, width, n, n) for n in (1, 5, 7)] * 2
     features = [draw(*shape, seed=rank).requires_grad_() for shape in shapes]
     sum(LossMultiNCE(group=group)(*features)).backward()
     for name, start in zip(names, kept, strict=True):
-        setattr(nce_group, name, start)
+        setattr(nce_ranks, name, start)
     return sum(received)
 
 
@@ -233,12 +230,12 @@ def compiled(rank, world, group):
 
 
 def average(patch):
-    start = nce_group.start_exchange
+    start = nce_ranks.start_exchange
     patch("start_exchange", lambda parts, group: start(parts / group.size(), group))
 
 
 def local_count(patch):
-    gather = nce_group._gather_upstream
+    gather = nce_ranks._gather_upstream
 
     def wrong(local, group, *grads):
         upstream, of_mean_sq = gather(local, group, *grads)
@@ -248,7 +245,7 @@ def local_count(patch):
 
 
 def wrong_order(patch):
-    join = nce_group.join_rows
+    join = nce_ranks.join_rows
     patch("join_rows", lambda parts: join(parts.flip(0)))
 
 
@@ -259,13 +256,13 @@ def planted(rank, world, group):
         replaced = {}
 
         def patch(name, value, replaced=replaced):
-            replaced[name] = getattr(nce_group, name)
-            setattr(nce_group, name, value)
+            replaced[name] = getattr(nce_ranks, name)
+            setattr(nce_ranks, name, value)
 
         plant(patch)
         found[plant.__name__] = loss_case("multi", rank, world, group)
         for name, value in replaced.items():
-            setattr(nce_group, name, value)
+            setattr(nce_ranks, name, value)
     return found
 
 
@@ -281,13 +278,6 @@ def opcheck(group):
 
 
 def run(rank, world, folder):
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
     group = dist.group.WORLD
     place = rank, world, group
     found = {
@@ -309,10 +299,9 @@ def run(rank, world, folder):
     if world > 1:
         found["planted"] = planted(*place)
         found["traffic"] = traffic(*place)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    with gloo_rank(seconds=60) as place:
+        run(*place)

@@ -42,10 +42,10 @@ def features(**changes):
                 "trg": torch.randn(4, 3, 8).double(),
             },
             TypeError,
-            "src is torch.float64, which backend 'triton' does not compute",
+            "src is torch.float64; with backend 'triton' it must be float32",
         ),
-        ({"memory_budget": -1}, ValueError, "memory_budget is -1; it must be 0 bytes or more"),
-        ({"memory_budget": 1.5}, TypeError, "memory_budget is a float; it must be a whole number"),
+        ({"memory_budget": -1}, ValueError, "memory_budget is -1; it must be a whole number, 0"),
+        ({"memory_budget": 1.5}, ValueError, "memory_budget is 1.5; it must be a whole number, 0"),
         ({"group": object()}, TypeError, "group is a object; it must be a torch.distributed"),
     ],
 )

@@ -19,7 +19,7 @@ def feature_maps(sides=(1, 5, 7), images=4, width=6, dtype=torch.float64):
 
 
 def compare(anchor, positive, location, clip):
-    """Loss and regulariser of one direction, one number at a time, as the bolts task has them."""
+    """Loss and regularizer of one direction, one number at a time, as the bolts task has them."""
     images, width = anchor.shape[:2]
     anchor, positive = anchor.detach().flatten(2), positive.detach().flatten(2)
     count = positive.shape[2]
@@ -88,18 +88,18 @@ def test_default_comparisons_of_amdim_are_its_loss():
     torch.manual_seed(0)
     for _ in range(4):
         torch.randint(0, 1, (4,))
-    picked = tuple(torch.randint(0, 25, (4,)) for _ in range(2))
-    expected = LossMultiNCE(tclip=20.0)(*anchors, *positives, locations=picked)
+    locations = tuple(torch.randint(0, 25, (4,)) for _ in range(2))
+    expected = LossMultiNCE(tclip=20.0)(*anchors, *positives, locations=locations)
     torch.testing.assert_close(losses, torch.stack(expected[:3]))
     torch.testing.assert_close(regularizer, expected[3])
 
 
 def test_one_call_stacks_sources_of_one_target():
     FeatureMapContrastiveTask("01, 02, 11")(*feature_maps())
-    assert len(last_plan().groups) == 4
+    assert len(last_plan().pairings) == 4
 
 
-def test_tclip_is_honoured():
+def test_tclip_is_honored():
     anchors, positives = feature_maps()
     with torch.no_grad():
         losses = [

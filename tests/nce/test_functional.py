@@ -8,11 +8,12 @@ import torch
 from amdim_fast import last_plan, nce_log_prob, nce_loss
 from amdim_fast.nce import reference
 from amdim_fast.nce import torch_backend as nce_torch
-from amdim_fast.nce.functional import NEGATIVES
+from amdim_fast.nce.clip import LARGEST_SHIFTED_CLIP
+from amdim_fast.nce.inputs import NEGATIVES
 from tests.nce.cases import evaluate, make_extreme, relative_error
 
 CLIPS = (5.0, 20.0, 43.0, 100.0, None)
-# Bytes: one image a block; a few images a block, some groups kept; the default.
+# Bytes: one image a block; a few images a block, some pairings kept; the default.
 BUDGETS = (0, 4_000, None)
 
 
@@ -54,7 +55,7 @@ def test_error_no_worse_than_eager(dtype, clip, negatives):
 
     The margin is float32's: a few roundings, and one of the exponent ``score - clip``.
     """
-    shift = clip if clip is not None and clip <= nce_torch.LARGEST_SHIFTED_CLIP else 0.0
+    shift = clip if clip is not None and clip <= LARGEST_SHIFTED_CLIP else 0.0
     margin = (4 + shift) * torch.finfo(torch.float32).eps
     src, trg = features(40, 9, 65, sets=2, dtype=dtype)
     upstream = upstream_like(src, trg)
@@ -110,15 +111,15 @@ def test_plan_follows_the_budget():
     scores = 16 * 16 * 4 * 4
     nce_log_prob(src, trg)
     plan = last_plan()
-    assert (plan.backend, plan.groups[0].mode, plan.kept_bytes) == ("torch", "keep", scores)
-    assert plan.groups[0].gemms == 3
+    assert (plan.backend, plan.pairings[0].mode, plan.kept_bytes) == ("torch", "keep", scores)
+    assert plan.pairings[0].gemms == 3
     nce_log_prob(src, trg, memory_budget=0)
     plan = last_plan()
-    assert (plan.groups[0].mode, plan.groups[0].block_images) == ("recompute", 1)
-    assert (plan.kept_bytes, plan.groups[0].gemms) == (0, 4)
+    assert (plan.pairings[0].mode, plan.pairings[0].block_images) == ("recompute", 1)
+    assert (plan.kept_bytes, plan.pairings[0].gemms) == (0, 4)
     with torch.no_grad():
         nce_log_prob(src, trg)
-    assert last_plan().groups[0].mode == "forward"
+    assert last_plan().pairings[0].mode == "forward"
     for budget in (1_000, 5_000, 20_000, 100_000):
         nce_log_prob(src, trg, memory_budget=budget)
         plan = last_plan()

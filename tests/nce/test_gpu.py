@@ -1,8 +1,8 @@
-"""What only a GPU shows of the contrastive op; the arithmetic is judged in test_nce_kernels.py."""
+"""What only a GPU shows of the contrastive op; the arithmetic is judged in tests/kernels."""
 
 import pytest
 import torch
-from amdim_fast.kernels.nce_tiles import Blocks
+from amdim_fast.kernels.nce_tiles import TileSet
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss
 from amdim_fast.nce import reference, tiles
@@ -19,7 +19,7 @@ def maps(images, width, dtype=torch.bfloat16):
     ]
 
 
-def picked(images):
+def draw(images):
     return tuple(torch.randint(0, 25, (images,), device="cuda") for _ in range(2))
 
 
@@ -34,14 +34,14 @@ def relative_error(value, truth):
 
 
 def test_plan_names_the_backend():
-    LossMultiNCE(backend="triton")(*maps(8, 32), locations=picked(8))
+    LossMultiNCE(backend="triton")(*maps(8, 32), locations=draw(8))
     assert last_plan().backend == "triton"
 
 
 @pytest.mark.parametrize("budget", [0, None])
 @pytest.mark.parametrize(("images", "width"), [(256, 1024), (130, 520), (67, 2560)])
 def test_bfloat16_loss_no_worse_than_twice_eager(images, width, budget):
-    inputs, locations = maps(images, width), picked(images)
+    inputs, locations = maps(images, width), draw(images)
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
 
     def judge(tensors):
@@ -61,14 +61,14 @@ def test_bfloat16_loss_no_worse_than_twice_eager(images, width, budget):
 @pytest.mark.parametrize(("images", "width"), [(130, 520), (300, 2048), (5, 24)])
 def test_descriptors_load_what_pointers_load(monkeypatch, images, width, dtype):
     """Bit for bit; below compute capability 9.0 the plan says that there are none."""
-    inputs, locations = maps(images, width, dtype), picked(images)
+    inputs, locations = maps(images, width, dtype), draw(images)
     choose, found = tiles.choose, []
     for wanted in (False, True):
 
         def chosen(*key, wanted=wanted):
-            blocks = choose(*key)
-            tiles = (t._replace(descriptors=wanted) for t in (blocks.forward, blocks.backward))
-            return Blocks(True, *tiles, blocks.read_forward, blocks.read_backward)
+            row = choose(*key)
+            fused = (t._replace(descriptors=wanted) for t in (row.forward, row.backward))
+            return TileSet(True, *fused, row.read_forward, row.read_backward)
 
         monkeypatch.setattr(tiles, "choose", chosen)
         for budget in (0, None):
@@ -91,10 +91,10 @@ def test_offsets_past_int32():
         raw = torch.einsum("bd,nld->bnl", src[-4:].double(), trg.double()) / width**0.5
         score = 20 * torch.tanh(raw / 20)
         own = torch.arange(images - 4, images, device="cuda")
-        pos = score[torch.arange(4), own]
+        own_score = score[torch.arange(4), own]
         score[torch.arange(4), own] = -torch.inf
         neg = score.flatten(1).logsumexp(1, keepdim=True)
-        expected = pos - torch.logaddexp(pos, neg)
+        expected = own_score - torch.logaddexp(own_score, neg)
     torch.testing.assert_close(output.log_prob[-4:].double(), expected, rtol=1e-5, atol=1e-4)
 
 
@@ -107,13 +107,13 @@ def test_kept_scores_past_int32():
     for budget in (2**28, 2**35):
         loss, mean_sq = nce_loss(src, trg, memory_budget=budget, backend="triton")
         grads.append(torch.autograd.grad(loss + mean_sq, (src, trg)))
-    assert last_plan().groups[0].mode == "keep"
+    assert last_plan().pairings[0].mode == "keep"
     for a, b in zip(*grads, strict=True):
         assert relative_error(a, b.double()) < 1e-2
 
 
 def test_bitwise_reproducible_over_twenty_runs():
-    inputs, locations = maps(200, 256), picked(200)
+    inputs, locations = maps(200, 256), draw(200)
     first = results(LossMultiNCE(backend="triton"), inputs, locations)
     for _ in range(19):
         again = results(LossMultiNCE(backend="triton"), inputs, locations)
@@ -121,7 +121,7 @@ def test_bitwise_reproducible_over_twenty_runs():
 
 
 def test_replay_of_a_cuda_graph():
-    inputs, locations = maps(64, 128), picked(64)
+    inputs, locations = maps(64, 128), draw(64)
     loss = LossMultiNCE(backend="triton")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -141,7 +141,7 @@ def test_replay_of_a_cuda_graph():
 
 
 def test_two_streams():
-    sets = [(maps(96, 128), picked(96)) for _ in range(2)]
+    sets = [(maps(96, 128), draw(96)) for _ in range(2)]
     expected = [results(LossMultiNCE(backend="triton"), *one) for one in sets]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in sets]
@@ -154,8 +154,8 @@ def test_two_streams():
         assert all(torch.equal(a, b) for a, b in zip(ours, truth, strict=True))
 
 
-def test_no_host_synchronisation():
-    inputs, locations = maps(64, 128), picked(64)
+def test_no_host_synchronization():
+    inputs, locations = maps(64, 128), draw(64)
     results(LossMultiNCE(backend="triton"), inputs, locations)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -165,5 +165,5 @@ def test_no_host_synchronisation():
 
 
 def test_small_case_for_the_sanitizer():
-    results(LossMultiNCE(backend="triton"), maps(5, 24), picked(5))
+    results(LossMultiNCE(backend="triton"), maps(5, 24), draw(5))
     torch.cuda.synchronize()

@@ -54,11 +54,11 @@ def test_original_outputs(golden, name, channels_last, budget):
 )
 def test_equals_reference(images, width, sides, clip, budget):
     inputs = maps(images, width, sides)
-    picked = draw(images, sides[1] ** 2)
+    locations = draw(images, sides[1] ** 2)
     loss = LossMultiNCE(tclip=clip, reg_weight=0.04, memory_budget=budget)
-    ours = loss(*inputs, locations=picked)
+    ours = loss(*inputs, locations=locations)
     truth = reference.multiscale_nce(
-        tuple(inputs[:3]), tuple(inputs[3:]), picked, clip=clip, reg_weight=0.04
+        tuple(inputs[:3]), tuple(inputs[3:]), locations, clip=clip, reg_weight=0.04
     )
     for a, b in zip(ours, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -73,13 +73,13 @@ def test_equals_reference(images, width, sides, clip, budget):
 
 @pytest.mark.parametrize("frozen", range(6))
 def test_frozen_maps(frozen):
-    """A map without gradient changes none of the others, picked sources included."""
+    """A map without gradient changes none of the others, drawn sources included."""
     inputs = maps()
-    picked = draw(7, 25)
-    full = torch.autograd.grad(sum(LossMultiNCE()(*inputs, locations=picked)), inputs)
+    locations = draw(7, 25)
+    full = torch.autograd.grad(sum(LossMultiNCE()(*inputs, locations=locations)), inputs)
     inputs[frozen].requires_grad_(False)
     rest = [tensor for tensor in inputs if tensor.requires_grad]
-    grads = torch.autograd.grad(sum(LossMultiNCE()(*inputs, locations=picked)), rest)
+    grads = torch.autograd.grad(sum(LossMultiNCE()(*inputs, locations=locations)), rest)
     expected = [grad for index, grad in enumerate(full) if index != frozen]
     assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
 
@@ -90,17 +90,17 @@ def test_locations_follow_the_generator():
     runs = [loss(*inputs, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     generator = torch.Generator().manual_seed(5)
-    picked = tuple(torch.randint(0, 25, (7,), generator=generator) for _ in range(2))
-    replayed = loss(*inputs, locations=picked)
+    locations = tuple(torch.randint(0, 25, (7,), generator=generator) for _ in range(2))
+    replayed = loss(*inputs, locations=locations)
     assert all(torch.equal(a, b) for a, b in zip(runs[0], replayed, strict=True))
-    other = loss(*inputs, locations=(picked[1], picked[0]))
+    other = loss(*inputs, locations=(locations[1], locations[0]))
     assert not torch.equal(other[2], replayed[2])
 
 
-def test_four_groups_share_targets():
+def test_four_pairings_share_targets():
     """Six costs cost four products: sources of one target map are stacked."""
     LossMultiNCE(memory_budget=0)(*maps(dtype=torch.float32))
-    assert len(last_plan().groups) == 4
+    assert len(last_plan().pairings) == 4
 
 
 def test_half_precision_features_give_float32_losses():

@@ -39,11 +39,11 @@ def assert_close(found, expected, tolerance=1e-10):
 )
 def test_equals_reference(components, images, width, sides, clip, tau, alpha, budget):
     tensors = inputs(components, images, width, sides)
-    picked = draw(images, sides[1] ** 2)
+    locations = draw(images, sides[1] ** 2)
     module = MixtureNCELoss(tau, alpha, clip, 0.04, memory_budget=budget)
-    ours = module(*tensors, locations=picked)[:4]
+    ours = module(*tensors, locations=locations)[:4]
     truth = reference.multiscale_mixture(
-        tuple(tensors[:3]), tuple(tensors[3:]), picked, tau=tau, alpha=alpha, clip=clip,
+        tuple(tensors[:3]), tuple(tensors[3:]), locations, tau=tau, alpha=alpha, clip=clip,
         reg_weight=0.04,
     )  # fmt: skip
     assert_close(ours, truth)
@@ -53,10 +53,10 @@ def test_equals_reference(components, images, width, sides, clip, tau, alpha, bu
 
 def test_one_component_is_the_plain_loss():
     tensors = inputs(components=1)
-    picked = draw(7, 25)
+    locations = draw(7, 25)
     plain = [tensor[0] if tensor.dim() == 3 else tensor for tensor in tensors]
-    ours = MixtureNCELoss(tau=2.0, alpha=0.7)(*tensors, locations=picked)[:4]
-    expected = LossMultiNCE()(*plain, locations=picked)
+    ours = MixtureNCELoss(tau=2.0, alpha=0.7)(*tensors, locations=locations)[:4]
+    expected = LossMultiNCE()(*plain, locations=locations)
     assert_close(ours, expected, 1e-12)
     assert_close(gradients(ours, tensors), gradients(expected, tensors), 1e-12)
 
@@ -64,9 +64,9 @@ def test_one_component_is_the_plain_loss():
 def test_equal_components_add_only_the_entropy():
     one = inputs(components=1)
     many = [tensor.expand(4, -1, -1) if tensor.dim() == 3 else tensor for tensor in one]
-    picked = draw(7, 25)
+    locations = draw(7, 25)
     alone, together = (
-        MixtureNCELoss(tau=2.0, alpha=0.7)(*tensors, locations=picked) for tensors in (one, many)
+        MixtureNCELoss(tau=2.0, alpha=0.7)(*tensors, locations=locations) for tensors in (one, many)
     )
     gain = 0.7 * math.log(4)
     assert together.loss_1t5.item() == pytest.approx(alone.loss_1t5.item() - gain, rel=1e-12)
@@ -93,11 +93,11 @@ def test_gradient_through_the_posterior_vanishes_where_alpha_is_one_over_tau():
 
 def test_permuted_components():
     tensors = inputs(components=4)
-    picked = draw(7, 25)
+    locations = draw(7, 25)
     order = torch.tensor([2, 0, 3, 1])
     permuted = [tensor[order] if tensor.dim() == 3 else tensor for tensor in tensors]
     module = MixtureNCELoss(tau=2.0, alpha=0.2)
-    ours, other = (module(*given, locations=picked) for given in (tensors, permuted))
+    ours, other = (module(*given, locations=locations) for given in (tensors, permuted))
     assert_close(ours[:5], other[:5], 1e-12)
     assert_close([ours.usage[order]], [other.usage], 1e-12)
 
@@ -105,16 +105,18 @@ def test_permuted_components():
 def test_limits_of_tau():
     """At 0 all components share alike; at large tau the best takes all."""
     tensors = inputs(components=3)
-    picked = draw(7, 25)
-    scores = reference.nce_log_prob(tensors[0], reference.locations(tensors[5]), clip=10.0).log_prob
-    back = reference.nce_log_prob(tensors[3], reference.locations(tensors[2]), clip=10.0).log_prob
-    cold = MixtureNCELoss(tau=1e7, alpha=0.5)(*tensors, locations=picked)
+    locations = draw(7, 25)
+    scores = reference.nce_log_prob(
+        tensors[0], reference.flatten_map(tensors[5]), clip=10.0
+    ).log_prob
+    back = reference.nce_log_prob(tensors[3], reference.flatten_map(tensors[2]), clip=10.0).log_prob
+    cold = MixtureNCELoss(tau=1e7, alpha=0.5)(*tensors, locations=locations)
     expected = -0.5 * (scores.amax(0).mean() + back.amax(0).mean())
     assert cold.loss_1t7.item() == pytest.approx(expected.item(), rel=1e-9)
     assert cold.entropy.item() < 1e-3
     gradient = gradients(cold[:4], tensors)
     assert all(tensor.isfinite().all() for tensor in gradient)
-    hot = MixtureNCELoss(tau=0.0, alpha=0.5)(*tensors, locations=picked)
+    hot = MixtureNCELoss(tau=0.0, alpha=0.5)(*tensors, locations=locations)
     expected = -0.5 * (scores.mean() + back.mean()) - 0.5 * math.log(3)
     assert hot.loss_1t7.item() == pytest.approx(expected.item(), rel=1e-12)
     assert hot.usage_entropy.item() == pytest.approx(math.log(3))
@@ -124,7 +126,7 @@ def test_usage_and_entropy_are_of_the_posterior_and_detached():
     tensors = inputs(components=3)
     output = MixtureNCELoss(tau=2.0)(*tensors, locations=draw(7, 25))
     posteriors = [
-        reference.mixture_loss(src, reference.locations(trg), tau=2.0, alpha=0.5, clip=10.0)[2]
+        reference.mixture_loss(src, reference.flatten_map(trg), tau=2.0, alpha=0.5, clip=10.0)[2]
         for src, trg in ((tensors[0], tensors[5]), (tensors[3], tensors[2]))
     ]
     q = torch.stack(posteriors, 1)
@@ -145,9 +147,9 @@ def test_collapsed_usage_has_no_entropy():
     assert output.usage_entropy.item() < 0.2
 
 
-def test_one_call_of_four_groups():
+def test_one_call_of_four_pairings():
     MixtureNCELoss()(*inputs(dtype=torch.float32))
-    assert len(last_plan().groups) == 4
+    assert len(last_plan().pairings) == 4
 
 
 def test_budget_bounds_what_is_kept():
@@ -161,10 +163,10 @@ def test_compiled_is_eager(dtype):
     head = MixtureHead(12, 3).to(dtype)
     module = MixtureNCELoss(tau=2.0, alpha=0.3)
     tensors = maps(dtype=dtype)
-    picked = draw(7, 25)
+    locations = draw(7, 25)
 
     def step(r1_x1, r5_x1, r7_x1, r1_x2, r5_x2, r7_x2):
-        return module(head(r1_x1), r5_x1, r7_x1, head(r1_x2), r5_x2, r7_x2, locations=picked)
+        return module(head(r1_x1), r5_x1, r7_x1, head(r1_x2), r5_x2, r7_x2, locations=locations)
 
     eager = step(*tensors)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
-from amdim_fast.nce.op import NO_PICK
+from amdim_fast.nce.op import NO_ORIGIN
 
 
 def op_arguments(dtype=torch.float32, budget=0, clip=20.0, same_location=False):
@@ -12,8 +12,8 @@ def op_arguments(dtype=torch.float32, budget=0, clip=20.0, same_location=False):
     trgs = [torch.randn(5, 4, 8, dtype=dtype), torch.randn(5, 6, 8, dtype=dtype)]
     for tensor in (*srcs, *trgs):
         tensor.requires_grad_()
-    picks = [torch.tensor([0, 5, 2, 3, 1])]
-    return (srcs, trgs, picks, [1, NO_PICK], clip, same_location, "torch", budget, True)
+    locations = [torch.tensor([0, 5, 2, 3, 1])]
+    return (srcs, trgs, locations, [1, NO_ORIGIN], clip, same_location, "torch", budget, True)
 
 
 # torch's own dynamic-shape check reads .grad of a tensor that is not a leaf.
@@ -27,15 +27,15 @@ def test_opcheck(budget, clip, same_location):
 
 
 def test_opcheck_backward():
-    srcs, trgs, picks, *settings, with_grad = op_arguments()
+    srcs, trgs, locations, *settings, with_grad = op_arguments()
     with torch.no_grad():
-        loss, _, mean_sq, pos, neg, kept = torch.ops.amdim_fast.nce_forward(
-            srcs, trgs, picks, *settings, with_grad
+        loss, _, mean_sq, score, neg, kept = torch.ops.amdim_fast.nce_forward(
+            srcs, trgs, locations, *settings, with_grad
         )
-    inputs = ([t.detach() for t in srcs], [t.detach() for t in trgs], picks)
-    upstream = (torch.randn_like(loss), torch.randn_like(pos), torch.randn_like(mean_sq))
+    inputs = ([t.detach() for t in srcs], [t.detach() for t in trgs], locations)
+    upstream = (torch.randn_like(loss), torch.randn_like(score), torch.randn_like(mean_sq))
     needed = ([True, False], [True, True])
-    arguments = (*inputs, pos, neg, kept, *upstream, *settings, *needed)
+    arguments = (*inputs, score, neg, kept, *upstream, *settings, *needed)
     torch.library.opcheck(torch.ops.amdim_fast.nce_backward.default, arguments)
 
 
@@ -68,12 +68,12 @@ def test_compiled_functions_equal_eager_bit_for_bit():
 
 def test_compiled_loss_equals_eager_bit_for_bit():
     inputs = maps()
-    picked = (torch.arange(6), torch.arange(6) + 7)
+    locations = (torch.arange(6), torch.arange(6) + 7)
     loss = LossMultiNCE(tclip=20.0)
     compiled = torch.compile(loss, fullgraph=True)
     results = []
     for module in (loss, compiled):
-        outputs = module(*inputs, locations=picked)
+        outputs = module(*inputs, locations=locations)
         results.append([*outputs, *torch.autograd.grad(sum(outputs), inputs)])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
@@ -82,11 +82,11 @@ def test_compiled_loss_equals_eager_bit_for_bit():
 @pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing(autocast_dtype):
     inputs = maps()
-    picked = (torch.arange(6), torch.arange(6) + 7)
+    locations = (torch.arange(6), torch.arange(6) + 7)
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=autocast_dtype, enabled=enabled):
-            outputs = LossMultiNCE()(*inputs, locations=picked)
+            outputs = LossMultiNCE()(*inputs, locations=locations)
             results.append([*outputs, *torch.autograd.grad(sum(outputs), inputs)])
     for a, b in zip(*results, strict=True):
         assert a.dtype == torch.float32

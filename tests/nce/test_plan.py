@@ -5,12 +5,11 @@ import weakref
 
 import pytest
 import torch
-from amdim_fast.kernels import nce_blocks
+from amdim_fast.kernels import nce_tile_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from amdim_fast.nce import tile_file as nce_block_file
-from amdim_fast.nce import tiles
+from amdim_fast.nce import tile_file, tiles
 from amdim_fast.nce import torch_backend as nce_torch
 from amdim_fast.nce import triton_backend as nce_triton
 from amdim_fast.nce import triton_problem as nce_problem
@@ -19,10 +18,10 @@ from amdim_fast.nce.plan import (
     ROW_UNIT,
     WorkRule,
     padded,
-    plan_groups,
+    plan_pairings,
 )
 from amdim_fast.nce.products import PART_BYTES
-from tests.nce.cases import blocks, features, upstream_like
+from tests.nce.cases import features, tile_set, upstream_like
 
 GPU = torch.device("cuda")
 
@@ -78,7 +77,7 @@ WAYS = ("fused", "descriptors", "elementwise", "torch")
 @pytest.mark.parametrize("block_images", [8, 16, 48])
 @pytest.mark.parametrize("keep", [False, True])
 def test_work_buffers_take_what_the_plan_says(monkeypatch, keep, block_images, same_location, way):
-    monkeypatch.setattr(tiles, "choose", lambda *_: blocks(way))
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
     monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 1)
     module = nce_torch if way == "torch" else nce_triton
     sets, images, locations, width = 3, 48, 4, 8
@@ -88,7 +87,7 @@ def test_work_buffers_take_what_the_plan_says(monkeypatch, keep, block_images, s
     rule = module.work_rule(src.dtype, src.device, width, same_location)
     scores = rows * block_images * locations
     work, kept = scores * rule.work_itemsize, rows * images * locations * rule.kept_itemsize
-    (plan,) = plan_groups(
+    (plan,) = plan_pairings(
         [(rows, images, locations)],
         rule._replace(preferred_bytes=work, least_columns=0),
         memory_budget=work + keep * kept,
@@ -96,11 +95,11 @@ def test_work_buffers_take_what_the_plan_says(monkeypatch, keep, block_images, s
     )
     assert (plan.mode, plan.block_images) == ("keep" if keep else "recompute", block_images)
     assert (plan.block_bytes, plan.kept_bytes) == (work, keep * kept)
-    group = nce_torch.Group(src, trg, 20.0, same_location, plan)
+    pairing = nce_torch.Pairing(src, trg, 20.0, same_location, plan)
     with LargeTensors(scores) as forward:
-        pos, neg, _, found = module.forward(group)
+        score, neg, _, found = module.forward(pairing)
     with LargeTensors(scores, found) as backward:
-        module.backward(group, found, pos, neg, *upstream, need_src=True, need_trg=True)
+        module.backward(pairing, found, score, neg, *upstream, need_src=True, need_trg=True)
     assert sum(tensor.nbytes for tensor in found) == plan.kept_bytes
     assert forward.peak <= plan.block_bytes + plan.kept_bytes
     assert backward.peak <= plan.block_bytes
@@ -117,11 +116,15 @@ def test_the_gradient_of_wide_targets_takes_no_second_tensor_of_its_size(dtype):
     src, trg = (tensor.detach().to(dtype) for tensor in features(images, locations, width, sets=1))
     upstream = upstream_like(src, trg)
     rule = nce_torch.work_rule(dtype, src.device, width, False)
-    (plan,) = plan_groups([(images, images, locations)], rule, memory_budget=2**22, with_grad=True)
-    group = nce_torch.Group(src, trg, 20.0, False, plan)
-    pos, neg, _, kept = nce_torch.forward(group)
+    (plan,) = plan_pairings(
+        [(images, images, locations)], rule, memory_budget=2**22, with_grad=True
+    )
+    pairing = nce_torch.Pairing(src, trg, 20.0, False, plan)
+    score, neg, _, kept = nce_torch.forward(pairing)
     with LargeTensors(src.numel() + 1, (trg, *kept)) as backward:
-        _, grad = nce_torch.backward(group, kept, pos, neg, *upstream, need_src=True, need_trg=True)
+        _, grad = nce_torch.backward(
+            pairing, kept, score, neg, *upstream, need_src=True, need_trg=True
+        )
     part = PART_BYTES["cpu"] if dtype == torch.float32 else 0
     assert plan.block_images == images
     assert part < grad.nbytes <= backward.peak <= grad.nbytes + part
@@ -136,7 +139,7 @@ def test_torch_counts_three_blocks_and_triton_what_its_kernels_hold():
         (half, 64, False, 2),  # the gradients in the type of the inputs
         (half, 64, True, 6),  # and the products, read by the backward
         (half, 63, False, 6),
-        (single, 64, False, 8),  # IEEE products are cuBLAS's, by the block table
+        (single, 64, False, 8),  # IEEE products are cuBLAS's, by the tile table
     ):
         rule = nce_triton.work_rule(dtype, cpu, width, same_location)
         assert (rule.work_itemsize, rule.kept_itemsize) == (expected, 4)
@@ -155,7 +158,7 @@ def test_plans_stay_within_the_budget(rule):
     shapes = list(sizes)
     for budget in (0, 1_000, 30_000, 10**6, 10**7):
         for pair in zip(shapes, reversed(shapes), strict=True):
-            plans = plan_groups(pair, rule, memory_budget=budget, with_grad=True)
+            plans = plan_pairings(pair, rule, memory_budget=budget, with_grad=True)
             least = max(rows * rule.columns(n) for rows, _, n in pair) * rule.work_itemsize
             work = max(plan.block_bytes for plan in plans)
             kept = sum(plan.kept_bytes for plan in plans)
@@ -174,20 +177,20 @@ def test_plans_stay_within_the_budget(rule):
 def test_rows_past_32_bits_within_a_tile_are_not_kept():
     rule = nce_triton.work_rule(torch.float16, torch.device("cpu"), 8, False)
     for locations, mode in ((2**19 - 16, "keep"), (2**19, "recompute")):
-        (plan,) = plan_groups([(16, 16, locations)], rule, memory_budget=2**40, with_grad=True)
+        (plan,) = plan_pairings([(16, 16, locations)], rule, memory_budget=2**40, with_grad=True)
         assert plan.mode == mode
-    largest = max(tile.rows for row in nce_blocks.TABLE.values() for tile in row[1:])
+    largest = max(tile.rows for row in nce_tile_table.TABLE.values() for tile in row[1:])
     assert largest * padded(rule.longest_row) < 2**31
-    assert nce_block_file.LIMITS["rows"][1] * padded(rule.longest_row) < 2**31
+    assert tile_file.LIMITS["rows"][1] * padded(rule.longest_row) < 2**31
 
 
 @pytest.mark.parametrize("images", [1024, 4096, 16384, 65536])
 def test_blocks_of_large_batches_on_a_large_gpu(monkeypatch, images):
-    """Sizes of the two groups of a direction of AMDIM at D = 2048 in bfloat16, default budget."""
+    """Sizes of the two pairings of a direction of AMDIM at D = 2048 in bfloat16, default budget."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     rule = nce_triton.work_rule(torch.bfloat16, GPU, 2048, False)
     shapes = [(2 * images, images, 25), (images, images, 49)]
-    plans = plan_groups(shapes, rule, memory_budget=DEFAULT_MEMORY_BUDGET, with_grad=True)
+    plans = plan_pairings(shapes, rule, memory_budget=DEFAULT_MEMORY_BUDGET, with_grad=True)
     for plan, (rows, _, locations) in zip(plans, shapes, strict=True):
         columns = plan.block_images * locations
         fitting = DEFAULT_MEMORY_BUDGET // (2 * rows)

@@ -22,10 +22,10 @@ def loops(src, trg, clip, negatives):
     log_prob = torch.empty(images, locations, dtype=torch.float64)
     for b in range(images):
         for at in range(locations):
-            pos = score(b, b, at)[1]
+            own = score(b, b, at)[1]
             places = range(locations) if negatives == "other_images" else [at]
             others = [score(b, n, k)[1] for n in range(images) if n != b for k in places]
-            log_prob[b, at] = pos - math.log(math.exp(pos) + sum(math.exp(s) for s in others))
+            log_prob[b, at] = own - math.log(math.exp(own) + sum(math.exp(s) for s in others))
     squares = [
         score(b, n, k)[0] ** 2
         for b in range(images)
@@ -50,16 +50,16 @@ def test_equals_loops(clip, negatives):
 def test_original_outputs(golden, name):
     recorded = np.load(golden / f"loss_{name}.npz")
     maps = [torch.from_numpy(recorded[key]).requires_grad_() for key in MAPS]
-    picked = tuple(torch.from_numpy(recorded[f"location_{view}"]) for view in ("x1", "x2"))
+    locations = tuple(torch.from_numpy(recorded[f"location_{view}"]) for view in ("x1", "x2"))
     clip = float(recorded["tclip"])
-    losses = reference.multiscale_nce(tuple(maps[:3]), tuple(maps[3:]), picked, clip=clip)
+    losses = reference.multiscale_nce(tuple(maps[:3]), tuple(maps[3:]), locations, clip=clip)
     for loss, key in zip(losses, ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg"), strict=True):
         assert float(loss.detach()) == pytest.approx(float(recorded[key]), rel=1e-5)
     sum(losses).backward()
     for value, key in zip(maps, MAPS, strict=True):
         expected = torch.from_numpy(recorded[f"grad_{key}"])
         assert (value.grad - expected).norm() <= 2e-5 * expected.norm()
-    single = reference.nce_log_prob(maps[0].flatten(1), reference.locations(maps[5]), clip=clip)
+    single = reference.nce_log_prob(maps[0].flatten(1), reference.flatten_map(maps[5]), clip=clip)
     for ours, key in ((single.log_prob, "log_prob_1t7"), (single.score, "score_1t7")):
         torch.testing.assert_close(
             ours.detach(), torch.from_numpy(recorded[key]), rtol=1e-5, atol=1e-5

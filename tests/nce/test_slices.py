@@ -9,8 +9,8 @@ from amdim_fast.nce import reference, tiles
 from amdim_fast.nce import torch_backend as nce_torch
 from amdim_fast.nce import triton_backend as nce_triton
 from amdim_fast.nce import triton_problem as nce_problem
-from amdim_fast.nce.plan import GroupPlan
-from tests.nce.cases import DEVICE, blocks, features, upstream_like
+from amdim_fast.nce.plan import PairingPlan
+from tests.nce.cases import DEVICE, features, tile_set, upstream_like
 
 SETS, IMAGES, LOCATIONS, WIDTH = 2, 21, 4, 24
 # The last has a slice of one image; rows whose own image is elsewhere are in each.
@@ -35,7 +35,7 @@ def truth(src, trg, upstream, **options):
 @pytest.mark.parametrize("clip", [20.0, None])
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 def test_slices_equal_the_whole(monkeypatch, cuts, clip, same_location, mode, way):
-    monkeypatch.setattr(tiles, "choose", lambda *_: blocks(way))
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
     monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 5)
     module, dtype = BACKENDS["torch" if way == "torch" else "triton"]
     src, trg = (t.detach().to(dtype) for t in features(IMAGES, LOCATIONS, WIDTH, sets=SETS))
@@ -43,31 +43,31 @@ def test_slices_equal_the_whole(monkeypatch, cuts, clip, same_location, mode, wa
     options = {"clip": clip, "negatives": "same_location" if same_location else "other_images"}
     output, grads = truth(src, trg, upstream, **options)
 
-    groups = [
-        nce_torch.Group(src, trg[i:j], clip, same_location, GroupPlan(mode, 4, 0, 0))
+    pairings = [
+        nce_torch.Pairing(src, trg[i:j], clip, same_location, PairingPlan(mode, 4, 0, 0))
         for i, j in parts_of(cuts)
     ]
     offsets = [-i for i, _ in parts_of(cuts)]
-    found = [module.forward(*pair) for pair in zip(groups, offsets, strict=True)]
-    for (pos, *_), (i, j) in zip(found, parts_of(cuts), strict=True):
+    found = [module.forward(*pair) for pair in zip(pairings, offsets, strict=True)]
+    for (score, *_), (i, j) in zip(found, parts_of(cuts), strict=True):
         elsewhere = torch.ones(IMAGES, dtype=torch.bool, device=DEVICE)
         elsewhere[i:j] = False
-        assert (pos[:, elsewhere] == 0).all()
-    pos = sum(part[0] for part in found)
+        assert (score[:, elsewhere] == 0).all()
+    score = sum(part[0] for part in found)
     neg = torch.logsumexp(torch.stack([part[1] for part in found]), dim=0)
     shares = [(j - i) / IMAGES for i, j in parts_of(cuts)]
     mean_sq = sum(share * part[2] for share, part in zip(shares, found, strict=True))
     close = (
         {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-5}
     )
-    for value, expected in ((pos, output.score), (mean_sq, output.mean_sq)):
+    for value, expected in ((score, output.score), (mean_sq, output.mean_sq)):
         torch.testing.assert_close(value.double(), expected.detach(), **close)
-    log_prob = -torch.nn.functional.softplus(neg - pos)
+    log_prob = -torch.nn.functional.softplus(neg - score)
     torch.testing.assert_close(log_prob.double(), output.log_prob.detach(), **close)
 
     sums = []
-    for group, offset, share, part in zip(groups, offsets, shares, found, strict=True):
-        given = (group, part[3], pos, neg, upstream[0], upstream[1] * share)
+    for pairing, offset, share, part in zip(pairings, offsets, shares, found, strict=True):
+        given = (pairing, part[3], score, neg, upstream[0], upstream[1] * share)
         sums.append(module.backward(*given, need_src=True, need_trg=True, image_offset=offset))
     grad_src, grad_trg = sum(s for s, _ in sums), torch.cat([t for _, t in sums])
     torch.testing.assert_close(grad_src.double(), grads[0], **close)
@@ -77,11 +77,11 @@ def test_slices_equal_the_whole(monkeypatch, cuts, clip, same_location, mode, wa
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("offset", [-1, 1])
 def test_a_wrong_offset_is_caught(monkeypatch, backend, offset):
-    monkeypatch.setattr(tiles, "choose", lambda *_: blocks("fused"))
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile_set("fused"))
     module, dtype = BACKENDS[backend]
     src, trg = (t.detach().to(dtype) for t in features(9, 4, 8, sets=1))
-    group = nce_torch.Group(src, trg, 20.0, False, GroupPlan("recompute", 4, 0, 0))
-    (expected, *_), (found, *_) = module.forward(group), module.forward(group, offset)
+    pairing = nce_torch.Pairing(src, trg, 20.0, False, PairingPlan("recompute", 4, 0, 0))
+    (expected, *_), (found, *_) = module.forward(pairing), module.forward(pairing, offset)
     assert (found - expected).abs().max() > 0.1
     outside = 0 if offset < 0 else -1
     assert (found[:, outside] == 0).all()

@@ -1,19 +1,18 @@
-"""Measured block rows: the file, its faults, and that they come before the built-in rows."""
+"""Measured rows of the tile table: the file, its faults, and that they precede built-in rows."""
 
 import json
 
 import pytest
 import torch
-from amdim_fast.kernels import nce_blocks
-from amdim_fast.kernels.nce_tiles import Blocks, Tile
+from amdim_fast.kernels import nce_tile_table
+from amdim_fast.kernels.nce_tiles import Tile, TileSet
 
-from amdim_fast.nce import tile_file as nce_block_file
-from amdim_fast.nce import tiles
+from amdim_fast.nce import tile_file, tiles
 from amdim_fast.nce.tile_file import VARIABLE, Key, read_file, write_row
 
 KEY = Key("sm_90", "half", False)
 TILE = Tile(64, 128, 32, 8, 4, 3, descriptors=True)
-BLOCKS = Blocks(
+TILES = TileSet(
     True, TILE, TILE._replace(stages=4), Tile(8, 256, 0, 8, 4, 1), Tile(4, 512, 0, 8, 8, 1)
 )
 
@@ -26,23 +25,23 @@ def path(tmp_path):
 @pytest.fixture
 def in_use(path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(path))
-    nce_block_file._read_once.cache_clear()
+    tile_file._read_once.cache_clear()
     yield path
-    nce_block_file._read_once.cache_clear()
+    tile_file._read_once.cache_clear()
 
 
 def test_rows_come_back_as_they_were_written(path):
     other = Key("sm_86", "ieee", True)
-    write_row(path, KEY, BLOCKS._replace(fused=False), "first")
-    write_row(path, other, BLOCKS, None)
-    write_row(path, KEY, BLOCKS, {"device": "a GPU"})
-    assert read_file(path) == {KEY: (BLOCKS, {"device": "a GPU"}), other: (BLOCKS, None)}
+    write_row(path, KEY, TILES._replace(fused=False), "first")
+    write_row(path, other, TILES, None)
+    write_row(path, KEY, TILES, {"device": "a GPU"})
+    assert read_file(path) == {KEY: (TILES, {"device": "a GPU"}), other: (TILES, None)}
     assert [file.name for file in path.parent.iterdir()] == ["blocks.json"]
 
 
 def test_a_measured_row_comes_first_and_only_for_its_key(in_use):
-    write_row(in_use, KEY, BLOCKS, None)
-    assert tiles.choose((9, 0), torch.bfloat16, 2048) == BLOCKS
+    write_row(in_use, KEY, TILES, None)
+    assert tiles.choose((9, 0), torch.bfloat16, 2048) == TILES
     for capability, dtype, width in (
         ((9, 0), torch.bfloat16, 512),
         ((9, 0), torch.float32, 2048),
@@ -50,14 +49,14 @@ def test_a_measured_row_comes_first_and_only_for_its_key(in_use):
         ((8, 6), torch.bfloat16, 2048),
         (None, torch.bfloat16, 2048),
     ):
-        built_in = nce_blocks.built_in(capability, dtype, width)
-        assert tiles.choose(capability, dtype, width) == built_in != BLOCKS
+        built_in = nce_tile_table.built_in(capability, dtype, width)
+        assert tiles.choose(capability, dtype, width) == built_in != TILES
 
 
 def test_architectures_without_rows_of_their_own_may_have_measured_ones(in_use):
-    write_row(in_use, Key("sm_86", "half", True), BLOCKS, None)
-    assert tiles.choose((8, 6), torch.float16, 64) == BLOCKS
-    assert tiles.choose((8, 9), torch.float16, 64) == nce_blocks.TABLE["default", "half", True]
+    write_row(in_use, Key("sm_86", "half", True), TILES, None)
+    assert tiles.choose((8, 6), torch.float16, 64) == TILES
+    assert tiles.choose((8, 9), torch.float16, 64) == nce_tile_table.TABLE["default", "half", True]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ def test_architectures_without_rows_of_their_own_may_have_measured_ones(in_use):
     ],
 )
 def test_faults_are_named(in_use, change, message):
-    write_row(in_use, KEY, BLOCKS, None)
+    write_row(in_use, KEY, TILES, None)
     if isinstance(change, dict) and change:
         rows = json.loads(in_use.read_text())
         ((name, value),) = change.items()
@@ -119,7 +118,7 @@ def test_faults_are_named(in_use, change, message):
 def test_missing_field_and_missing_file(in_use):
     with pytest.raises(ValueError, match=r"blocks\.json cannot be read \(No such file"):
         tiles.choose((9, 0), torch.bfloat16, 2048)
-    write_row(in_use, KEY, BLOCKS, None)
+    write_row(in_use, KEY, TILES, None)
     rows = json.loads(in_use.read_text())
     del rows[0]["forward"]["warps"]
     in_use.write_text(json.dumps(rows))
@@ -131,12 +130,12 @@ def test_a_faulty_file_is_not_overwritten(path):
     path.parent.mkdir()
     path.write_text("[1]")
     with pytest.raises(ValueError, match="row 0 of"):
-        write_row(path, KEY, BLOCKS, None)
+        write_row(path, KEY, TILES, None)
     assert path.read_text() == "[1]"
 
 
 def test_every_built_in_row_could_be_in_a_file(path):
-    for (architecture, arithmetic, small), blocks in nce_blocks.TABLE.items():
+    for (architecture, arithmetic, small), tile_set in nce_tile_table.TABLE.items():
         architecture = "sm_1" if architecture == "default" else architecture
-        write_row(path, Key(architecture, arithmetic, small), blocks, None)
-    assert len(read_file(path)) == len(nce_blocks.TABLE)
+        write_row(path, Key(architecture, arithmetic, small), tile_set, None)
+    assert len(read_file(path)) == len(nce_tile_table.TABLE)

@@ -1,7 +1,7 @@
-"""Compile every shipped (kernel, type, row of the block table) ahead of time, without a GPU.
+"""Compile every shipped (kernel, type, row of the tile table) ahead of time, without a GPU.
 
-``python -m benchmarks.aot`` rewrites ``benchmarks/results/aot.jsonl`` and fails on a violation.
-Triton must not be in its interpreter (TRITON_INTERPRET unset).
+``python -m tests.kernels.aot`` rewrites ``benchmarks/results/aot.jsonl`` and fails on a violation.
+Triton must not be in interpreter mode (TRITON_INTERPRET unset).
 """
 
 from __future__ import annotations
@@ -18,29 +18,23 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from amdim_fast.kernels import nce_backward, nce_blocks, nce_forward, nce_scores, nce_tiles
+from amdim_fast.kernels import nce_backward, nce_clip, nce_forward, nce_scores, nce_tile_table
+from amdim_fast.kernels.nce_tiles import Tile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks import sources
-from benchmarks.harness import RESULTS, append_row
 
-RESULTS_PATH = RESULTS / "aot.jsonl"
-# Compute capability each architecture of the table is compiled for, and bytes of shared memory a
-# program may take there.
-TARGETS = {
-    "sm_80": (80, 163 * 1024),
-    "sm_90": (90, 227 * 1024),
-    "sm_100": (100, 227 * 1024),
-    "default": (89, 99 * 1024),
-}
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "aot.jsonl"
+# Compute capability that each architecture of the table is compiled for.
+CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "default": 89}
 # Architectures of the table with tensor descriptors.
 DESCRIPTORS = ("sm_90", "sm_100")
 TYPES = {"half": ("fp16", "bf16"), "tf32": ("fp32",), "ieee": ("fp32",)}
-# Bytes a thread may spill: some values of a row that wait for the end of a tile's product.
+# Bytes a thread may spill: values of a row that are not used until a tile's product is done.
 SPILL_BUDGET = 128
 FLOATS = ("scale", "steep", "depth", "clip")
-BLOCKS_OF = {"src": "BLOCK_ROWS", "trg": "BLOCK_COLUMNS"}
+TILE_SIDES = {"src": "TILE_ROWS", "trg": "TILE_COLUMNS"}
 SHARED_TYPES = ("src", "trg", "grad_scores")
 POINTERS = (
     *(*SHARED_TYPES, "scores", "own", "totals", "maxima", "squares", "neg", "row_squares"),
@@ -49,19 +43,19 @@ POINTERS = (
 
 
 class Variant(NamedTuple):
-    """One compilation: a kernel for an architecture, type and tile, and its constants."""
+    """One compilation: a kernel, its architecture, type and tile, and its constants."""
 
     kernel: str
     arch: str
     arithmetic: str
     dtype: str
     small: bool
-    tile: nce_tiles.Tile
+    tile: Tile
     constants: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """Kernel and mode, as the rows call it."""
+        """Kernel and mode, the name in the rows."""
         if self.kernel == "nce_combine":
             return f"{self.kernel} clip={self.constants['CLIP']}"
         modes = ("fused", "fused, keeping", "over products")
@@ -72,11 +66,11 @@ class Variant(NamedTuple):
         return f"{self.kernel} {mode}, {clips[self.constants['CLIP']]}{where}{loads}"
 
 
-def variants(archs: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Variant]:
-    """Every compilation the launcher can ask for, each once.
+def variants(archs: tuple[str, ...] = tuple(CAPABILITIES)) -> Iterator[Variant]:
+    """Every compilation that the launcher can need, each once.
 
-    Rows that differ in nothing a kernel is compiled for, such as the tiles over products of small
-    and large D, share one; descriptors are compiled where a GPU has them, asked for or not.
+    Table rows that compile a kernel alike, such as those over products for small and large D, share
+    one. Descriptors are compiled wherever the GPU has them, whether or not the table uses them.
     """
     seen = set()
     for variant in _launched(archs):
@@ -87,11 +81,11 @@ def variants(archs: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Variant]:
 
 
 def _launched(archs: tuple[str, ...]) -> Iterator[Variant]:
-    clips = [clip.value for clip in (nce_scores.SHIFTED, nce_scores.TANH, nce_scores.NO_CLIP)]
+    clips = [clip.value for clip in (nce_clip.SHIFTED, nce_clip.TANH, nce_clip.NO_CLIP)]
     read, compute, keep = (
         mode.value for mode in (nce_scores.READ, nce_scores.COMPUTE, nce_scores.COMPUTE_AND_STORE)
     )
-    # (kernel, field of Blocks, mode, same location); a location's scores are kept by torch only.
+    # (kernel, field of TileSet, mode, same location). With same_location no kernel keeps scores.
     fused = (
         ("nce_forward", "forward", compute, False),
         ("nce_forward", "forward", compute, True),
@@ -103,7 +97,7 @@ def _launched(archs: tuple[str, ...]) -> Iterator[Variant]:
         for name in ("forward", "backward")
         for same in (False, True)
     )
-    for (arch, arithmetic, small), blocks in nce_blocks.TABLE.items():
+    for (arch, arithmetic, small), tile_set in nce_tile_table.TABLE.items():
         if arch not in archs:
             continue
         for dtype, (kernel, field, mode, same), clip in itertools.product(
@@ -112,37 +106,37 @@ def _launched(archs: tuple[str, ...]) -> Iterator[Variant]:
             multiplies = mode != read
             loads = (False, True) if multiplies and not same and arch in DESCRIPTORS else (False,)
             for descriptors in loads:
-                tile = getattr(blocks, field)._replace(descriptors=descriptors)
+                tile = getattr(tile_set, field)._replace(descriptors=descriptors)
                 constants = {
                     "SCORES": mode,
                     "CLIP": clip,
                     "SAME_LOCATION": same,
-                    "BLOCK_ROWS": tile.rows,
-                    "BLOCK_COLUMNS": tile.columns,
-                    "BLOCK_WIDTH": tile.width or 16,
-                    "GROUP_ROWS": tile.group,
+                    "TILE_ROWS": tile.rows,
+                    "TILE_COLUMNS": tile.columns,
+                    "TILE_WIDTH": tile.width or 16,
+                    "SWIZZLE_ROWS": tile.swizzle,
                     "DESCRIPTORS": descriptors,
                     "PRECISION": "tf32" if multiplies and arithmetic == "tf32" else "ieee",
                 }
                 yield Variant(kernel, arch, arithmetic, dtype, small, tile, constants)
-    combine = nce_tiles.Tile(rows=128, columns=0, width=0, group=1, warps=4, stages=1)
+    combine = Tile(rows=128, columns=0, width=0, swizzle=1, warps=4, stages=1)
     for arch in archs:
         for clip in clips:
-            constants = {"CLIP": clip, "BLOCK_ROWS": combine.rows}
+            constants = {"CLIP": clip, "TILE_ROWS": combine.rows}
             yield Variant("nce_combine", arch, "ieee", "fp32", False, combine, constants)
 
 
 def compile_variant(variant: Variant) -> dict[str, Any]:
-    """A row: what the compiler made of it."""
+    """Compile it and return its row: registers, spills, shared memory and instructions."""
     module = nce_backward if variant.kernel == "nce_backward" else nce_forward
     function = getattr(module, variant.kernel)
     signature = {}
     for name in function.arg_names:
         if name in variant.constants:
             signature[name] = "constexpr"
-        elif name in BLOCKS_OF and variant.tile.descriptors:
-            block = [variant.constants[size] for size in (BLOCKS_OF[name], "BLOCK_WIDTH")]
-            signature[name] = f"tensordesc<{variant.dtype}{block}>"
+        elif name in TILE_SIDES and variant.tile.descriptors:
+            shape = [variant.constants[size] for size in (TILE_SIDES[name], "TILE_WIDTH")]
+            signature[name] = f"tensordesc<{variant.dtype}{shape}>"
         elif name in POINTERS:
             signature[name] = f"*{variant.dtype if name in SHARED_TYPES else 'fp32'}"
         else:
@@ -152,7 +146,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         for index, name in enumerate(function.arg_names)
         if signature[name].startswith("*")
     }
-    capability, _ = TARGETS[variant.arch]
+    capability = CAPABILITIES[variant.arch]
     options = {"num_warps": variant.tile.warps, "num_stages": variant.tile.stages}
     compiled = triton.compile(
         ASTSource(function, signature, variant.constants, aligned),
@@ -168,7 +162,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "capability": capability,
         "dtype": variant.dtype,
         "arithmetic": variant.arithmetic,
-        "block_row": {"small_width": variant.small, **variant.tile._asdict()},
+        "block_row": {"small_width": variant.small, **_row_of(variant.tile)},
         "registers": usage["REG"],
         "spills": usage["STACK"],
         "shared_bytes": compiled.metadata.shared,
@@ -180,8 +174,13 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
     }
 
 
+def _row_of(tile: Tile) -> dict[str, Any]:
+    """The tile as rows have it: its swizzle is their "group"."""
+    return {"group" if name == "swizzle" else name: v for name, v in tile._asdict().items()}
+
+
 def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """Registers and bytes of stack a thread (REG, STACK), as cuobjdump reads them."""
+    """Registers and bytes of stack per thread (REG, STACK), read by cuobjdump."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -191,12 +190,12 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 def violations(row: dict[str, Any]) -> list[str]:
-    """Sentences about what the gate does not let pass."""
+    """One sentence for each requirement that the compiled kernel does not meet."""
     where = f"{row['name']} ({row['arch']}, {row['dtype']})"
     found = []
     if row["spills"] > SPILL_BUDGET:
         found.append(f"{where} spills {row['spills']} bytes a thread, more than {SPILL_BUDGET}")
-    limit = TARGETS[row["arch"]][1]
+    limit = nce_tile_table.SHARED_BYTES[row["arch"]]
     if row["shared_bytes"] > limit:
         found.append(f"{where} takes {row['shared_bytes']} bytes of shared memory of {limit}")
     if row["fp64"]:
@@ -210,16 +209,15 @@ def violations(row: dict[str, Any]) -> list[str]:
     return found
 
 
-def main(archs: tuple[str, ...] = tuple(TARGETS), path: Path = RESULTS_PATH) -> int:
+def main(archs: tuple[str, ...] = tuple(CAPABILITIES), path: Path = RESULTS) -> int:
+    """Compile, print and write all rows; 1 if any violates a requirement."""
     rows = []
     for variant in variants(archs):
         row = compile_variant(variant)
         rows.append(row)
         fields = ("arch", "dtype", "name", "registers", "spills", "shared_bytes", "wgmma", "tma")
         print(json.dumps([row[field] for field in fields]), *violations(row), flush=True)
-    path.unlink(missing_ok=True)
-    for row in rows:
-        append_row(row, path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     failed = [sentence for row in rows for sentence in violations(row)]
     print(f"{len(rows)} compilations, {len(failed)} violations")
     return 1 if failed else 0

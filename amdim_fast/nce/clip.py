@@ -1,0 +1,76 @@
+"""The soft clip in torch: score = clip * tanh(raw / clip), its exponential and its slope.
+
+The shifted form needs no running maximum: with ``v = sigmoid(-2 raw / clip)`` the score is
+``clip - 2 clip v``, its slope ``4 v (1 - v)``, and ``exp(score - clip)`` cannot overflow. It works
+on stored scores ``-2 raw / clip``; without it, stored scores are the raw ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# exp(-2 clip) is a normal float32 up to here; beyond, and without a clip, the maximum is tracked.
+LARGEST_SHIFTED_CLIP = 43.0
+# exp2 instead of exp: torch's CPU exp is several times slower where it calls MKL.
+LOG2_E = math.log2(math.e)
+
+
+def clip_value(clip: float | None) -> float | None:
+    """The clip as the op takes it; an infinite one is None."""
+    return None if clip is None or math.isinf(clip) else float(clip)
+
+
+def shifted_clip(clip: float | None) -> float | None:
+    """The clip where ``exp(score - clip)`` is safe without a maximum, else None."""
+    return clip if clip is not None and clip <= LARGEST_SHIFTED_CLIP else None
+
+
+def clipped(raw: Tensor, clip: float | None) -> Tensor:
+    """The score of a raw score; None leaves it as it is."""
+    return raw if clip is None else clip * torch.tanh(raw / clip)
+
+
+def write_clipped(out: Tensor, raw: Tensor, clip: float | None) -> None:
+    """``out = clipped(raw, clip)``; out may be raw."""
+    if clip is None:
+        out.copy_(raw)
+    else:
+        torch.div(raw, clip, out=out).tanh_().mul_(clip)
+
+
+def write_slope(out: Tensor, score: Tensor, clip: float | None) -> None:
+    """``out = d score / d raw`` from the score."""
+    if clip is None:
+        out.fill_(1.0)
+    else:
+        torch.div(score, clip, out=out).square_().neg_().add_(1.0)
+
+
+def write_exp_shifted(out: Tensor, stored: Tensor, clip: float) -> None:
+    """``out = exp(score - clip)`` in the shifted form; out may be stored."""
+    torch.sigmoid(stored, out=out).mul_(-2.0 * clip * LOG2_E).exp2_()
+
+
+def write_grad_negatives(
+    out: Tensor, scratch: Tensor, stored: Tensor, weight: Tensor, neg: Tensor, clip: float | None
+) -> None:
+    """``out = weight * exp(score - neg) * d score / d raw`` for a block of stored scores.
+
+    out and scratch have the shape of stored, to which weight and neg broadcast; scratch is
+    overwritten.
+    """
+    shifted = shifted_clip(clip)
+    if shifted is not None:
+        torch.sigmoid(stored, out=scratch)
+        torch.addcmul(scratch, scratch, scratch, value=-1.0, out=out)
+        exponent = LOG2_E * (shifted - neg)
+        torch.add(exponent, scratch, alpha=-2.0 * shifted * LOG2_E, out=scratch).exp2_()
+        out.mul_(scratch).mul_(4.0 * weight)
+    else:
+        write_clipped(scratch, stored, clip)
+        write_slope(out, scratch, clip)
+        scratch.sub_(neg).exp_()
+        out.mul_(scratch).mul_(weight)

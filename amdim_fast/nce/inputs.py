@@ -1,0 +1,88 @@
+"""Checks of the arguments of the contrastive functions and modules, and how the op takes them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from amdim_fast.checks import whole_number
+from amdim_fast.nce.plan import DEFAULT_MEMORY_BUDGET
+
+FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NEGATIVES = ("other_images", "same_location")
+BACKENDS = ("auto", "torch", "triton")
+
+
+def check_features(src: Tensor, trg: Tensor) -> None:
+    """Raise unless src [B, D] or [S, B, D] and trg [B, L, D] fit together."""
+    for name, tensor in (("src", src), ("trg", trg)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor")
+        if tensor.dtype not in FEATURE_DTYPES:
+            raise TypeError(
+                f"{name} is {tensor.dtype}; it must be float32, float16, bfloat16 or float64"
+            )
+    if src.dim() not in (2, 3):
+        raise ValueError(f"src has shape {_shape(src)}; it must be [B, D] or [S, B, D]")
+    if trg.dim() != 3:
+        raise ValueError(f"trg has shape {_shape(trg)}; it must be [B, L, D]")
+    if src.dtype != trg.dtype:
+        raise TypeError(f"trg is {trg.dtype} and src is {src.dtype}; they must have one dtype")
+    if src.device != trg.device:
+        raise ValueError(
+            f"trg is on {trg.device} and src on {src.device}; they must share a device"
+        )
+    if src.shape[-1] != trg.shape[-1]:
+        raise ValueError(
+            f"trg has shape {_shape(trg)} and src {_shape(src)}; their last sizes D must agree"
+        )
+    if src.shape[-2] != trg.shape[0]:
+        raise ValueError(
+            f"trg has {trg.shape[0]} images and src {src.shape[-2]}; trg[b] is the positive of"
+            " src[b], so their numbers B must agree"
+        )
+    for name, tensor in (("src", src), ("trg", trg)):
+        if tensor.numel() == 0:
+            raise ValueError(f"{name} has shape {_shape(tensor)}; every size must be at least 1")
+
+
+def check_options(
+    clip: float | None, clip_name: str, backend: str, memory_budget: int | None
+) -> None:
+    """Raise unless the options that functions and loss modules share are in range."""
+    if clip is not None and not clip > 0:
+        raise ValueError(f"{clip_name} is {clip}; it must be greater than 0, or None for no clip")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    if memory_budget is not None:
+        whole_number("memory_budget", memory_budget, least=0)
+
+
+def check_weight(name: str, value: float) -> None:
+    """Raise unless ``value`` is finite and not negative."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value}; it must be a finite number, 0 or more")
+
+
+def budget_value(memory_budget: int | None) -> int:
+    """The budget in bytes as the op takes it; None is the default."""
+    return DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
+
+
+def group_name(group: ProcessGroup | None) -> str | None:
+    """The process group as the op takes it, by name."""
+    if group is None:
+        return None
+    if not isinstance(group, ProcessGroup):
+        raise TypeError(
+            f"group is a {type(group).__name__}; it must be a torch.distributed.ProcessGroup that"
+            " this process belongs to, or None"
+        )
+    return group.group_name
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
