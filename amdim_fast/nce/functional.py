@@ -69,7 +69,7 @@ def nce_log_prob(
             gets their log_prob and score, and the mean_sq of all pairs. Gradients are those of the
             sum of the ranks' objectives, so the average that DistributedDataParallel takes is the
             gradient of one process with the whole batch, if the objective is a mean over images.
-            Sources are sent between ranks, targets are not (``amdim_fast.nce.group_op``). None is
+            Sources are sent between ranks, targets are not (``amdim_fast.nce.ranks``). None is
             this process alone.
 
     Returns:

@@ -23,6 +23,7 @@ from amdim_fast.kernels.nce_tiles import Tile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from amdim_fast.nce.tile_file import TILE_FIELDS
 from benchmarks import sources
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "aot.jsonl"
@@ -153,6 +154,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         target=GPUTarget("cuda", capability, 32),
         options=options,
     )
+    tile = dict(zip(TILE_FIELDS, variant.tile, strict=True))
     usage = _resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     return {
@@ -162,7 +164,7 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "capability": capability,
         "dtype": variant.dtype,
         "arithmetic": variant.arithmetic,
-        "block_row": {"small_width": variant.small, **_row_of(variant.tile)},
+        "block_row": {"small_width": variant.small, **tile},
         "registers": usage["REG"],
         "spills": usage["STACK"],
         "shared_bytes": compiled.metadata.shared,
@@ -172,11 +174,6 @@ def compile_variant(variant: Variant) -> dict[str, Any]:
         "source": sources.digest("aot"),
         "versions": {"triton": triton.__version__, "torch": torch.__version__},
     }
-
-
-def _row_of(tile: Tile) -> dict[str, Any]:
-    """The tile as rows have it: its swizzle is their "group"."""
-    return {"group" if name == "swizzle" else name: v for name, v in tile._asdict().items()}
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:

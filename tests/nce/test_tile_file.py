@@ -39,6 +39,15 @@ def test_rows_come_back_as_they_were_written(path):
     assert [file.name for file in path.parent.iterdir()] == ["blocks.json"]
 
 
+def test_the_file_calls_the_swizzle_group(path):
+    write_row(path, KEY, TILES, None)
+    (row,) = json.loads(path.read_text())
+    assert row["forward"] == {
+        **{"rows": 64, "columns": 128, "width": 32, "group": 8},
+        **{"warps": 4, "stages": 3, "descriptors": True},
+    }
+
+
 def test_a_measured_row_comes_first_and_only_for_its_key(in_use):
     write_row(in_use, KEY, TILES, None)
     assert tiles.choose((9, 0), torch.bfloat16, 2048) == TILES
