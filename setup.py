@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 
 
 def cuda_home() -> str | None:
-    """CUDA_HOME, or the toolkit that nvcc says it belongs to, which a wrapper script hides."""
+    """CUDA_HOME, or the toolkit of nvcc, which says where it is even if a script wraps it."""
     nvcc = shutil.which("nvcc")
     if "CUDA_HOME" in os.environ or nvcc is None:
         return os.environ.get("CUDA_HOME")
@@ -22,7 +22,7 @@ def cuda_home() -> str | None:
 home = cuda_home()
 if home is not None:
     os.environ["CUDA_HOME"] = home
-# Torch asks a GPU for its architecture if none is named.
+# Without a list, torch builds for the GPU that it finds, and fails if there is none.
 os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
 
 import torch  # noqa: E402
@@ -32,7 +32,7 @@ HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
 # No product may be fused with a sum: the views are exact to the bit.
 CXX = ["-O3", "-std=c++20", "-ffp-contract=off"]
 NVCC = ["-O3", "-std=c++20", "-fmad=false", "-DUSE_CUDA"]
-# The stable ABI: one build serves this torch and later ones.
+# The stable ABI: one build works with torch 2.10 and later.
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 common = {"include_dirs": [str(Path("csrc").resolve())], "depends": HEADERS}
 
@@ -62,6 +62,6 @@ setup(
     package_dir={"amdim_fast.kernels": "kernels"},
     package_data={"amdim_fast": ["py.typed"]},
     ext_modules=extensions,
-    # torch.ops.load_library takes these by their plain names.
+    # They are loaded by path, not imported: their names need no suffix.
     cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
 )

@@ -30,9 +30,9 @@ assert compiled.load_cpu(), "the compiled library is not in the wheel"
 assert all(Path(name).is_relative_to(folder) for name in torch.ops.loaded_libraries)
 
 maps = [torch.randn(8, 16, side, side, requires_grad=True) for side in 2 * (1, 5, 7)]
-picked = tuple(torch.randint(0, 25, (8,)) for _ in range(2))
-losses = LossMultiNCE(tclip=10.0)(*maps, locations=picked)
-expected = multiscale_nce(tuple(maps[:3]), tuple(maps[3:]), picked, clip=10.0)
+locations = tuple(torch.randint(0, 25, (8,)) for _ in range(2))
+losses = LossMultiNCE(tclip=10.0)(*maps, locations=locations)
+expected = multiscale_nce(tuple(maps[:3]), tuple(maps[3:]), locations, clip=10.0)
 torch.testing.assert_close(torch.stack(losses), torch.stack(expected))
 torch.testing.assert_close(
     torch.autograd.grad(sum(losses), maps), torch.autograd.grad(sum(expected), maps)

@@ -72,15 +72,7 @@ def sample_view_params(
 def sample_views(
     policy: ViewPolicy, sizes: Tensor, sample_index: Tensor, seed: int, views: int
 ) -> ViewParams:
-    """Compiled draw of [views, N] parameters.
-
-    Args:
-        policy: the distribution.
-        sizes: int64 [N, 2] on the CPU, height and width.
-        sample_index: int64 [N] on the CPU.
-        seed: 63 bits.
-        views: V.
-    """
+    """``reference_sampling.sample_views``, compiled."""
     compiled.require("cpu")
     return ViewParams(*_sample(_policy_values(policy), sizes, sample_index, seed, views))
 

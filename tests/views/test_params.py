@@ -229,7 +229,7 @@ def test_wrong_number_of_images():
         ),
     ],
 )
-def test_sampler_rejects(arguments, error, message):
+def test_sampling_rejects(arguments, error, message):
     sizes = arguments.pop("sizes", [(32, 32)])
     with pytest.raises(error, match=message):
         sample_view_params(POLICIES["cifar"], sizes, **arguments)
