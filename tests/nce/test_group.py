@@ -181,7 +181,7 @@ def test_saved_bytes_are_linear_in_the_batch(found, world):
 @pytest.mark.parametrize("world", WORLDS[1:])
 def test_bytes_received_are_those_of_the_model(found, world):
     width, images, item = 128, 2, 4
-    # Of each direction: r1 and the picked 5x5 source, forward and backward; log-sums of three costs
+    # Of each direction: r1 and the drawn 5x5 source, forward and backward; log-sums of three costs
     # twice; own scores and their gradients at 2 * 25 + 49 locations.
     row = 2 * (2 * 2 * width + 3 * 2 + 2 * (2 * 25 + 49))
     scalars = 2 * 6
