@@ -9,25 +9,29 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
+from amdim_fast.bench.inputs import (
+    MAP_SIDES,
+    Losses,
+    forward_backward,
+    make_inputs,
+    our_losses,
+    reference_losses,
+)
 from amdim_fast.bench.measure import (
     LEAST_ROUNDS,
     allocated_peak,
     device_name,
     free_memory,
+    largest_difference,
     quantiles,
     stopwatch,
     time_interleaved,
     versions,
 )
-from amdim_fast.nce.losses import LossMultiNCE
 from amdim_fast.nce.plan import Plan, last_plan
-from amdim_fast.nce.reference import multiscale_nce
 
 OURS, REFERENCE = "amdim_fast", "reference"
-CLIP = 10.0
-MAP_SIDES = (1, 5, 7)
 FIRST, LAST = 32, 1 << 20  # images
 ROUNDS = 15
 # Expected of twice the batch: a warm-up, a call for memory, the least rounds, of thrice the time.
@@ -37,8 +41,7 @@ SHARE = 0.8  # of the free memory, for a size to be tried
 TOLERANCE = 1e-4
 MEMORY = "bytes of torch's allocator at the peak of forward and backward, less inputs and gradients"
 
-Maps = tuple[Tensor, ...]
-Losses = Callable[[Maps, tuple[Tensor, Tensor]], Sequence[Tensor]]
+LOSSES: dict[str, Losses] = {OURS: our_losses, REFERENCE: reference_losses}
 
 
 class Measurement(NamedTuple):
@@ -199,21 +202,20 @@ def _measure(
     seconds: float,
     measure: Callable[[Callable[[], object]], float],
 ) -> list[Measurement]:
-    maps, picked = _inputs(images, dim, device)
+    inputs = make_inputs(images, dim, device)
     calls: Mapping[str, Callable[[], object]] = {
-        provider: partial(_step, _LOSSES[provider], maps, picked) for provider in providers
+        provider: partial(forward_backward, LOSSES[provider], inputs) for provider in providers
     }
     samples = time_interleaved(
         calls, repeats=ROUNDS, warm_ups=1, measure=measure, seconds=max(0.0, seconds)
     )
-    gradients = feature_bytes(images, dim) // 2
     return [
         Measurement(
             images,
             provider,
             quantiles(samples[provider]),
             len(samples[provider]),
-            allocated_peak(call, device.type) - gradients,
+            allocated_peak(call, device.type) - inputs.nbytes,
             last_plan() if provider == OURS else None,
         )
         for provider, call in calls.items()
@@ -222,49 +224,12 @@ def _measure(
 
 def _checked_difference(device: torch.device, dim: int) -> float:
     """Largest difference of ours from the reference; ArithmeticError if it is too large."""
-    maps, picked = _inputs(FIRST, dim, device)
-    found, expected = (_step(_LOSSES[p], maps, picked) for p in (OURS, REFERENCE))
-    worst = 0.0
-    for ours, truth in zip(found, expected, strict=True):
-        difference = float((ours - truth).detach().abs().max() / truth.detach().abs().max())
-        worst = max(worst, math.inf if math.isnan(difference) else difference)
+    inputs = make_inputs(FIRST, dim, device)
+    found, expected = (forward_backward(LOSSES[name], inputs) for name in (OURS, REFERENCE))
+    worst = largest_difference(found, expected)
     if worst > TOLERANCE:
         raise ArithmeticError(
             f"our loss or its gradient is {worst:.1e} from the reference on {device}, which is"
             f" more than {TOLERANCE:.0e}; nothing was measured"
         )
     return worst
-
-
-def _inputs(images: int, dim: int, device: torch.device) -> tuple[Maps, tuple[Tensor, Tensor]]:
-    """Standard normal maps (r1, r5, r7) of two views, channels_last, and the picked locations."""
-    generator = torch.Generator(device).manual_seed(0)
-    maps = tuple(
-        torch.randn((images, side, side, dim), generator=generator, device=device)
-        .permute(0, 3, 1, 2)
-        .requires_grad_()
-        for side in 2 * MAP_SIDES
-    )
-    one, two = (
-        torch.randint(0, MAP_SIDES[1] ** 2, (images,), generator=generator, device=device)
-        for _ in range(2)
-    )
-    return maps, (one, two)
-
-
-def _ours(maps: Maps, picked: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-    return LossMultiNCE(tclip=CLIP)(*maps, locations=picked)
-
-
-def _reference(maps: Maps, picked: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-    r1_x1, r5_x1, r7_x1, r1_x2, r5_x2, r7_x2 = maps
-    return multiscale_nce((r1_x1, r5_x1, r7_x1), (r1_x2, r5_x2, r7_x2), picked, clip=CLIP)
-
-
-_LOSSES: dict[str, Losses] = {OURS: _ours, REFERENCE: _reference}
-
-
-def _step(losses: Losses, maps: Maps, picked: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """The four values and the gradients of the six maps."""
-    values = tuple(losses(maps, picked))
-    return (*values, *torch.autograd.grad(torch.stack(values).sum(), maps))

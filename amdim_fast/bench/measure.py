@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import platform
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.autograd import profiler
 
 from amdim_fast.version import __version__
@@ -78,6 +80,16 @@ def time_interleaved(
         for provider, call in calls.items():
             samples[provider].append(measure(call))
     return samples
+
+
+def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference, each tensor's relative to its largest expected value; inf for NaN."""
+    worst = 0.0
+    for actual, truth in zip(found, expected, strict=True):
+        scale = truth.detach().abs().max()
+        difference = float((actual.detach() - truth.detach()).abs().max() / scale)
+        worst = max(worst, difference if math.isfinite(difference) else math.inf)
+    return worst
 
 
 def allocated_peak(call: Call, device_type: str) -> int:
