@@ -1,4 +1,4 @@
-"""Checks of arguments, each with one sentence for all that make it."""
+"""Checks of arguments that several modules make."""
 
 from __future__ import annotations
 

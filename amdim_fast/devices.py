@@ -1,4 +1,4 @@
-"""Devices: by name, and what they compute."""
+"""Devices: by name, and what they support."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def find_device(name: str) -> torch.device:
-    """A device that can be used here.
+    """The torch device of this name, if it can be used here.
 
     Raises:
-        ValueError: torch knows no such device, or there is none here.
+        ValueError: torch does not know the device, or this machine does not have it.
     """
     try:
         device = torch.device(name)
@@ -23,8 +23,8 @@ def find_device(name: str) -> torch.device:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 faster than float32: CUDA, AVX-512 BF16, AMX."""
+    """Whether bfloat16 products are faster than float32 ones: on CUDA, AVX-512 BF16 and AMX."""
     if device.type != "cpu":
         return device.type == "cuda"
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files and folders that are complete or absent."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name, and replaces another of it, only once all of it is on disk.
+    """A new file that takes its name, replacing an older file, once all of it is on disk.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind and an older file stays.
+        OSError: it cannot be written; nothing is left behind and the older file stays.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -32,20 +32,20 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_new_folder(path: Path) -> None:
-    """Raise, one sentence, unless a folder can be created there.
+    """Raise unless a folder can be created at ``path``.
 
     Raises:
-        FileExistsError: it exists. FileNotFoundError: the folder it goes into does not.
+        FileExistsError: the path exists. FileNotFoundError: its parent folder does not.
     """
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already; choose another name or move it away")
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder; create it to write {path.name}")
+        raise FileNotFoundError(f"{path.parent} is not a folder; create it to write {path.name}")
 
 
 @contextlib.contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """A new folder of files that takes its name only once all of them are on disk.
+    """A new folder of files that takes its name once all of them are on disk.
 
     Raises:
         OSError: it exists, or cannot be written; nothing is left behind.
@@ -65,12 +65,13 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 
 def keep_as(source: Path, target: Path) -> None:
-    """Give a file that is never written in place a second name, replacing what had it.
+    """Give a file a second name, replacing the file that had it.
 
-    A hard link, or a copy where the file system has none.
+    The second name is a hard link, or a copy where the file system has none: ``source`` must never
+    be written in place.
 
     Raises:
-        OSError: it cannot be done; what had the name stays.
+        OSError: it cannot be done; the file that had the name stays.
     """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -96,13 +97,13 @@ def sha256_of(path: Path) -> str:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``."""
+    """Remove the temporary files that killed writers left in ``folder``."""
     for temporary in folder.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
-    """Make a file or a rename in a folder last through a power cut, where the system can."""
+    """Make a file, or a rename in a folder, survive a power cut, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Packages that only some commands need, and what several of them draw with."""
+"""Optional packages: how to import them, and figures of matplotlib."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def require(module: str, purpose: str, extra: str = "data") -> Any:
-    """Import ``module`` of an extra of this package, or say in one sentence how to get it.
+    """Import ``module``, or say which extra of this package installs it.
 
     Raises:
         ModuleNotFoundError: it is not installed.
@@ -23,17 +23,17 @@ def require(module: str, purpose: str, extra: str = "data") -> Any:
 
 
 def new_figure(width: float, height: float, purpose: str) -> Any:
-    """An empty figure of matplotlib, inches wide and high, which needs no display.
+    """An empty matplotlib figure, width and height in inches, which needs no display.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed; says what for.
+        ModuleNotFoundError: matplotlib is not installed; names the purpose.
     """
     figures = require("matplotlib.figure", purpose, "demo")
     return figures.Figure(figsize=(width, height), layout="constrained")
 
 
 def png_of(figure: Any) -> bytes:
-    """PNG of a figure of matplotlib, 110 dots an inch."""
+    """A matplotlib figure as PNG, 110 dots per inch."""
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=110)
     return encoded.getvalue()

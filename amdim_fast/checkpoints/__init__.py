@@ -1,1 +1,1 @@
-"""Files of weights, read without running code."""
+"""Files of weights: checkpoints and exports, read without running code."""

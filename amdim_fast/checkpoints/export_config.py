@@ -1,7 +1,4 @@
-"""The configuration beside exported weights: written and read back as JSON, checked, never trusted.
-
-An export is a folder with ``config.json`` and the safetensors file that it names.
-"""
+"""The JSON configuration of an export: written, and checked entry by entry when read."""
 
 from __future__ import annotations
 
@@ -25,21 +22,21 @@ ARCHITECTURE = {
     "use_bn": bool,
     "in_channels": int,
 }
-# The head of components, and how its posterior is taken.
+# Arguments of AMDIM for the head that makes components and for their posterior.
 MIXTURE = ("components", "mixture_hidden", "tau", "alpha", "tclip")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What an export says of itself.
+    """The contents of ``config.json``.
 
     Attributes:
         architecture: arguments of ``Encoder``.
-        preprocessing: from uint8 images to its input.
-        weights: name of the safetensors file in the same folder.
+        preprocessing: from uint8 images to the encoder's input.
+        weights: name of the safetensors file, in the same folder.
         sha256: of that file, hexadecimal.
-        provenance: versions, source file, recipe and step; None where not known.
-        mixture: the arguments of ``AMDIM`` that its components need; None without components.
+        provenance: versions, source file, recipe and step; None for what is not known.
+        mixture: the arguments of ``AMDIM`` for its components; None without components.
     """
 
     architecture: dict[str, Any]
@@ -59,8 +56,8 @@ class ExportConfig:
         """Read ``config.json``.
 
         Raises:
-            FileNotFoundError: there is none. CheckpointError: it is no configuration of an export,
-                or names a file outside its folder.
+            FileNotFoundError: there is none. CheckpointError: it is not the configuration of
+                an export, or names a file outside its folder.
         """
         if not path.is_file():
             raise FileNotFoundError(
@@ -70,14 +67,16 @@ class ExportConfig:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, ValueError, RecursionError):
             raise CheckpointError(
-                f"{path} is damaged or no JSON; export the encoder anew"
+                f"{path} is damaged or not JSON; export the encoder again"
             ) from None
         try:
             return _parse(content)
         except KeyError as error:
-            raise CheckpointError(f"{path} has no entry {error.args[0]!r}; export anew") from None
+            raise CheckpointError(f"{path} has no entry {error.args[0]!r}; export again") from None
         except (TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"{path} is no configuration of an export: {error}") from None
+            raise CheckpointError(
+                f"{path} is not the configuration of an export: {error}"
+            ) from None
 
 
 def _parse(content: Any) -> ExportConfig:
@@ -104,7 +103,9 @@ def _parse(content: Any) -> ExportConfig:
         )
     weights = _typed("weights", content["weights"], str)
     if Path(weights).name != weights or weights in ("", ".", "..") or "\\" in weights:
-        raise ValueError(f"weights is {weights!r}; it must be the name of a file in the same folder")
+        raise ValueError(
+            f"weights is {weights!r}; it must be the name of a file in the same folder"
+        )
     return ExportConfig(
         architecture,
         preprocessing,

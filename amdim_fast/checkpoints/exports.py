@@ -1,4 +1,4 @@
-"""An export: a folder with ``config.json`` and the weights that it names, in safetensors."""
+"""Exports: folders with ``config.json`` and the safetensors file that it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amdim_fast.checkpoints.stored_model import StoredModel
 from amdim_fast.files import folder_written_whole, sha256_of
 from amdim_fast.views.preprocessing import Preprocessing
 
-# In an export the encoder's weights have no prefix; in an AMDIM both have their own.
+# In an export the encoder's weights have no prefix; in an AMDIM they have.
 _ENCODER, _MIXTURE = "encoder.", "mixture."
 
 
@@ -33,13 +33,13 @@ def write_export(
     Args:
         folder: to create.
         state: state dict of an AMDIM; the probes in it are left out.
-        architecture: see ``ExportConfig``, as for the rest.
+        architecture: as in ``ExportConfig``, like the rest.
         preprocessing: from uint8 images to the encoder's input.
         provenance: where the weights come from.
-        mixture: arguments of the components; None without.
+        mixture: arguments for the components, or None.
 
     Returns:
-        What ``config.json`` says.
+        The contents of ``config.json``.
 
     Raises:
         OSError: the folder exists, or cannot be written; nothing is left behind.
@@ -81,7 +81,7 @@ def read_export(path: Path) -> StoredModel:
     config = ExportConfig.read(folder / CONFIG)
     file = folder / config.weights
     if path.suffix == ".safetensors" and path.name != config.weights:
-        raise CheckpointError(f"{folder / CONFIG} is that of {config.weights}, not of {path.name}")
+        raise CheckpointError(f"{folder / CONFIG} belongs to {config.weights}, not to {path.name}")
     if not file.is_file():
         raise FileNotFoundError(f"{file}, which {CONFIG} names, does not exist; copy it there")
     state = {
@@ -92,10 +92,10 @@ def read_export(path: Path) -> StoredModel:
     try:
         arguments = model_arguments({}, state)
     except (KeyError, IndexError):
-        raise CheckpointError(f"{file} holds no AMDIM encoder; export it anew") from None
+        raise CheckpointError(f"{file} holds no AMDIM encoder; export it again") from None
     found = {name: arguments[name] for name in stored if name != "use_bn"}
     if found != {name: stored[name] for name in found}:
-        raise CheckpointError(f"{file} is of {found}, but {CONFIG} says {stored}; export it anew")
+        raise CheckpointError(f"{file} is of {found}, but {CONFIG} says {stored}; export it again")
     return StoredModel(
         source=file,
         arguments={**stored, **(config.mixture or {})},
@@ -117,4 +117,4 @@ def _read_weights(file: Path, sha256: str) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is no safetensors file ({error})") from None
+        raise CheckpointError(f"{file} is not a safetensors file ({error})") from None

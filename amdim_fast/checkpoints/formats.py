@@ -1,4 +1,4 @@
-"""Names in the checkpoints of the public code and of lightning-bolts, and what they are here."""
+"""Names in the checkpoints of the public code and of lightning-bolts, and their names here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError):
-    """A file is not a checkpoint that can be read, or contents not ones that can be stored."""
+    """A file cannot be read as a checkpoint, or contents cannot be stored as one."""
 
 
-# Our argument: the names it has had in the public code and in lightning-bolts, newest first.
+# Argument of AMDIM: its names in the public code and in lightning-bolts, newest first.
 _ARGUMENT_NAMES = {
     "size": ("encoder_size", "image_height"),
     "ndf": ("ndf", "encoder_feature_dim"),
@@ -26,7 +26,7 @@ _ARGUMENT_NAMES = {
     **{name: (name,) for name in ("components", "mixture_hidden", "tau", "alpha")},
 }
 _WRAPPERS = re.compile(r"^(?:module\.|encoder\.|evaluator\.)*")
-# The public code's sampling masks, and BatchNorms it once built in the first convolutions, unused.
+# The public code's sampling masks, and BatchNorms that it once built and never used.
 _DROPPED = re.compile(r"^g2l_loss\.masks_r5$|^encoder\.layer_list\.[01]\.bn\.")
 
 
@@ -46,7 +46,7 @@ def _is_weight(item: tuple[object, object]) -> bool:
 
 
 def plain_state(state: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
-    """The state dict under this package's names."""
+    """The state dict with this package's names."""
     plain: dict[str, Tensor] = {}
     for name, value in state.items():
         bare = name.replace("_orig_mod.", "")
@@ -66,9 +66,10 @@ def plain_state(state: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
 
 
 def model_arguments(contents: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of AMDIM: as the file names them, else read off its weights.
+    """Arguments of AMDIM: as the file states them, otherwise inferred from its weights.
 
-    Raises KeyError with the name of a weight that an encoder has and this file has not.
+    Raises:
+        KeyError: a weight that every encoder has is missing; its name.
     """
     first = state["encoder.layer_list.0.conv.weight"]
     second = "encoder.layer_list.1."

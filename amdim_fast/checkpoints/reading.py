@@ -1,4 +1,4 @@
-"""Any file of a model, read into a ``StoredModel``."""
+"""Reading any file of a model into a ``StoredModel``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from amdim_fast.checkpoints.torch_files import read_checkpoint
 
 
 def read_model(path: str | os.PathLike[str]) -> StoredModel:
-    """The model of an export's folder, of a file in it, or of a checkpoint.
+    """The model of an export (its folder or a file in it) or of a checkpoint.
 
     Raises:
-        FileNotFoundError: there is no such file. CheckpointError: it is damaged, or of no AMDIM.
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, or not of an AMDIM.
     """
     path = Path(path)
     if not path.exists():
@@ -29,10 +30,11 @@ def read_model(path: str | os.PathLike[str]) -> StoredModel:
 
 
 def read_checkpoint_model(path: str | os.PathLike[str]) -> StoredModel:
-    """The model of a checkpoint: ours, the public code's or that of lightning-bolts.
+    """The model of a checkpoint: ours, the public code's or lightning-bolts'.
 
     Raises:
-        FileNotFoundError: there is no such file. CheckpointError: it is damaged, or of no AMDIM.
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, or not of an AMDIM.
     """
     path = Path(path)
     contents = read_checkpoint(path)
@@ -41,10 +43,10 @@ def read_checkpoint_model(path: str | os.PathLike[str]) -> StoredModel:
         arguments = model_arguments(contents, state)
     except KeyError as error:
         raise CheckpointError(
-            f"{path} has no weight {error.args[0]!r}; it is no AMDIM of 32, 64 or 128 px"
+            f"{path} has no weight {error.args[0]!r}; it is not an AMDIM of 32, 64 or 128 px"
         ) from error
     except (IndexError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has hyperparameters of no AMDIM: {error}") from error
+        raise CheckpointError(f"{path} has hyperparameters that fit no AMDIM: {error}") from error
     recipe, step = contents.get("recipe"), contents.get("step")
     recipe = recipe if isinstance(recipe, dict) else {}
     step = step if isinstance(step, int) else None

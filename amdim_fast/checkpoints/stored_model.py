@@ -1,4 +1,4 @@
-"""What a file says of a model, in plain values: read here, built by ``amdim_fast.model``."""
+"""What a file says about a model, in plain values, from which ``AMDIM.from_stored`` builds it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.preprocessing import Preprocessing
 
-# The public code has one policy a size; ImageNet's serves Places205 too.
+# The public code has one policy per size; it uses ImageNet's for Places205 too.
 POLICY_OF_SIZE = {32: "cifar", 64: "stl10", 128: "imagenet128"}
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model as its file holds it.
+    """A model as read from its file.
 
     Attributes:
         source: the file of its weights.
         arguments: those of ``AMDIM``.
         state: its state dict, under this package's names, on the CPU.
-        provenance: recipe (a name), step, and, of an export, versions and source; None where the
-            file does not say.
-        preprocessing: how images become its input; exports say it.
-        policy: name of the policy that it was trained with; our checkpoints say it.
+        provenance: recipe (a name), step and, for an export, versions and source; None for what
+            the file does not state.
+        preprocessing: from images to its input; stated by exports.
+        policy: name of the policy it was trained with; stated by our checkpoints.
     """
 
     source: Path
@@ -38,7 +38,7 @@ class StoredModel:
     policy: str | None = None
 
     def preprocessing_for(self, policy: str | None = None) -> Preprocessing:
-        """That of the named policy, else what the file says, else the original's for the size.
+        """The named policy's, else the one that the file states, else the original's for the size.
 
         Raises:
             ValueError: there is no such policy, or it is for another size.

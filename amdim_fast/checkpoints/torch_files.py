@@ -19,7 +19,7 @@ from amdim_fast.files import written_whole
 
 
 class _Inert:
-    """Takes the place of lightning-bolts' loss modules, which its files keep as objects."""
+    """Replaces lightning-bolts' loss modules, which its files contain as objects."""
 
 
 _BOLTS_MODULE = "pl_bolts.losses.self_supervised_learning"
@@ -31,17 +31,18 @@ _PLAIN_TYPES = (bool, int, float, str, bytes, type(None), Tensor, nn.Parameter)
 
 
 def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, such that ``read_checkpoint`` gives them back.
+    """Write tensors and plain values for ``read_checkpoint``.
 
     The file is written beside ``path``, flushed to disk and renamed, so ``path`` is always either
-    the old file or the complete new one; when writing fails, nothing new stays. A link is followed.
+    the old file or the complete new one; if writing fails, nothing is left behind. Symbolic links
+    are followed.
 
     Args:
-        path: where to; its folder exists.
+        path: of the file; its folder must exist.
         contents: tensors, plain values, and lists, tuples and dicts of them.
 
     Raises:
-        CheckpointError: a value could not be read back; names its place.
+        CheckpointError: a value could not be read back; names where it is.
         OSError: the file cannot be written.
     """
     for place, value in _leaves("", contents):
@@ -54,7 +55,7 @@ def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) 
     if target.is_dir():
         raise IsADirectoryError(f"{path} is a folder; it must be the name of a file")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} is no folder; create it to save {target.name}")
+        raise FileNotFoundError(f"{target.parent} is not a folder; create it to save {target.name}")
     with written_whole(target) as file:
         torch.save(contents, file)
 
@@ -62,7 +63,7 @@ def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) 
 def read_checkpoint(
     path: str | os.PathLike[str], map_location: str | torch.device = "cpu"
 ) -> dict[str, Any]:
-    """The contents of a checkpoint, as stored; no code in the file is run.
+    """The contents of a checkpoint, as stored. Code in the file is not run.
 
     Args:
         path: a file of ``save_checkpoint``, of the public code or of lightning-bolts.
@@ -89,7 +90,7 @@ def read_checkpoint(
 
 
 def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every value and key in nested containers, with where it is."""
+    """Every value and key in nested containers, each with its place."""
     if type(value) in (dict, OrderedDict, Counter):
         for key, item in value.items():
             yield from _leaves(f"{place}[{key!r}]", key)
@@ -127,6 +128,6 @@ def _unreadable(path: Path, error: Exception) -> str:
             " run code; if you trust the file, save its tensors and plain values again"
         )
     return (
-        f"{path} is damaged, truncated or no checkpoint ({type(error).__name__} in torch.load);"
+        f"{path} is damaged, truncated or not a checkpoint ({type(error).__name__} in torch.load);"
         " copy it again or use an earlier file"
     )

@@ -1,1 +1,1 @@
-"""The command ``amdim-fast``: a module a command."""
+"""The command ``amdim-fast``: one module per subcommand."""

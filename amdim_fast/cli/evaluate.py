@@ -19,8 +19,8 @@ def add_command(commands: Any) -> None:
     """Add the parser."""
     command = commands.add_parser(
         "evaluate",
-        help="judge a frozen encoder on a labelled data set",
-        description="Judge the frozen encoder of a checkpoint, ours or the original's, or of an"
+        help="evaluate a frozen encoder on a labelled data set",
+        description="Evaluate the frozen encoder of a checkpoint, ours or the original's, or of an"
         " export; every test image counts.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -40,7 +40,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--policy",
         choices=POLICIES,
-        help="test-time transform; if not given what the file says, or the original's for its size",
+        help="test-time transform; if not given, the file's or else the original's for its size",
     )
     command.add_argument(
         "--out", type=Path, default=Path("evaluation"), help="folder to create for the results"
@@ -50,14 +50,14 @@ def add_command(commands: Any) -> None:
         nargs="+",
         choices=METHODS,
         metavar="METHOD",
-        help=f"of {', '.join(METHODS)}: probes are linear and MLP, stored are the file's own; if"
-        " not given probes, knn and, up to 20,000 training images, logistic",
+        help=f"of {', '.join(METHODS)}: probes are linear and MLP, stored are the file's own;"
+        " if not given, probes, knn and, up to 20,000 training images, logistic",
     )
     command.add_argument(
         "--probe-epochs",
         type=int,
         metavar="EPOCHS",
-        help="passes over the training features, the milestones are scaled too; if not given"
+        help="passes over the training features; milestones are scaled with them; if not given,"
         f" {ProbeSchedule().epochs}, imagenet {SCHEDULES['imagenet'].epochs}, places205"
         f" {SCHEDULES['places205'].epochs}",
     )
@@ -71,8 +71,8 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--transductive-bn",
         action="store_true",
-        help="move BatchNorm statistics towards the test images first, as the original did; such"
-        " figures say more than they should",
+        help="first move BatchNorm statistics towards the test images, as the original does; this"
+        " inflates accuracy",
     )
     command.add_argument(
         "--batch-size", type=int, default=default.batch_size, help="images encoded at a time"
@@ -80,16 +80,16 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--workers",
         type=int,
-        help="processes that decode files, 0 for none; one a CPU if not given",
+        help="processes that decode files, 0 for none; one per CPU if not given",
     )
     command.add_argument(
         "--feature-memory",
         type=float,
         default=default.feature_memory / GIB,
         metavar="GIB",
-        help="memory that features may take, GiB",
+        help="most memory for features, GiB",
     )
-    command.add_argument("--seed", type=int, default=default.seed, help="of the probes")
+    command.add_argument("--seed", type=int, default=default.seed, help="for the probes")
     command.add_argument("--device", default="cpu", help="where the encoder and the probes run")
 
 

@@ -1,4 +1,4 @@
-"""``amdim-fast info``: what is installed, what it runs on, and what a file of a model holds."""
+"""``amdim-fast info``: the installation, its devices, and the contents of a model's file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def add_command(commands: Any) -> None:
     """Add the parser."""
     command = commands.add_parser(
         "info",
-        help="say what is installed, or what a checkpoint holds",
-        description="Print versions, devices, compiled libraries and backends and, of a checkpoint"
-        " or an export, architecture, parameters, recipe and step.",
+        help="describe the installation, or a checkpoint",
+        description="Print versions, devices, compiled libraries and backends and, for a checkpoint"
+        " or an export, its architecture, parameters, recipe and step.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.set_defaults(run=_run)
@@ -45,7 +45,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def describe_installation() -> Facts:
-    """Versions, devices, compiled libraries and the backends that run here."""
+    """Versions, devices, compiled libraries and backends that run on this machine."""
     facts = {
         "amdim_fast": __version__,
         "python": platform.python_version(),
@@ -76,7 +76,7 @@ def describe_model(path: str | os.PathLike[str]) -> Facts:
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged, or not of an AMDIM.
-        ValueError: its recipe's policy is not known here.
+        ValueError: this version does not know the policy of its recipe.
     """
     model, preprocessing, provenance = read_pretrained(path)
     encoder = model.encoder

@@ -14,9 +14,9 @@ def add_command(commands: Any) -> None:
     """Add the parser."""
     command = commands.add_parser(
         "pack",
-        help="decode a folder of images once, for training that reads no JPEG",
+        help="decode a folder of images once, so that training need not",
         description="Decode a folder of images into a packed store, which --data-dir takes in place"
-        " of the folder. Interrupted, the same command goes on.",
+        " of the folder. After an interruption, the same command continues.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.set_defaults(run=_run)
@@ -30,18 +30,20 @@ def add_command(commands: Any) -> None:
         "--size",
         type=int,
         metavar="PX",
-        help="resize the shorter side of larger images to this, pixels; as they are if not given",
+        help="resize the shorter side of larger images to this many pixels; none if not given",
     )
     command.add_argument(
-        "--workers", type=int, help="processes, 0 for none; one a CPU if not given"
+        "--workers", type=int, help="processes, 0 for none; one per CPU if not given"
     )
     command.add_argument(
-        "--skip-bad", action="store_true", help=f"leave bad images out, listed in DST/{SKIPPED}"
+        "--skip-bad",
+        action="store_true",
+        help=f"leave out bad images and list them in DST/{SKIPPED}",
     )
     command.add_argument(
         "--verify",
         action="store_true",
-        help="then compare all files with their SHA-256; of a finished DST, do only that",
+        help="compare all files with their SHA-256 afterwards; if DST is finished, only that",
     )
 
 

@@ -13,7 +13,7 @@ def add_command(commands: Any) -> None:
     """Add the parser."""
     command = commands.add_parser(
         "segment",
-        help="color pictures by the component that explains each place",
+        help="color pictures by the likeliest component at each place",
         description="For each picture NAME: NAME-r7.png, NAME-r5.png and, for larger pictures,"
         " NAME-dense.png, with the likeliest component's color blended over it, and NAME.npz with"
         " the raw posteriors. Needs a checkpoint of pre-training with --mixture.",
@@ -29,11 +29,15 @@ def add_command(commands: Any) -> None:
         metavar="FILE",
         help="images whose locations are the negatives; the other images if not given",
     )
-    command.add_argument("--policy", choices=POLICIES, help="normalisation; the checkpoint's own")
+    command.add_argument(
+        "--policy", choices=POLICIES, help="normalisation; the checkpoint's if not given"
+    )
     command.add_argument("--out-dir", default="segments", help="folder to write to")
     command.add_argument("--device", default="cpu", help="where the encoder runs")
     command.add_argument(
-        "--stride", type=int, help="pixels between dense windows; a quarter of the encoder's size"
+        "--stride",
+        type=int,
+        help="pixels between dense windows; a quarter of the encoder's size if not given",
     )
     command.add_argument("--opacity", type=float, default=0.5, help="of the colors, 0 to 1")
     command.add_argument("--overwrite", action="store_true", help="replace files that exist")

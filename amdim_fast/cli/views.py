@@ -14,18 +14,21 @@ def add_command(commands: Any) -> None:
     """Add the parser."""
     command = commands.add_parser(
         "views",
-        help="draw images beside their random views",
-        description="Write a PNG with a row an image: the image, fitted into a tile, and its"
-        " views, exactly as training sees them before normalisation.",
+        help="show images beside their random views",
+        description="Write a PNG with one row per image: the image, scaled to fit a tile, and its"
+        " views, exactly as in training before normalisation.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.set_defaults(run=_run)
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     command.add_argument(
-        "--policy", choices=POLICIES, default="imagenet128", help="what the views are drawn from"
+        "--policy",
+        choices=POLICIES,
+        default="imagenet128",
+        help="policy that the views are drawn from",
     )
     command.add_argument("--views", type=int, default=4, help="views of each image")
-    command.add_argument("--seed", type=int, default=0, help="of the draw")
+    command.add_argument("--seed", type=int, default=0, help="for the draw")
     command.add_argument("--out", type=Path, default=Path("views.png"), help="file to write")
     command.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
 

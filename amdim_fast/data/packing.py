@@ -1,4 +1,4 @@
-"""Write packed stores: parallel, resumable, the same bytes however often interrupted."""
+"""Writing packed stores: in parallel, resumable, with the same bytes after any interruption."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.files import remove_temporaries, sha256_of, written_whole
 from amdim_fast.optional import require
 
-# A killed run loses at most one shard a worker; a reader keeps one file open for each.
+# A killed run loses at most one shard per worker; a reader keeps one file open per shard.
 LEAST_SHARD_IMAGES, MOST_SHARDS = 256, 128
 SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What ``pack`` wrote; ``skipped`` are sentences on the files it left out."""
+    """A store that ``pack`` wrote, with one sentence in ``skipped`` for each file it left out."""
 
     path: Path
     images: int
@@ -56,23 +56,24 @@ def pack(
 ) -> Packed:
     """Decode a folder of images once, into a store that ``load_data`` and ``read_store`` open.
 
-    Killed at any moment and called again with the same options, it goes on, and the store has the
-    same bytes as that of an uninterrupted call with any number of workers.
+    If it is killed, call it again with the same options: it continues, and the store has the same
+    bytes as after an uninterrupted call, with any number of workers.
 
     Args:
         source: as ``list_images`` reads it: with ``train/`` and ``val/`` or ``test/`` of class
             folders, class folders, or images.
         destination: of the store; a new or empty folder, or an unfinished store.
-        size: images with a longer shorter side are resized to it, pixels, with Pillow's
-            antialiased bicubic and torchvision's rounding of the other side; None keeps all as is.
+        size: images whose shorter side is longer than this many pixels are resized to it, with
+            Pillow's antialiased bicubic and torchvision's rounding of the other side; None keeps
+            every size.
         workers: processes; 0 works in this one, None uses every CPU.
-        skip_bad: leave bad images out, listed in ``skipped.txt``, instead of stopping at the first.
+        skip_bad: leave out bad images and list them in ``skipped.txt``, instead of stopping.
         progress: whether to show a bar with images/s.
 
     Raises:
         FileExistsError: the destination is finished, or holds something else; it is left alone.
-        BadImage: a file is no readable image. ValueError: an option is wrong, or is not the one
-            the unfinished store was begun with, or the source has changed since. BlockingIOError:
+        BadImage: a file cannot be read as an image. ValueError: an option is wrong or differs from
+            the unfinished store's, or the source has changed since. BlockingIOError:
             another process packs there. ChildProcessError: a worker died. OSError: disk full...
     """
     if size is not None and size < 1:
@@ -81,7 +82,7 @@ def pack(
     listing = list_images(source)
     folder = Path(destination)
     if folder.resolve().is_relative_to(listing.root.resolve()):
-        raise ValueError(f"{folder} lies in {source}, its own source; pack to another folder")
+        raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
     plan = _make_plan(listing, size, skip_bad)
     with _claimed(folder):
         _agree_on_plan(folder, plan)
@@ -112,7 +113,7 @@ def _make_plan(listing: Listing, size: int | None, skip_bad: bool) -> dict[str, 
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Make the folder and lock it until the end, also the process's."""
+    """Make the folder, and lock it until the end of the context or of the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -138,7 +139,9 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
         raise FileExistsError(f"{folder} is a finished store; remove it or pack to another folder")
     if not (folder / PLAN).exists():
         if any(not name.endswith(".tmp") for name in os.listdir(folder)):
-            raise FileExistsError(f"{folder} is not empty and no unfinished store; choose another")
+            raise FileExistsError(
+                f"{folder} is not empty and not an unfinished store; choose another"
+            )
         _write_json(folder / PLAN, plan)
         return
     try:
@@ -149,7 +152,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
             if begun["options"].get(name) != value
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{folder / PLAN} is damaged; remove {folder} and pack anew") from None
+        raise ValueError(f"{folder / PLAN} is damaged; remove {folder} and pack again") from None
     if differing:
         raise ValueError(
             f"{folder} was begun with {', '.join(differing)}; use the same options or remove it"
@@ -157,7 +160,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
     if begun != plan:
         raise ValueError(
             f"{folder} was begun from other files than {plan['source']} has now; remove it and pack"
-            " anew"
+            " again"
         )
 
 
@@ -173,7 +176,7 @@ class _ShardTask:
 
     @property
     def record(self) -> Path:
-        """Written last; a shard that has it is complete."""
+        """The file that is written last: a shard that has it is complete."""
         return self.folder / f"{self.name}.json"
 
 

@@ -1,4 +1,4 @@
-"""A function over tasks in worker processes, in order, with clear ends."""
+"""A function over tasks in worker processes, with results in order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 
 
 def worker_count(workers: int | None) -> int:
-    """``workers``, or as many as there are CPUs for this process.
+    """``workers``; None is the number of CPUs of this process.
 
     Raises:
         ValueError: it is negative.
@@ -45,14 +45,14 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """``map(function, tasks)`` in ``workers`` processes of a torch DataLoader.
 
-    Results come in the order of the tasks. Closing the iterator ends the workers, and workers end
-    by themselves when this process dies. No global random state is touched.
+    Results come in the order of the tasks. Closing the iterator ends the workers, and so does the
+    death of this process. Global random states are left alone.
 
     Args:
         function: picklable; so are tasks and results.
-        tasks: may be endless; read as far as workers have to do.
-        workers: 0 calls the function here.
-        ahead: tasks a worker takes at a time.
+        tasks: may be endless; read only as far as workers need.
+        workers: 0 calls the function in this process.
+        ahead: tasks that each worker takes in advance.
 
     Raises:
         OSError, ValueError: the function raised it. ChildProcessError: a worker died.
@@ -91,12 +91,9 @@ def _in_workers(
     finally:
         held_open.close()
         lifeline.close()
-    # Raised here, because torch's error would keep its iterator and threads alive.
+    # Raised here: torch's error would keep its iterator and threads alive.
     if died:
-        raise ChildProcessError(
-            "a worker process died, killed by the system or by hand; if memory ran out, use fewer"
-            " workers"
-        )
+        raise ChildProcessError("a worker process died; if memory ran out, use fewer workers")
 
 
 class _Failure:
@@ -105,7 +102,7 @@ class _Failure:
 
 
 class _Calls(Dataset[Any]):
-    """Calls as items; an expected error is a result, because torch would reword it."""
+    """Calls as items; expected errors are returned, because torch would reword them."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
@@ -128,7 +125,7 @@ def _start_worker(lifeline: Connection, _worker: int) -> None:
 
 
 def _end_with_caller(lifeline: Connection) -> None:
-    """Torch's own watchdog looks at the parent process, which is the fork server here."""
+    """Torch's own watchdog watches the parent process, which here is the fork server."""
     parent = multiprocessing.parent_process()
     wait([lifeline, *([parent.sentinel] if parent else [])])
     os._exit(1)

@@ -40,10 +40,10 @@ def evaluate(
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Judge the frozen encoder of a model on a labelled data set; every test image counts.
+    """Evaluate the frozen encoder of a model on a labelled data set; every test image counts.
 
-    Features are those of the one test-time view of each image, computed once, by the encoder in
-    evaluation mode. The model given, or its file, is not changed.
+    Features come from one test-time view of each image, computed once by the encoder in evaluation
+    mode. The model, or its file, is not changed.
 
     Args:
         model: an AMDIM, or a file or folder that ``AMDIM.from_pretrained`` reads.
@@ -52,22 +52,22 @@ def evaluate(
         download: whether to fetch what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
         policy: name in ``POLICIES`` of the test-time transform; by default the model's own.
-        options: methods and their settings.
+        options: the methods and their settings.
         out_dir: folder to create for ``evaluation.json``, ``confusion.png`` of the first method and
-            ``neighbours.png``, which shows test images and the training images nearest to them,
-            framed green where the class is right; None writes nothing.
+            ``neighbours.png``, which shows test images beside their nearest training images, framed
+            green if the class is right; None writes nothing.
         device: where the encoder and the probes run; by default where the model is, or the CPU.
         progress: whether to show bars.
 
     Returns:
-        What ``evaluation.json`` holds. "accuracy" has top1 and top5, 0..1, of linear and mlp,
-        knn, logistic, stored_linear and stored_mlp, as far as asked for; top5 is 1 where there are
-        five classes or fewer.
+        The contents of ``evaluation.json``. "accuracy" has top1 and top5, 0..1, for those of
+        linear, mlp, knn, logistic, stored_linear and stored_mlp that the methods give; top5 is 1
+        for five classes or fewer.
 
     Raises:
         ValueError: no labels, no test images, too many features, or an argument is out of range.
         FileExistsError: out_dir exists. FloatingPointError: the encoder's features are not finite.
-        And what ``load_data`` and ``AMDIM.from_pretrained`` raise.
+        Also what ``load_data`` and ``AMDIM.from_pretrained`` raise.
 
     Deterministic for a seed, device, library versions and number of threads.
     """
@@ -129,7 +129,7 @@ def evaluate(
 def _loaded(
     model: AMDIM | str | os.PathLike[str], policy: str | None, device: str | None
 ) -> tuple[Pretrained, str | None]:
-    """The model in a state to be used but not changed, and the file it is from."""
+    """The model with its preprocessing, on the device, and the file that it comes from."""
     where = None if device is None else find_device(device)
     if not isinstance(model, AMDIM):
         return read_pretrained(model, where or "cpu", policy=policy), str(model)

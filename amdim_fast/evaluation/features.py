@@ -1,4 +1,4 @@
-"""Features of whole image sets by a frozen encoder, and the original's transductive BatchNorm."""
+"""Features of whole image sets from a frozen encoder, and the original's transductive BatchNorm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def extract_features(
     workers: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Global features of all images, in evaluation mode: float32 [N, D] on the CPU.
+    """Global features of all images in evaluation mode, float32 [N, D] on the CPU.
 
     Args:
         encoder: its modes are restored.
@@ -39,7 +39,7 @@ def extract_features(
         progress: whether to show a bar.
 
     Raises:
-        FloatingPointError: a feature is not finite; names the image.
+        FloatingPointError: a feature is not finite; names its image.
         BadImage, OSError: an image cannot be read.
     """
     features = torch.empty(len(images), encoder.n_rkhs)
@@ -64,15 +64,15 @@ def extract_features(
 
 
 def adapting_batches(images: int) -> int:
-    """How many batches ``adapt_batch_norm`` makes of this many test images.
+    """The number of batches that ``adapt_batch_norm`` takes from this many test images.
 
     Raises:
         ValueError: there are fewer than 200.
     """
     if images < ADAPTING_BATCH_SIZE:
         raise ValueError(
-            f"transductive_bn needs {ADAPTING_BATCH_SIZE} test images or more, the original's"
-            f" batch; there are {images}"
+            f"transductive_bn is on for {images} test images; there must be"
+            f" {ADAPTING_BATCH_SIZE} or more, the original's batch"
         )
     return min(images // ADAPTING_BATCH_SIZE, ADAPTING_BATCHES)
 
@@ -89,15 +89,15 @@ def adapt_batch_norm(
 ) -> int:
     """Move the running statistics of ``encoder``, in place, towards those of ``images``.
 
-    What the public code does before it scores: the first 50 batches of 200 images, or as many as
-    there are, in random order, pass in training mode.
+    The public code does this before it scores: up to 50 batches of 200 images, in random order,
+    pass through the encoder in training mode.
 
     Args:
         encoder: changed; left in training mode.
         images: the test images.
         preprocessing: from image to input.
         also: called with the features of each batch.
-        seed: of the order.
+        seed: for the order.
         workers: as in ``extract_features``.
 
     Returns:

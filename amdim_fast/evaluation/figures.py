@@ -1,4 +1,4 @@
-"""Figures of an evaluation: the confusion matrix, and test images beside their neighbours."""
+"""Figures of an evaluation: the confusion matrix, and test images with their neighbours."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ RIGHT, WRONG = (30, 150, 60), (200, 40, 40)
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], title: str) -> bytes:
-    """PNG of a confusion matrix, colored by the share of each true class.
+    """A confusion matrix as PNG, colored by the share of each true class.
 
     Args:
         counts: int64 [n_classes, n_classes], true class by predicted class.
-        classes: their names, written where there are no more than 40.
-        title: above it; the accuracy is added.
+        classes: their names, shown if there are no more than 40.
+        title: above the matrix; the accuracy is added.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -58,9 +58,9 @@ def neighbour_sheet(
     test_features: Tensor,
     preprocessing: Preprocessing,
 ) -> Tensor:
-    """A row a test image, evenly spaced over the set: the image, then its nearest training images.
+    """One row per test image, evenly spaced over the set: the image and its nearest neighbours.
 
-    The frame of a neighbour is green where it has the test image's class, red where not.
+    Neighbours are training images; the frame is green if the class is the test image's, else red.
 
     Args:
         train: N images.

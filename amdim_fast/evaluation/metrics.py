@@ -1,4 +1,4 @@
-"""How good class scores are."""
+"""Accuracy and confusion of class scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     """Share of rows, 0..1, whose label is among the k best scores.
 
-    Equal scores are ranked by class number, so a label never profits from a tie of all.
+    Equal scores are ranked by class number, so constant scores are no better than chance.
 
     Args:
         scores: [M, n_classes].
@@ -23,6 +23,6 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
 
 
 def confusion_counts(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """int64 [n_classes, n_classes]: images of class (row) that were taken for class (column)."""
+    """int64 [n_classes, n_classes]: images of the row's class predicted as the column's."""
     cells = labels * n_classes + predicted
     return cells.bincount(minlength=n_classes**2).view(n_classes, n_classes)

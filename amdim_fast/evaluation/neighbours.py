@@ -12,14 +12,14 @@ _SIMILARITIES_AT_ONCE = 1 << 25
 
 
 class Neighbours(NamedTuple):
-    """The k nearest of each query, nearest first: cosine similarity and index, [M, k] each."""
+    """The k nearest rows for each query, nearest first: cosine similarity and index, [M, k]."""
 
     similarities: Tensor
     indices: Tensor
 
 
 def nearest(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
-    """The k rows of ``bank`` that are most similar to each query.
+    """The k rows of ``bank`` most similar to each query.
 
     Args:
         bank: [N, D], floating point.
@@ -44,7 +44,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
 def vote(neighbours: Neighbours, labels: Tensor, n_classes: int, temperature: float) -> Tensor:
     """Scores [M, n_classes]: each neighbour votes for its class with exp(similarity / temperature).
 
-    Scaled, row by row, so that the nearest neighbour's vote is 1. Source: arXiv:1805.01978,
+    Each row is scaled so that the nearest neighbour's vote is 1. Source: arXiv:1805.01978,
     section 3.4.
 
     Args:

@@ -1,4 +1,4 @@
-"""Training of the linear and the MLP probe on stored features, by the original's schedule."""
+"""Training of the linear and the MLP probe on stored features, with the original's schedule."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from amdim_fast.model.probes import Probes, probe_loss
 
 @dataclass(frozen=True)
 class ProbeSchedule:
-    """Adam, betas (0.8, 0.999), weight decay 1e-5, eps 1e-8, a constant rate that drops by steps.
+    """Adam with betas (0.8, 0.999), weight decay 1e-5, eps 1e-8, and a rate that drops in steps.
 
     Attributes:
         epochs: passes over the training features.
         milestones: epochs from which the rate is multiplied by 0.2.
         learning_rate: before the first milestone.
-        batch_size: features a step; an incomplete last batch is left out.
+        batch_size: features per step; an incomplete last batch is dropped.
 
     Source: the public code's ``task_classifiers``.
     """
@@ -41,13 +41,13 @@ class ProbeSchedule:
             raise ValueError(f"milestones are {self.milestones}; each must be an epoch, 1 or more")
 
     def scaled(self, epochs: int) -> ProbeSchedule:
-        """The same with another number of epochs, its milestones at the same shares of it."""
+        """The same schedule stretched to another number of epochs, milestones included."""
         share = epochs / self.epochs
         milestones = tuple(max(1, round(milestone * share)) for milestone in self.milestones)
         return replace(self, epochs=epochs, milestones=milestones)
 
 
-# By data set; the others take the defaults, which are those for CIFAR and STL-10.
+# By data set; others use the defaults, which are those for CIFAR and STL-10.
 SCHEDULES = {
     "imagenet": ProbeSchedule(epochs=30, milestones=(15, 25)),
     "places205": ProbeSchedule(epochs=15, milestones=(7, 12)),
@@ -66,17 +66,16 @@ def train_probes(
 ) -> Probes:
     """Both probes, trained together on the sum of their losses, in evaluation mode.
 
-    Differs from the public code in that the features are given: of one fixed view of each image,
-    by an encoder in evaluation mode; there they are of a new random view in each epoch, by an
-    encoder in training mode.
+    Differs from the public code in that the features are fixed: one view of each image, from an
+    encoder in evaluation mode. There, every epoch encodes a new random view in training mode.
 
     Args:
         features: [N, D].
         labels: int64 [N].
         n_classes: number of classes.
-        schedule: epochs, rate and batch size.
-        seed: of weights, dropout and order. The default generators are left as they were.
-        device: where the probes are and are trained.
+        schedule: epochs, learning rate and batch size.
+        seed: for weights, dropout and order. The default generators are left as they were.
+        device: where the probes are trained and stay.
         progress: whether to show a bar.
 
     Raises:
@@ -85,14 +84,16 @@ def train_probes(
     Deterministic for a seed, device, library versions and number of threads.
     """
     if len(features) < 2:
-        raise ValueError(f"there are {len(features)} labelled training images; probes need two")
+        raise ValueError(
+            f"there are {len(features)} labelled training images; there must be 2 or more"
+        )
     device = torch.device(device)
     size = min(schedule.batch_size, len(features))
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         probes = Probes(features.shape[1], n_classes)
-        # As the public code resets them; all else starts at PyTorch's defaults there too.
+        # As the public code resets it; everything else starts at PyTorch's defaults there too.
         torch.nn.init.uniform_(probes.get_parameter("block_glb_mlp.block_forward.3.weight"))
         probes.to(device)
         optimizer = torch.optim.Adam(

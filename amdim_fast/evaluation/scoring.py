@@ -1,4 +1,4 @@
-"""The ways to judge frozen features, and what can be said against them before work starts."""
+"""Methods that score frozen features, their options, and checks before work starts."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ LOGISTIC_IMAGES = 20_000
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How ``evaluate`` judges.
+    """The methods of ``evaluate`` and their settings.
 
     Attributes:
-        methods: of ``METHODS``; "probes" trains the linear and the MLP probe, "stored" scores those
-            that came with the model. None is probes, knn and, up to 20,000 training images,
-            logistic.
-        schedule: of the probes; None takes the data set's.
+        methods: names in ``METHODS``; "probes" trains the linear and the MLP probe, "stored" scores
+            the model's own. None is probes, knn and, up to 20,000 training images, logistic.
+        schedule: for the probes; None is the data set's.
         k: neighbours that vote.
         temperature: of their votes, in units of cosine similarity.
-        transductive_bn: score as the public code does: the running statistics of BatchNorm are
-            first moved towards the test images'. Such figures say more than they should.
+        transductive_bn: score as the public code does, which first moves BatchNorm's running
+            statistics towards those of the test images; this inflates accuracy.
         batch_size: images encoded at a time.
-        workers: processes that decode files, None uses every CPU.
+        workers: processes that decode files; None uses every CPU.
         feature_memory: bytes that features may take.
-        seed: of the probes and of the order of ``transductive_bn``.
+        seed: for the probes and for the order of ``transductive_bn``.
     """
 
     methods: tuple[str, ...] | None = None
@@ -63,7 +62,7 @@ class EvaluationOptions:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
 
     def for_data(self, data: str, images: int) -> EvaluationOptions:
-        """The options with every default that depends on the data set filled in."""
+        """The options, with defaults that depend on the data set filled in."""
         methods = self.methods or ("probes", "knn", "logistic")[: 3 - (images > LOGISTIC_IMAGES)]
         schedule = self.schedule or SCHEDULES.get(data, ProbeSchedule())
         return replace(self, methods=methods, schedule=schedule)
@@ -72,10 +71,10 @@ class EvaluationOptions:
 def check_task(
     model: AMDIM, train: ImageSet, test: ImageSet, n_classes: int, options: EvaluationOptions
 ) -> None:
-    """Raise, before work starts, on what the options ask of this model and this data in vain.
+    """Check, before work starts, that this model and this data can give what the options request.
 
     Raises:
-        ValueError: one sentence.
+        ValueError: they cannot; says why and what to change.
     """
     for split, images in (("training", train), ("test", test)):
         known = (images.labels >= 0) & (images.labels < n_classes)
@@ -86,7 +85,9 @@ def check_task(
                 f" all labels must be 0 to {n_classes - 1}"
             )
     if model.encoder.in_channels != 3:
-        raise ValueError(f"the encoder takes {model.encoder.in_channels} channels; images have 3")
+        raise ValueError(
+            f"the encoder takes {model.encoder.in_channels} channels; it must take 3, as images do"
+        )
     methods = options.methods or ()
     if "stored" in methods:
         if model.evaluator is None:
@@ -121,14 +122,14 @@ def score_methods(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Scores [M, n_classes] of the test images by each method, on the CPU, and both sets' features.
 
-    The model is not changed; under ``transductive_bn`` a copy is, and trained probes adapt too.
+    The model is not changed: ``transductive_bn`` adapts copies of it and of its probes.
 
     Args:
         pretrained: model and preprocessing.
         train: N labelled images.
         test: M labelled images.
         n_classes: number of classes.
-        options: with ``methods`` and ``schedule`` given, see ``for_data``.
+        options: completed by ``for_data``.
         progress: whether to show bars.
     """
     model, preprocessing, _ = pretrained

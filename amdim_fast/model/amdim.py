@@ -34,12 +34,12 @@ class AMDIMOutput(NamedTuple):
     lgt_reg: Tensor  # weighted
     r1_x1: Tensor  # [B, D, 1, 1]
     r1_x2: Tensor  # [B, D, 1, 1]
-    entropy: Tensor | None = None  # of a location's posterior, nats; with components only
-    usage: Tensor | None = None  # [K] mean posterior; with components only
+    entropy: Tensor | None = None  # mean over locations of the posterior's, nats; with components
+    usage: Tensor | None = None  # [K] mean posterior; with components
 
     @property
     def loss(self) -> Tensor:
-        """What pre-training minimises: the sum of the four parts."""
+        """The sum of the four parts, which pre-training minimises."""
         return self.loss_1t5 + self.loss_1t7 + self.loss_5t5 + self.lgt_reg
 
 
@@ -57,12 +57,12 @@ class AMDIM(nn.Module):
         tclip: bound on |score| in nats, or None. 20 is the public training script's.
         reg_weight: weight of the mean squared raw scores: 5e-2 in the public code, 4e-2 in the
             paper.
-        group: process group, passed to the loss, for which the images of all its ranks are
-            negatives; not stored in checkpoints.
+        group: process group, passed to the loss; the images of all its ranks are negatives. Not
+            stored in checkpoints.
         components: K, components of each global feature; None is the plain objective.
-        mixture_hidden: width of the hidden layer that makes them; n_rkhs when None.
+        mixture_hidden: width of the hidden layer that makes them; None is n_rkhs.
         tau: inverse temperature of the posterior over components.
-        alpha: weight of its entropy; 1/tau when None.
+        alpha: weight of its entropy; None is 1/tau.
 
     Raises:
         ValueError: an argument is out of range.
@@ -113,23 +113,24 @@ class AMDIM(nn.Module):
         *,
         policy: str | None = None,
     ) -> AMDIM:
-        """The model of an export or a checkpoint, which knows how images become its input.
+        """The model of an export or a checkpoint, ready to ``encode`` images.
 
         Args:
             path: the folder of an export, a file in it, or a checkpoint that ``load_checkpoint``
                 reads.
             map_location: device for the model.
-            policy: name in ``POLICIES`` of the test-time transform; by default what the file says.
-                A checkpoint without a recipe says nothing: then it is the original's for that
-                size, cifar at 32, stl10 at 64, imagenet128 at 128.
+            policy: name in ``POLICIES`` of the test-time transform; None is the one that the file
+                states or, where it states none, the original's for the size: cifar at 32 px, stl10
+                at 64, imagenet128 at 128.
 
         Returns:
-            AMDIM in training mode, ``preprocessing`` set. An export holds the encoder and its
-            components alone: the model has no probes and, without components, the loss's defaults.
+            AMDIM in training mode, ``preprocessing`` set. An export holds only the encoder and its
+            components: the model has no probes and, without components, a loss with default
+            arguments.
 
         Raises:
-            FileNotFoundError: there is no such file. CheckpointError: it is damaged, or of no
-                AMDIM. ValueError: there is no such policy, or it is for another size.
+            FileNotFoundError: there is no such file. CheckpointError: it is damaged, or not of
+                an AMDIM. ValueError: there is no such policy, or it is for another size.
         """
         stored = read_model(path)
         model = AMDIM.from_stored(stored, map_location)
@@ -138,20 +139,20 @@ class AMDIM(nn.Module):
 
     @staticmethod
     def from_stored(stored: StoredModel, map_location: str | torch.device = "cpu") -> AMDIM:
-        """The model that a file holds, in training mode, ``preprocessing`` not set.
+        """The model that was read from a file, in training mode, without ``preprocessing``.
 
         The default random generator is left as it was.
 
         Raises:
-            CheckpointError: arguments or weights are not those of an AMDIM; names the keys.
+            CheckpointError: the arguments or weights are not those of an AMDIM; names the keys.
         """
         try:
-            # Sizes that the file only claims are compared before memory is taken for them.
+            # Shapes are compared before memory is taken for sizes that the file only claims.
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 expected = AMDIM(**stored.arguments)
         except (IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{stored.source} has hyperparameters of no AMDIM: {error}"
+                f"{stored.source} has hyperparameters that fit no AMDIM: {error}"
             ) from error
         _check_weights(stored, expected)
         with torch.random.fork_rng(devices=[]):
@@ -178,7 +179,7 @@ class AMDIM(nn.Module):
 
     @property
     def hyperparams(self) -> dict[str, int | float | bool | None]:
-        """What rebuilds this model, under the public code's names where it has one."""
+        """What rebuilds this model, under the public code's names where it has them."""
         plain: dict[str, int | float | bool | None] = {
             "ndf": self.encoder.ndf,
             "n_classes": None if self.evaluator is None else self.evaluator.n_classes,
@@ -240,7 +241,7 @@ class AMDIM(nn.Module):
         locations: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> AMDIMOutput:
-        """As ``forward``, of the features of the two views."""
+        """As ``forward``, from the features of the two views."""
         drawn = {"locations": locations, "generator": generator}
         if self.mixture is None:
             loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(*first, *second, **drawn)

@@ -30,10 +30,9 @@ class EncoderOutput(NamedTuple):
 
 
 class OptionalBatchNorm(nn.Module):
-    """BatchNorm2d whose parameters are in the state dict even where it is switched off.
+    """BatchNorm2d whose parameters are in the state dict even if it is switched off.
 
-    Switched off, its parameters do not require gradients, so DistributedDataParallel does not wait
-    for them.
+    Its parameters then do not require gradients, so DistributedDataParallel does not wait for them.
     """
 
     def __init__(self, channels: int, use_bn: bool) -> None:
@@ -47,9 +46,9 @@ class OptionalBatchNorm(nn.Module):
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv(x)``, without padding; a kernel that covers the map is one matrix product.
+    """``conv(x)`` without padding; where the kernel covers the map, as one matrix product.
 
-    oneDNN's gradient of such a convolution's weight takes many times as long.
+    oneDNN's weight gradient of such a convolution is many times slower.
     """
     if tuple(x.shape[2:]) != conv.kernel_size:
         return conv(x)
@@ -71,7 +70,7 @@ class ConvReLU(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """x -> conv2(relu(bn(conv1(x)))) + shortcut(x), without padding; conv2 is 1x1 and starts at 0.
+    """x -> conv2(relu(bn(conv1(x)))) + shortcut(x), without padding; conv2 is 1x1, starting at 0.
 
     The shortcut is an average pool of conv1's kernel and stride, with zero channels appended when
     n_out > n_in; when n_out < n_in it is ``conv3``, of conv1's geometry, with bias.
@@ -120,8 +119,8 @@ class ResidualBlock(nn.Module):
 class RKHSHead(nn.Module):
     """Embeds local features: x -> BN(conv2(relu(bn(conv1(x)))) + shortcut(x)), all 1x1.
 
-    At the start conv2 is 0, and where n_out >= n_in the shortcut is uniform in +-0.01 with ones on
-    its diagonal.
+    conv2 starts at 0 and, if n_out >= n_in, the shortcut starts uniform in +-0.01 with ones on its
+    diagonal.
     """
 
     def __init__(self, n_in: int, n_out: int, use_bn: bool) -> None:
@@ -153,8 +152,8 @@ def _stem(size: int, ndf: int, in_channels: int, use_bn: bool) -> list[nn.Module
 
 
 def _checkpointed(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``, computed again in backward, without a second update of running statistics."""
-    if torch.compiler.is_compiling():  # updates of buffers are no part of what it computes again
+    """``layer(x)``, recomputed in backward without updating running statistics again."""
+    if torch.compiler.is_compiling():  # recomputation leaves out updates of buffers
         return checkpoint(layer, x, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -166,10 +165,10 @@ def _checkpointed(layer: nn.Module, x: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """Encodes images of one size into a global feature and two maps of local features.
 
-    r1 is the last layer's BatchNorm output; r5 and r7 are heads on the last layers whose maps are
-    5x5 and 7x7, the latter after the optional BatchNorm. Parameters start as in the public code
-    after its ``init_weights``: residual second convolutions at zero, the rest PyTorch's defaults,
-    which are the public code's too. BatchNorm on r1 and on the heads' outputs is always there.
+    r1 is the output of the last layer, a BatchNorm; r5 and r7 are heads on the last layers with
+    5x5 and 7x7 maps, the latter after the optional BatchNorm. Parameters start as in the public
+    code after its ``init_weights``: second convolutions of residual layers at zero, the rest at
+    PyTorch's defaults. r1 and the outputs of the heads always have BatchNorm.
 
     Args:
         size: height and width of the images: 32, 64 or 128.
@@ -177,16 +176,16 @@ class Encoder(nn.Module):
         n_rkhs: D, width of the features. Below the widest hidden layer, the last shortcut is a
             convolution (``conv3``), as in the public code.
         depth: layers in each residual block.
-        use_bn: BatchNorm inside the blocks too. Without it the modules stay in the state dict, as
-            in the public code, and do not require gradients.
+        use_bn: BatchNorm inside the blocks too. If not, its modules stay in the state dict, as in
+            the public code, but do not require gradients.
         in_channels: channels of the images.
 
     Raises:
         ValueError: an argument is out of range.
 
     Attributes:
-        checkpoint_blocks: False; if set, backward computes each residual block again instead of
-            keeping its intermediate results. Gradients and running statistics stay the same.
+        checkpoint_blocks: False; if set, backward recomputes each residual block instead of keeping
+            its intermediate results. Gradients and running statistics stay the same.
 
     Parameters are channels_last, and so are the maps: ``r5.permute(0, 2, 3, 1).reshape(B, 25, D)``
     is a view. Parameters without heads at 128 px: 194.4 M (192/1536/8), 401.1 M (256/2048/10),
@@ -237,8 +236,8 @@ class Encoder(nn.Module):
 
         Args:
             x: [B, in_channels, size, size], the parameters' dtype (any floating dtype under
-                autocast) and device, in any memory format: one that is not channels_last is copied
-                once. B is at least 2 while BatchNorm is training.
+                autocast) and device, in any memory format: if not channels_last, it is copied once.
+                B must be 2 or more while BatchNorm is training.
 
         Returns:
             r1 [B, D, 1, 1], r5 [B, D, 5, 5] and r7 [B, D, 7, 7], channels_last.

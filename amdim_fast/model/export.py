@@ -1,4 +1,4 @@
-"""Export: a checkpoint's encoder as safetensors with a JSON configuration, to share."""
+"""Export of a checkpoint's encoder, to share: safetensors with a JSON configuration."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def export_encoder(
 ) -> ExportConfig:
     """Write the encoder of a checkpoint, for ``AMDIM.from_pretrained``.
 
-    The folder holds ``encoder.safetensors`` and ``config.json``: architecture, input normalisation
-    and test-time geometry, SHA-256 of the weights, versions, recipe and step. The head of its
-    components goes with it; the probes and the optimiser stay behind. Weights keep their dtype.
+    The folder holds ``encoder.safetensors`` and ``config.json``: architecture, test-time
+    preprocessing, SHA-256 of the weights, versions, recipe and step. The head that makes components
+    is exported too; the probes and the optimiser are not.
 
     Args:
         checkpoint: a file of ours, of the original or of lightning-bolts.
@@ -34,7 +34,7 @@ def export_encoder(
         policy: as in ``AMDIM.from_pretrained``.
 
     Returns:
-        What ``config.json`` says.
+        The contents of ``config.json``.
 
     Raises:
         FileExistsError: out_dir exists. FileNotFoundError: the checkpoint, or the folder that

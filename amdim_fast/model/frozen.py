@@ -1,4 +1,4 @@
-"""From images to features with a frozen encoder."""
+"""A frozen encoder: evaluation mode, and features of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amdim_fast.views.preprocessing import Preprocessing
 
 @contextlib.contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule gets its own mode back."""
+    """Evaluation mode without gradients; afterwards every submodule is in its former mode."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -31,7 +31,7 @@ def encode(
     """Global features of images, in evaluation mode and without gradients.
 
     Args:
-        encoder: its submodules' modes are restored.
+        encoder: the modes of its submodules are restored.
         images: uint8, as in ``center_view``, or normalised floating point
             [N, in_channels, size, size].
         preprocessing: for uint8 images.
@@ -40,7 +40,7 @@ def encode(
         [N, D], dtype and device of the encoder.
 
     Raises:
-        ValueError: a shape does not fit, or ``preprocessing`` is None and needed.
+        ValueError: a shape is wrong, or uint8 images come without ``preprocessing``.
         TypeError: images are neither uint8 nor of the encoder's dtype.
     """
     weight = encoder.rkhs_block_5.conv1.weight
@@ -48,8 +48,8 @@ def encode(
         x = images.to(weight.device)
     elif preprocessing is None:
         raise ValueError(
-            "the model does not know how uint8 images become its input; set model.preprocessing,"
-            " such as Preprocessing.of(POLICIES['cifar']), or give normalised floats"
+            "the model has no preprocessing for uint8 images; set model.preprocessing, such as to"
+            " Preprocessing.of(POLICIES['cifar']), or give normalised floats"
         )
     else:
         x = preprocessing(images).to(weight.device, weight.dtype)

@@ -1,4 +1,4 @@
-"""Encoding a batch in micro-batches, with the gradients of a loss on all of its features.
+"""Encoding a batch in micro-batches under a loss that needs the features of all of it.
 
 Source: Gao, Zhang, Han, Callan 2021 (arXiv:2101.06983), "gradient cache".
 """
@@ -17,34 +17,34 @@ from amdim_fast.model.replay import BuffersKept, RandomState
 
 
 class CachedEncoding:
-    """Features of a batch without a graph, which is made later, a micro-batch at a time.
+    """Features of a batch, whose graph is built later, one micro-batch at a time.
 
         encoding = CachedEncoding(encoder, (x1, x2), 64)
-        loss(*encoding.features).backward()     # and parameters of the loss's side
-        encoding.backward()                     # the encoder's parameters
+        loss(*encoding.features).backward()     # gradients of the features and of the loss
+        encoding.backward()                     # gradients of the encoder
 
-    Equals encoding every micro-batch with its graph, concatenating, and ``loss.backward()``, in the
-    memory of one micro-batch's graph and of all features with their gradients; it costs a second
-    forward of the encoder. Each view is split evenly: into as few micro-batches as ``micro_batch``
-    allows, whose sizes differ by 1 at most. BatchNorm in training normalises by the statistics of
-    each micro-batch, which are those of the batch only if there is one; its running statistics are
-    updated once for each, in order. Whatever the encoder draws from torch's default generators it
-    draws again; the views are the same tensors.
+    Gives the gradients of encoding every micro-batch with its graph, concatenating the features and
+    calling ``loss.backward()``, but holds the graph of one micro-batch only, beside all features
+    and their gradients. It costs a second forward of the encoder. Each view is split evenly into as
+    few micro-batches as ``micro_batch`` allows; their sizes differ by at most 1. In training,
+    BatchNorm normalises by the statistics of each micro-batch, not of the batch, and updates its
+    running statistics once per micro-batch, in order. The second forward repeats what the encoder
+    drew from torch's default generators.
 
     Args:
-        encoder: x -> EncoderOutput. Under DistributedDataParallel only the last of the backwards
-            reduces gradients; the others run in its ``no_sync()``.
-        views: of the same B images, [B, ...] each; not to be changed until ``backward`` is done.
-        micro_batch: images an encoder call has at most.
+        encoder: x -> EncoderOutput. Under DistributedDataParallel only the last micro-batch reduces
+            gradients; the others run in its ``no_sync()``.
+        views: of the same B images, [B, ...] each; leave them unchanged until ``backward`` is done.
+        micro_batch: most images in one call of the encoder.
 
     Raises:
-        ValueError: micro_batch is below 1, or whatever the encoder raises: ``Encoder`` refuses one
-            image while BatchNorm is training.
+        ValueError: micro_batch is below 1. Also what the encoder raises: ``Encoder`` refuses a
+            single image while BatchNorm is training.
 
     Attributes:
-        features: one EncoderOutput a view, leaves of the graph; gone after ``backward``.
+        features: one EncoderOutput per view, leaves of the graph; empty after ``backward``.
 
-    Autocast is, in both passes, as where this was made, but without its cache of weights.
+    Both passes use the autocast state of the constructor's caller, without autocast's weight cache.
     """
 
     def __init__(self, encoder: nn.Module, views: Sequence[Tensor], micro_batch: int) -> None:
@@ -73,12 +73,12 @@ class CachedEncoding:
 
     def _encode(self, images: Tensor) -> EncoderOutput:
         enabled, dtype = self._autocast
-        # A weight that no_grad has cast and cached would pass no gradient on in the second pass.
+        # A weight cast and cached under no_grad would get no gradient in the second pass.
         with torch.autocast(self._device.type, dtype, enabled=enabled, cache_enabled=False):
             return self._encoder(images)
 
     def backward(self) -> None:
-        """Add the gradients of the encoder's parameters, from those that ``features`` have.
+        """Add to the gradients of the encoder's parameters, given those of ``features``.
 
         Raises:
             RuntimeError: a feature has no gradient, or this was called before.
@@ -86,8 +86,8 @@ class CachedEncoding:
         gradients = [[part.grad for part in features] for features in self.features]
         if not gradients or any(part is None for parts in gradients for part in parts):
             raise RuntimeError(
-                "the features have no gradients; call backward of a loss of all of them first, and"
-                " this once"
+                "the features have no gradients; first call backward on a loss of all of them, and"
+                " call this once"
             )
         self.features = ()
         runs = list(product(zip(self._views, gradients, strict=True), self._slices))
@@ -103,7 +103,7 @@ class CachedEncoding:
 
 
 def _room(images: int, part: Tensor) -> Tensor:
-    """Space for the features of all images."""
+    """An empty channels_last tensor for the features of all images."""
     return torch.empty(
         (images, *part.shape[1:]),
         dtype=part.dtype,

@@ -1,4 +1,4 @@
-"""Models to files and back."""
+"""Saving and loading models: checkpoints, and whatever ``AMDIM.from_pretrained`` reads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from amdim_fast.views.preprocessing import Preprocessing
 
 
 class Pretrained(NamedTuple):
-    """A model and what its file says of it.
+    """A model and what its file says about it.
 
     Attributes:
         model: an AMDIM; its ``preprocessing`` is the one here.
-        preprocessing: how images become its input.
+        preprocessing: from images to its input.
         provenance: see ``StoredModel``.
     """
 
@@ -44,7 +44,7 @@ def read_pretrained(
     *,
     policy: str | None = None,
 ) -> Pretrained:
-    """As ``AMDIM.from_pretrained``, with what the file says of the model's origin."""
+    """As ``AMDIM.from_pretrained``, with what the file says about the model's origin."""
     stored = read_model(path)
     model = AMDIM.from_stored(stored, map_location)
     preprocessing = model.preprocessing = stored.preprocessing_for(policy)
@@ -54,12 +54,12 @@ def read_pretrained(
 def load_checkpoint(
     path: str | os.PathLike[str], map_location: str | torch.device = "cpu"
 ) -> AMDIM:
-    """The model that a checkpoint holds, in training mode as built.
+    """The model of a checkpoint, in training mode.
 
-    Sizes that the file does not name are read off its weights; use_bn then is whether the blocks'
-    BatchNorms have ever run, and tclip is 20. The probes are there if the file has their weights.
-    Unlike in the public code, tclip and use_bn are honoured. The default random generator is left
-    as it was.
+    Sizes that the file does not state are inferred from its weights: use_bn is then whether the
+    blocks' BatchNorms have ever run, and tclip is 20. The model has probes if the file has their
+    weights. Unlike in the public code, tclip and use_bn are honoured. The default random generator
+    is left as it was.
 
     Args:
         path: a file of ``save_checkpoint``, of the public code (old and new names, with or without
@@ -69,20 +69,20 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is not a checkpoint, or not one of an AMDIM; names the keys.
+        CheckpointError: it is not a checkpoint of an AMDIM; names the keys that do not fit.
     """
     return AMDIM.from_stored(read_checkpoint_model(path), map_location)
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: AMDIM, /, **extra: Any) -> None:
-    """Write a model and, beside it, whatever else a run needs to go on.
+    """Write a model and whatever else a run needs to resume.
 
     The file holds ``model`` (the state dict), ``hyperparams`` and the extras under their names. It
     is written beside ``path``, flushed to disk and renamed, so ``path`` is always either the old
-    file or the complete new one; when writing fails, nothing new stays.
+    file or the complete new one; if writing fails, nothing is left behind.
 
     Args:
-        path: where to; its folder exists.
+        path: of the file; its folder must exist.
         model: the AMDIM itself, not a wrapper of it.
         extra: tensors, plain values, and lists, tuples and dicts of them, such as
             ``optimizer=optimizer.state_dict(), step=step``.

@@ -27,7 +27,7 @@ class ProbeOutput(NamedTuple):
 
 
 class _Classifier(nn.Module):
-    """Holds a classifier under the name that checkpoints use for it."""
+    """A classifier under the name that it has in checkpoints."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Classifier(nn.Module):
 
 
 class Probes(nn.Module):
-    """A linear and an MLP probe that send no gradient to what they look at.
+    """A linear and an MLP probe; no gradient flows back to the features.
 
     Linear: D -> classes. MLP: dropout 0.2, D -> 1024 without bias, BatchNorm, ReLU, dropout 0.2,
     -> classes.
@@ -75,8 +75,8 @@ class Probes(nn.Module):
         """Classify global features.
 
         Args:
-            r1: [B, D, 1, 1] or [B, D], floating point; taken in the probes' dtype. B is at least 2
-                in training, where BatchNorm needs statistics.
+            r1: [B, D, 1, 1] or [B, D], floating point; converted to the probes' dtype. B must be
+                2 or more in training, for BatchNorm.
 
         Returns:
             logits_mlp and logits_linear, [B, n_classes] each.
@@ -101,11 +101,11 @@ def probe_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> T
     Equals ``F.cross_entropy(10 * tanh(logits / 10), labels) + 1e-3 * (logits ** 2).mean()``.
 
     Args:
-        logits: [B, n_classes] of one probe, any floating dtype; taken in float32.
-        labels: [B] int64, 0 ... n_classes - 1. Rows labelled -1 are left out of the cross entropy,
-            not of the penalty.
-        count: what the sum of the cross entropies is divided by, where it is not the number of
-            labels other than -1: of several processes, their mean number.
+        logits: [B, n_classes] of one probe, any floating dtype; converted to float32.
+        labels: [B] int64, 0 ... n_classes - 1. Rows labelled -1 do not count in the cross
+            entropy, but do in the penalty.
+        count: divisor of the summed cross entropies; None is the number of labels other than -1.
+            Several processes give the mean of their numbers.
 
     Returns:
         float32 scalar. If every label is -1 it is the penalty (the public code gives NaN).

@@ -1,4 +1,4 @@
-"""Running a module a second time as it ran the first: the same draws, and no trace."""
+"""Running a module a second time: with the same random draws, and without side effects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class RandomState:
-    """States of torch's default generators of the CPU and of ``device``, as they are now."""
+    """The present states of torch's default generators of the CPU and of ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,7 +21,7 @@ class RandomState:
 
     @contextlib.contextmanager
     def replayed(self) -> Iterator[None]:
-        """Within, draws are those that followed this state; afterwards, it is as if none were."""
+        """Inside, draws repeat those after this state; afterwards, generators are as before."""
         devices = [] if self._own is None else [self._device]
         with torch.random.fork_rng(devices, device_type=self._device.type):
             torch.set_rng_state(self._cpu)
@@ -31,7 +31,7 @@ class RandomState:
 
 
 class BuffersKept:
-    """Context after which the buffers of a module, such as running statistics, are as before it."""
+    """A context that restores a module's buffers, such as running statistics, when it ends."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module

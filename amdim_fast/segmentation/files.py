@@ -1,4 +1,4 @@
-"""Segmentation of image files: posteriors and overlays of each picture, written to a folder."""
+"""Segmentation of image files: posteriors and overlays of each, written to a folder."""
 
 from __future__ import annotations
 
@@ -39,23 +39,24 @@ def segment_files(
     opacity: float = 0.5,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write what the components of a checkpoint make of some pictures.
+    """Segment pictures by the components of a checkpoint, and write the results.
 
-    For NAME.jpg: ``NAME-r7.png`` and ``NAME-r5.png``, the central square at its own resolution with
-    the color of the likeliest component blended over it; ``NAME-dense.png``, the whole picture
-    under a sliding encoder, if it is larger than the encoder's input; ``NAME.npz`` with the raw
-    posteriors ``r7`` [K, 7, 7], ``r5`` [K, 5, 5] and ``dense`` [K, H, W], float32.
+    NAME.jpg gives ``NAME-r7.png`` and ``NAME-r5.png``, the central square at its own resolution,
+    blended with the color of the likeliest component; if the picture is larger than the encoder's
+    input, ``NAME-dense.png``, the same for the whole picture from a sliding encoder; and
+    ``NAME.npz`` with the raw posteriors ``r7`` [K, 7, 7], ``r5`` [K, 5, 5] and ``dense`` [K, H, W],
+    float32.
 
     Args:
         checkpoint: of an AMDIM with components.
         images: files.
         out_dir: folder, created if missing.
-        bank: files whose locations are the negatives; the other ``images`` if none.
+        bank: files whose locations are the negatives; if empty, the other ``images``.
         policy: as in ``load_pretrained``.
         device: where the encoder runs.
         stride: pixels between windows of the dense grid; None is a quarter of the encoder's size.
         opacity: of the colors, 0 to 1.
-        overwrite: whether files of these names may be replaced.
+        overwrite: whether existing files may be replaced.
 
     Returns:
         The files written.

@@ -1,4 +1,4 @@
-"""Segmentation: the posterior over components at each location, drawn over the picture."""
+"""The posterior over components at each location and pixel, and its overlay on the picture."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from amdim_fast.files import written_whole
 from amdim_fast.model.amdim import AMDIM
+from amdim_fast.model.frozen import eval_mode
+from amdim_fast.nce.clip import clipped
 from amdim_fast.nce.feature_maps import flatten_local
 from amdim_fast.nce.functional import nce_log_prob
 from amdim_fast.nce.mixture import MixtureNCELoss, responsibilities
@@ -33,15 +35,15 @@ def posterior_maps(
 ) -> Tensor:
     """Posterior over components at each location of each image's own map.
 
-    ``softmax_j(tau * s[j,b,l])`` with s the log-probability of ``nce_log_prob``: the own image's
-    score against the locations of the other images of the batch, or against those of a bank.
+    ``softmax_j(tau * s[j,b,l])``, where s is the log-probability of ``nce_log_prob``: the score of
+    the own image's location against the locations of the other images of the batch, or of a bank.
 
     Args:
         components: [K, B, D], such as ``MixtureHead(r1)``.
         feature_map: [B, D, h, w] of the same images, floating point as components.
-        tau: inverse temperature, that of the training loss.
-        clip: bound on |score| in nats, or None; that of the training loss.
-        bank: [M, D, h', w'] maps of M other images, which are the negatives then.
+        tau: inverse temperature of the training loss.
+        clip: bound on |score| of the training loss, nats, or None.
+        bank: [M, D, h', w'] maps of M other images, which then are the negatives.
 
     Returns:
         [B, K, h, w] float32 (float64 for float64 features); sums to 1 over K. No gradient.
@@ -72,17 +74,16 @@ def _log_sum(components: Tensor, bank: Tensor, clip: float | None) -> Tensor:
     src = components.to(wide) / components.shape[2] ** 0.5
     total = src.new_full((*src.shape[:2], 1), -torch.inf)
     for part in bank.to(wide).split(BANK_IMAGES):
-        raw = src @ part.flatten(0, 1).T
-        score = raw if clip is None else clip * torch.tanh(raw / clip)
+        score = clipped(src @ part.flatten(0, 1).T, clip)
         total = torch.logaddexp(total, score.logsumexp(-1, keepdim=True))
     return total
 
 
 def enlarge(posterior: Tensor, size: int) -> Tensor:
-    """[B, K, m, m] of an encoder of ``size`` px, at each of its pixels: [B, K, size, size].
+    """[B, K, m, m] maps of an encoder of ``size`` px, enlarged to [B, K, size, size].
 
-    Bilinear between the centres of the locations' receptive fields, which are size / 8 px apart
-    and lie symmetrically in the picture; constant outside them.
+    Bilinear between the centers of the receptive fields, which are size / 8 px apart and symmetric
+    in the picture; constant outside them.
     """
     side = posterior.shape[-1]
     pixel = torch.arange(size, dtype=posterior.dtype, device=posterior.device)
@@ -106,7 +107,7 @@ def segment(
         model: an AMDIM with components.
         images: [B, C, size, size], normalised as in training.
         scale: "r7" for 7x7 maps, "r5" for 5x5.
-        bank: [M, D, h, w] maps of that scale of other images; the batch when None.
+        bank: [M, D, h, w] maps of other images at that scale; None is the rest of the batch.
 
     Returns:
         [B, K, m, m]; see ``posterior_maps``.
@@ -118,14 +119,9 @@ def segment(
         raise ValueError("the model has no components; train one with components=K")
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            maps = model.encoder(images)
-            components = model.mixture(maps.r1)
-    finally:
-        model.train(was_training)
+    with eval_mode(model):
+        maps = model.encoder(images)
+        components = model.mixture(maps.r1)
     tau, clip = model.g2l_loss.tau, model.g2l_loss.tclip
     return posterior_maps(components, getattr(maps, scale), tau=tau, clip=clip, bank=bank)
 
@@ -139,18 +135,18 @@ def segment_picture(
     bank: Tensor | None = None,
     batch_size: int = 64,
 ) -> Tensor:
-    """Posterior at each pixel of a picture of the encoder's size or larger: [K, H, W].
+    """Posterior [K, H, W] at each pixel of a picture of the encoder's size or larger.
 
-    The encoder slides over the picture; posteriors of windows that share a pixel are averaged.
+    The encoder slides over the picture; windows that share a pixel are averaged.
 
     Args:
         model: an AMDIM with components.
         picture: [C, H, W], normalised as in training.
         scale: "r7" or "r5".
-        stride: pixels between windows; a quarter of the encoder's size when None.
-        bank: maps of that scale of other pictures, the negatives; without it, the other windows of
-            this picture are the negatives, overlapping ones included.
-        batch_size: windows encoded at a time; with a bank only.
+        stride: pixels between windows; None is a quarter of the encoder's size.
+        bank: maps of other pictures at that scale, the negatives; None is the other windows of this
+            picture, overlapping ones included.
+        batch_size: windows encoded at a time; without a bank, all are encoded at once.
 
     Raises:
         ValueError: the picture is smaller than the encoder's size, or has one window and no bank.
@@ -187,7 +183,7 @@ def segment_picture(
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:
-    """Window starts that reach both ends."""
+    """Starts of windows that cover the whole length."""
     return sorted({*range(0, length - size + 1, stride), length - size})
 
 
@@ -203,7 +199,7 @@ def overlay(picture: Tensor, posterior: Tensor, *, opacity: float = 0.5) -> Tens
     Args:
         picture: uint8 [H, W, 3].
         posterior: [K, H, W].
-        opacity: 0 leaves the picture, 1 hides it.
+        opacity: of the colors; 0 shows only the picture, 1 hides it.
 
     Returns:
         uint8 [H, W, 3].
@@ -224,7 +220,7 @@ def overlay(picture: Tensor, posterior: Tensor, *, opacity: float = 0.5) -> Tens
 
 
 def save_posterior(path: str | os.PathLike[str], **arrays: Tensor) -> None:
-    """Write tensors as a compressed .npz, such as ``r7=``, ``r5=``, ``dense=``; whole or not."""
+    """Write tensors, such as ``r7=``, ``r5=``, ``dense=``, as a complete compressed .npz."""
     named: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
     with written_whole(Path(path)) as file:
         np.savez_compressed(file, **named)

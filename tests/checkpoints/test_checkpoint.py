@@ -141,7 +141,7 @@ def test_wrong_targets_of_saving_are_named(tmp_path):
         save_checkpoint(tmp_path / "run.pth", nn.DataParallel(model))
     with pytest.raises(IsADirectoryError, match="is a folder; it must be the name of a file"):
         save_checkpoint(tmp_path, model)
-    with pytest.raises(FileNotFoundError, match="absent is no folder; create it"):
+    with pytest.raises(FileNotFoundError, match="absent is not a folder; create it"):
         save_checkpoint(tmp_path / "absent" / "run.pth", model)
 
 
@@ -176,9 +176,9 @@ def foreign(path, kind):
         ("text", "is not a checkpoint; give a file that torch.save wrote"),
         ("empty", "is empty; give a file"),
         ("truncated", "is truncated; copy it again or use an earlier file"),
-        ("truncated_old", "is damaged, truncated or no checkpoint .*; copy it again"),
+        ("truncated_old", "is damaged, truncated or not a checkpoint .*; copy it again"),
         ("zip", "is a zip of other files; give a checkpoint file"),
-        ("pickle", "is damaged, truncated or no checkpoint .*; copy it again"),
+        ("pickle", "is damaged, truncated or not a checkpoint .*; copy it again"),
         ("list", "holds a list, not a checkpoint; give a file with a model"),
         ("no_model", r"has the keys \['optimizer'\] and no state dict .*; give an AMDIM"),
     ],

@@ -178,7 +178,7 @@ def test_shapes_hyperparameters_and_doubles_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=shapes):
         load_checkpoint(written(tmp_path, file))
     file["hyperparams"]["ndf"] = "4"
-    with pytest.raises(CheckpointError, match="hyperparameters of no AMDIM: ndf is '4'"):
+    with pytest.raises(CheckpointError, match="hyperparameters that fit no AMDIM: ndf is '4'"):
         load_checkpoint(written(tmp_path, file))
     file = golden_file()
     file["model"].update(rename(file["model"], (ENCODER, "encoder.")))

@@ -118,7 +118,8 @@ def test_stl10(stl10):
 def test_incomplete_stl10(stl10):
     root, _ = stl10
     (root / "stl10_binary" / "unlabeled_X.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"stl10_binary; --data-dir .* --download"):
+    message = r"stl10_binary; give its folder with --data-dir, .* --download"
+    with pytest.raises(FileNotFoundError, match=message):
         load_data("stl10", root)
 
 

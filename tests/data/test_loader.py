@@ -102,10 +102,10 @@ def test_ranks_share_the_same_batch(world_size):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((10, 11), {}, "batch_size is 11; the set has 10 images"),
+        ((10, 11), {}, "batch_size is 11; it must be 1 to 10, the images of the set"),
         ((10, 0), {}, "batch_size is 0"),
-        ((10, 4), {"rank": 2, "world_size": 2}, r"rank is 2; it must be in \[0, 2\)"),
-        ((10, 4), {"world_size": 3}, "batch_size is 4; 3 processes cannot share it"),
+        ((10, 4), {"rank": 2, "world_size": 2}, "rank is 2; it must be 0 to 1"),
+        ((10, 4), {"world_size": 3}, "batch_size is 4; it must be a multiple of the 3 processes"),
         ((10, 4), {"seed": -1}, "seed is -1; it must be 0 or more"),
         ((10, 4), {"start": -1}, "start is -1; it must be 0 or more"),
     ],
@@ -200,7 +200,7 @@ def test_bad_file_is_named(tmp_path, workers):
     images = load_data("folder", tmp_path).train
     with (
         ordered_batches(images, 2, workers=workers) as loader,
-        pytest.raises(ValueError, match=r"cat/003\.png is not an image that Pillow knows"),
+        pytest.raises(ValueError, match=r"cat/003\.png is not an image that Pillow can read"),
     ):
         take(loader, 6)
 
@@ -235,7 +235,7 @@ def test_killed_worker(sources):
     images = Dying(files.root, [files.name(i) for i in range(12)])
     with (
         ordered_batches(images, 3, workers=2) as loader,
-        pytest.raises(ChildProcessError, match=r"a worker process died, .* use fewer workers"),
+        pytest.raises(ChildProcessError, match=r"a worker process died; .* use fewer workers"),
     ):
         take(loader, 4)
 

@@ -278,7 +278,7 @@ def test_bad_data_and_options(model, digits, tmp_path, change, options, message)
     if message is None:
         few = ImageData(digits.train, digits.train, TensorImages(
             digits.test.images[:199], digits.test.labels[:199]), digits.classes)  # fmt: skip
-        data, message = few, "transductive_bn needs 200 test images or more"
+        data, message = few, "there must be 200 or more"
     with pytest.raises(ValueError, match=message):
         evaluate(model, data, options=settings, out_dir=tmp_path / "out", progress=False)
     assert not list(tmp_path.iterdir())
@@ -300,7 +300,7 @@ def test_bad_models_and_settings(model, digits):
     with pytest.raises(ValueError, match="the model has no preprocessing; give policy"):
         evaluate(fresh, digits, options=QUICK, progress=False)
     grey = AMDIM(32, 6, 24, 1, in_channels=1)
-    with pytest.raises(ValueError, match="the encoder takes 1 channels; images have 3"):
+    with pytest.raises(ValueError, match="the encoder takes 1 channels; it must take 3"):
         evaluate(grey, digits, options=QUICK, policy="digits", progress=False)
     broken = copy.deepcopy(model)
     with torch.no_grad():

@@ -178,7 +178,7 @@ def test_probes_learn_what_is_there_and_nothing_else():
 
 
 def test_too_few_features_for_probes():
-    with pytest.raises(ValueError, match="there are 1 labelled training images; probes need two"):
+    with pytest.raises(ValueError, match="there are 1 labelled training images; there must be 2"):
         train_probes(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), 2, ProbeSchedule())
     # Fewer than a batch: all of them, every epoch.
     train_probes(torch.randn(3, 4), torch.tensor([0, 1, 0]), 2, ProbeSchedule(epochs=2))

@@ -174,7 +174,7 @@ def test_command(checkpoint, tmp_path, capsys):
     assert (out / WEIGHTS).read_bytes() == before
     for arguments, message in (
         ([tmp_path / "none.pt", tmp_path / "x"], "none.pt does not exist; give a checkpoint"),
-        ([checkpoint, tmp_path / "no" / "x"], "no is no folder; create it to write x"),
+        ([checkpoint, tmp_path / "no" / "x"], "no is not a folder; create it to write x"),
         ([out, tmp_path / "x"], "out is a folder; give the checkpoint file in it"),
     ):
         assert main(["export", *map(str, arguments)]) == 2
@@ -207,8 +207,8 @@ def test_wrong_weights_under_a_right_hash(export, tmp_path):
     state = load_file(export / WEIGHTS)
     first, *_, last = state
     cases = [
-        (b"", "no safetensors file"),
-        ((export / WEIGHTS).read_bytes()[:-4], "no safetensors file"),
+        (b"", "not a safetensors file"),
+        ((export / WEIGHTS).read_bytes()[:-4], "not a safetensors file"),
         ({k: v for k, v in state.items() if k != last}, "holds no AMDIM|does not fit"),
         ({**state, "stray": torch.zeros(1)}, "does not fit its hyperparameters"),
         ({**state, first: torch.zeros(3)}, "holds no AMDIM|does not fit|is of"),
@@ -229,23 +229,23 @@ def test_wrong_weights_under_a_right_hash(export, tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"format": "other"}, "its format is 'other' 1; it should be 'amdim_fast encoder' 1"),
-        ({"format_version": 2}, "it should be 'amdim_fast encoder' 1"),
-        ({"weights": "../checkpoint.pt"}, "it should name a file in the same folder"),
-        ({"weights": "/etc/passwd"}, "it should name a file in the same folder"),
-        ({"weights": ".."}, "it should name a file in the same folder"),
-        ({"weights": "..\\x"}, "it should name a file in the same folder"),
-        ({"sha256": None}, "has no entry 'sha256'; export anew"),
-        ({"architecture": []}, "architecture is list; it should be dict"),
-        ({"architecture__ndf": 4.0}, "ndf is float; it should be int"),
-        ({"architecture__ndf": True}, "ndf is bool; it should be int"),
+        ({"format": "other"}, "its format is 'other' 1; it must be 'amdim_fast encoder' 1"),
+        ({"format_version": 2}, "it must be 'amdim_fast encoder' 1"),
+        ({"weights": "../checkpoint.pt"}, "it must be the name of a file in the same folder"),
+        ({"weights": "/etc/passwd"}, "it must be the name of a file in the same folder"),
+        ({"weights": ".."}, "it must be the name of a file in the same folder"),
+        ({"weights": "..\\x"}, "it must be the name of a file in the same folder"),
+        ({"sha256": None}, "has no entry 'sha256'; export again"),
+        ({"architecture": []}, "architecture is list; it must be dict"),
+        ({"architecture__ndf": 4.0}, "ndf is float; it must be int"),
+        ({"architecture__ndf": True}, "ndf is bool; it must be int"),
         ({"architecture__ndf": 10**9}, "but config.json says"),
         ({"architecture__depth": 2}, "but config.json says"),
-        ({"preprocessing__std": [0.5, 0.5]}, "std has 2 values; it should have three"),
-        ({"preprocessing__std": [0.5, 0.5, 0.0]}, "it should be positive"),
+        ({"preprocessing__std": [0.5, 0.5]}, "std has 2 values; it must have three"),
+        ({"preprocessing__std": [0.5, 0.5, 0.0]}, "it must be positive"),
         ({"preprocessing__mean": [0.5, 0.5, float("nan")]}, "three finite numbers"),
         ({"preprocessing__size": 64}, "makes 64 pixels and the encoder takes 32"),
-        ({"preprocessing__resize": 31}, "resize is 31; it should be at least size = 32"),
+        ({"preprocessing__resize": 31}, "resize is 31; it must be at least size = 32"),
     ],
 )
 def test_configurations_are_checked(export, entries, message):
@@ -257,17 +257,17 @@ def test_configurations_are_checked(export, entries, message):
 
 def test_missing_and_garbled_files(export, tmp_path):
     (export / "other.safetensors").write_bytes((export / WEIGHTS).read_bytes())
-    with pytest.raises(CheckpointError, match=r"that of encoder\.safetensors, not of other"):
+    with pytest.raises(CheckpointError, match=r"belongs to encoder\.safetensors, not to other"):
         AMDIM.from_pretrained(export / "other.safetensors")
     (export / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=r"which config\.json names, does not exist"):
         AMDIM.from_pretrained(export)
     for garbled in (b"\xff\xfe", b"{", b"[" * 100_000):
         (export / CONFIG).write_bytes(garbled)
-        with pytest.raises(CheckpointError, match="is damaged or no JSON"):
+        with pytest.raises(CheckpointError, match="is damaged or not JSON"):
             AMDIM.from_pretrained(export)
     (export / CONFIG).write_text("[]")
-    with pytest.raises(CheckpointError, match="the file is list; it should be dict"):
+    with pytest.raises(CheckpointError, match="the file is list; it must be dict"):
         AMDIM.from_pretrained(export)
     (export / CONFIG).unlink()
     with pytest.raises(FileNotFoundError, match=r"an export is a folder with config\.json"):
