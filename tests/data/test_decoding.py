@@ -25,9 +25,9 @@ def pixels(path):
     return found
 
 
-def test_colour_is_kept(tmp_path):
-    colour = picture(0)
-    np.testing.assert_array_equal(pixels(saved(tmp_path, Image.fromarray(colour), "a.png")), colour)
+def test_color_is_kept(tmp_path):
+    color = picture(0)
+    np.testing.assert_array_equal(pixels(saved(tmp_path, Image.fromarray(color), "a.png")), color)
 
 
 def test_jpeg_is_pillows(tmp_path):
@@ -52,15 +52,15 @@ def test_grey_has_three_equal_channels(tmp_path, suffix):
 @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255, 7])])
 def test_palette_is_looked_up(tmp_path, transparency):
     index = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
-    colours = np.array([[255, 0, 0], [0, 250, 0], [10, 20, 30], [9, 9, 9]], dtype=np.uint8)
+    colors = np.array([[255, 0, 0], [0, 250, 0], [10, 20, 30], [9, 9, 9]], dtype=np.uint8)
     image = Image.new("P", (4, 3))
     image.putdata(index.flatten().tolist())
-    image.putpalette(colours.flatten().tolist())
+    image.putpalette(colors.flatten().tolist())
     options = {} if transparency is None else {"transparency": transparency}
     path = saved(tmp_path, image, "a.png", **options)
     with Image.open(path) as again:
         assert again.mode == "P"
-    np.testing.assert_array_equal(pixels(path), colours[index])
+    np.testing.assert_array_equal(pixels(path), colors[index])
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
