@@ -20,9 +20,9 @@ class Stopped(Exception):  # noqa: N818 - not an error
 class StopSignals:
     """Catches SIGTERM and SIGINT while it is entered; outside the main thread it does nothing.
 
-    The first signal sets ``requested`` and, inside ``interruptible``, raises Stopped. One that
-    comes within a second of it is its echo (``timeout`` signals a process and then all that it
-    started with it, and so does ``torchrun``); a later one has the effect that it had before.
+    The first signal sets ``requested`` and, inside ``interruptible``, raises Stopped. One within a
+    second of it is its echo, because ``timeout`` and ``torchrun`` signal a process twice. A later
+    one has the effect that it had before.
 
     Args:
         raising: False where other processes would wait for this one; ``interruptible`` then raises
