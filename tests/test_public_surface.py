@@ -33,11 +33,14 @@ def parameters_of(function):
 
 
 def signatures():
-    """Of every public function, class and method; None for properties and fields."""
+    """Of every public function, class and method; None for properties, fields and data."""
     found = {}
     for name in amdim_fast.__all__:
         value = getattr(amdim_fast, name)
-        found[name] = parameters_of(value) if callable(value) else None
+        has_parameters = callable(value) and not (
+            inspect.isclass(value) and issubclass(value, Exception)
+        )
+        found[name] = parameters_of(value) if has_parameters else None
         for member, inner in vars(value).items() if inspect.isclass(value) else ():
             inner = getattr(inner, "__func__", inner)
             if not member.startswith("_"):
@@ -101,7 +104,13 @@ def files(folder):
             "--workers",
             "0",
         ]
-        run = ["--recipe=folder", "--data-dir=pictures", "--policy=cifar", "--name=run"]
+        run = [
+            "--recipe=folder",
+            "--data-dir=pictures",
+            "--policy=cifar",
+            "--name=run",
+            "--workers=0",
+        ]
         assert main(["pack", "pictures", "store", "--size", "32"]) == 0
         assert main(["pretrain", *run, *small]) == 0
         assert main(["export", "runs/run/checkpoint.pt", "export"]) == 0
