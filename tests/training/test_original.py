@@ -13,6 +13,7 @@ from amdim_fast.training.step import LOSS_TERMS, Training
 from amdim_fast.views.augment import augment
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sampling import sample_view_params
+from tests.conftest import GOLDEN
 
 STEPS, BATCH, IMAGES = 20, 12, 48
 SIZE = {32: "cifar", 64: "stl10", 128: "imagenet128"}
@@ -98,18 +99,11 @@ def distance(found, expected):
 
 
 @pytest.fixture(scope="module", params=[32, 64])
-def case(request, golden_folder):
-    model = load_checkpoint(golden_folder / f"amdim_public_{request.param}.pth")
+def case(request):
+    model = load_checkpoint(GOLDEN / f"amdim_public_{request.param}.pth")
     recipe = recipe_of(model, request.param)
     steps = list(replayed(request.param))
     return model, recipe, steps, plain_loop(model, recipe, steps, torch.float64)
-
-
-@pytest.fixture(scope="module")
-def golden_folder():
-    from conftest import GOLDEN
-
-    return GOLDEN
 
 
 def test_follows_a_plain_loop(case):
