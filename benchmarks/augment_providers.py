@@ -1,8 +1,7 @@
-"""The same recipe of two views by torchvision and kornia, as their users write it."""
+"""The same recipe of two views by torchvision, as its users write it."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +19,7 @@ def pillow(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> Call:
     from PIL import Image
     from torchvision import transforms
 
-    transform = transforms.Compose(
-        [*_geometry(transforms, policy), transforms.ToTensor(), _normalize(transforms, policy)]
-    )
+    transform = _composed(transforms, policy, transforms.ToTensor())
     decoded = [Image.fromarray(image.numpy()) for image in images]
     return lambda: [torch.stack([transform(image) for image in decoded]) for _ in range(2)]
 
@@ -39,65 +36,32 @@ def v2_batched(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> Call:
     return lambda: [transform(planar) for _ in range(2)]
 
 
-def kornia(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> Call | None:
-    """Kornia on float tensors, parameters drawn per sample; None if it is not installed."""
-    if importlib.util.find_spec("kornia") is None:
-        return None
-    import kornia.augmentation as K
-
-    size = (policy.size, policy.size)
+def _composed(transforms: Any, policy: ViewPolicy, to_float: Any) -> Any:
+    """The recipe from either of torchvision's modules of transforms."""
+    parts = [transforms.RandomHorizontalFlip(policy.flip_probability)]
+    if policy.scale is not None:
+        bicubic = transforms.InterpolationMode.BICUBIC
+        parts.append(transforms.RandomResizedCrop(policy.size, policy.scale, policy.ratio, bicubic))
     amounts = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
-    parts: list[Any] = []
-    if policy.scale is not None:
-        parts.append(K.RandomResizedCrop(size, policy.scale, policy.ratio, resample="bicubic"))
     parts += [
-        K.RandomHorizontalFlip(p=policy.flip_probability),
-        K.ColorJitter(*amounts, p=policy.jitter_probability),
-        K.RandomGrayscale(p=policy.gray_probability),
-        K.Normalize(torch.tensor(policy.mean), torch.tensor(policy.std)),
-    ]
-    transform = torch.nn.Sequential(*parts).to(images.device)
-    planar = images.movedim(-1, 1).contiguous()
-    return lambda: [transform(planar.float().div(255)).to(dtype) for _ in range(2)]
-
-
-def _geometry(transforms: Any, policy: ViewPolicy) -> list[Any]:
-    bicubic = transforms.InterpolationMode.BICUBIC
-    crop: list[Any] = []
-    if policy.scale is not None:
-        crop.append(
-            transforms.RandomResizedCrop(
-                policy.size, scale=policy.scale, ratio=policy.ratio, interpolation=bicubic
-            )
-        )
-    jitter = transforms.ColorJitter(
-        policy.brightness, policy.contrast, policy.saturation, policy.hue
-    )
-    return [
-        transforms.RandomHorizontalFlip(policy.flip_probability),
-        *crop,
-        transforms.RandomApply([jitter], p=policy.jitter_probability),
+        transforms.RandomApply([transforms.ColorJitter(*amounts)], p=policy.jitter_probability),
         transforms.RandomGrayscale(policy.gray_probability),
+        to_float,
+        transforms.Normalize(policy.mean, policy.std),
     ]
-
-
-def _normalize(transforms: Any, policy: ViewPolicy) -> Any:
-    return transforms.Normalize(policy.mean, policy.std)
+    return transforms.Compose(parts)
 
 
 def _v2(policy: ViewPolicy, dtype: torch.dtype) -> Any:
     from torchvision.transforms import v2
 
-    return v2.Compose(
-        [*_geometry(v2, policy), v2.ToDtype(dtype, scale=True), _normalize(v2, policy)]
-    )
+    return _composed(v2, policy, v2.ToDtype(dtype, scale=True))
 
 
-OTHERS: dict[str, dict[str, Callable[[ViewPolicy, Tensor, torch.dtype], Call | None]]] = {
+OTHERS: dict[str, dict[str, Callable[[ViewPolicy, Tensor, torch.dtype], Call]]] = {
     "cpu": {"torchvision on Pillow": pillow, "torchvision v2 on tensors": v2_per_sample},
     "cuda": {
         "torchvision v2, per sample": v2_per_sample,
         "torchvision v2, one draw a batch": v2_batched,
-        "kornia": kornia,
     },
 }

@@ -1,4 +1,4 @@
-"""Both views of every image, drawing included: TwoViews against torchvision and kornia.
+"""Both views of every image, drawing included: TwoViews against torchvision.
 
     python -m benchmarks.bench_augment --device cpu
 
@@ -8,44 +8,32 @@ compiled views differ from the reference's.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amdim_fast.views.augment import TwoViews, augment, sample_view_params
-from amdim_fast.views.params import POLICIES
+from amdim_fast.views.augment import augment
+from amdim_fast.views.params import POLICIES, ViewPolicy
+from amdim_fast.views.sampling import sample_view_params
+from amdim_fast.views.two_views import TwoViews
 from benchmarks import harness
 from benchmarks.augment_providers import OTHERS, PER_IMAGE
 
 NAME = "augment"
 ALL_CORES = "-all-cores"  # suffix of a case
 OURS, OURS_ALL, KERNEL = "amdim_fast", "amdim_fast, all cores", "amdim_fast, kernel alone"
+ALL_THREADS = torch.get_num_threads()
 
 
-@dataclass(frozen=True)
-class Case:
-    """``images`` of side x side pixels, two views each by a policy."""
-
-    device: str
-    policy: str
-    images: int
-    side: int
-    dtype: str
-    repeats: int
-
-
-CASES = {
-    "cpu-256px-imagenet128": Case("cpu", "imagenet128", 64, 256, "float32", 7),
-    "cpu-96px-stl10": Case("cpu", "stl10", 64, 96, "float32", 7),
-    "cuda-256px-imagenet128": Case("cuda", "imagenet128", 256, 256, "bfloat16", 30),
-    "cuda-96px-stl10": Case("cuda", "stl10", 256, 96, "bfloat16", 30),
-    "cuda-32px-cifar": Case("cuda", "cifar", 256, 32, "bfloat16", 30),
+# Device -> images of a batch, type of the views, samples, and the side of the images of a policy.
+DEVICES = {
+    "cpu": (64, torch.float32, 7, {"imagenet128": 256, "stl10": 96}),
+    "cuda": (256, torch.bfloat16, 30, {"imagenet128": 256, "stl10": 96, "cifar": 32}),
 }
 
 
@@ -58,43 +46,27 @@ def make_images(count: int, side: int) -> Tensor:
     return (smooth + grain).clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
-def compiled_equals_reference(case: Case, images: Tensor) -> bool:
-    """Whether a few views agree bit for bit."""
-    policy, some = POLICIES[case.policy], images[:8]
-    params = sample_view_params(policy, [some.shape[1:3]] * len(some))
-    options: dict[str, Any] = {"size": policy.size, "mean": policy.mean, "std": policy.std}
-    views = [augment(some, params, backend=b, **options) for b in ("compiled", "reference")]
-    return torch.equal(*views)
-
-
-def ours(case: Case, images: Tensor) -> dict[str, Callable[[], object]]:
-    """Our providers; on a GPU also the kernel without drawing and copying parameters."""
-    policy, dtype = POLICIES[case.policy], getattr(torch, case.dtype)
-    two_views = TwoViews(policy, dtype=dtype, channels_last=True)
-    calls: dict[str, Callable[[], object]] = {OURS: lambda: two_views(images)}
-    if case.device == "cpu":
-
-        def on_all_cores() -> object:
-            torch.set_num_threads(ALL_THREADS)
-            views = two_views(images)
-            torch.set_num_threads(1)
-            return views
-
-        return calls | {OURS_ALL: on_all_cores}
+def with_drawn(policy: ViewPolicy, images: Tensor, **options: Any) -> Callable[..., Tensor]:
+    """``augment`` by parameters drawn once; its other options may follow."""
     params = sample_view_params(policy, [images.shape[1:3]] * len(images)).to(images.device)
+    sizes: dict[str, Any] = {"size": policy.size, "mean": policy.mean, "std": policy.std}
+    return partial(augment, images, params, **sizes, **options)
 
-    def replayed() -> object:
-        return augment(
-            images,
-            params,
-            size=policy.size,
-            mean=policy.mean,
-            std=policy.std,
-            dtype=dtype,
-            channels_last=True,
-        )
 
-    return calls | {KERNEL: captured(replayed)}
+def ours(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Our providers; on a GPU also the kernel without drawing and copying parameters."""
+    two_views = TwoViews(policy, dtype=dtype, channels_last=True)
+
+    def on_all_cores() -> object:
+        torch.set_num_threads(ALL_THREADS)
+        views = two_views(images)
+        torch.set_num_threads(1)
+        return views
+
+    if images.is_cuda:
+        kernel = with_drawn(policy, images, dtype=dtype, channels_last=True)
+        return {OURS: partial(two_views, images), KERNEL: captured(kernel)}
+    return {OURS: partial(two_views, images), OURS_ALL: on_all_cores}
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:
@@ -109,60 +81,41 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-ALL_THREADS = torch.get_num_threads()
-
-
-def measure_case(key: str, out: Path) -> bool:
-    """Check and time one case; whether the views were equal."""
-    case = CASES[key]
-    images = make_images(case.images, case.side).to(case.device)
-    if not compiled_equals_reference(case, images):
+def measure(device: str, policy_name: str, out: Path) -> bool:
+    """Check and time one policy; whether the views were equal."""
+    count, dtype, repeats, sides = DEVICES[device]
+    policy, side = POLICIES[policy_name], sides[policy_name]
+    key = f"{device}-{side}px-{policy_name}"
+    images = make_images(count, side).to(device)
+    few = with_drawn(policy, images[:8])
+    if not torch.equal(few(backend="compiled"), few(backend="reference")):
         print(f"{key}: the compiled views differ from the reference's")
         return False
     torch.set_num_threads(1)
-    calls = ours(case, images)
-    for name, make in OTHERS[case.device].items():
-        call = make(POLICIES[case.policy], images, getattr(torch, case.dtype))
-        calls |= {} if call is None else {name: call}
-        if call is None:
-            print(f"  left out: {name}, its package is not installed")
-    samples = harness.time_interleaved(
-        calls,
-        repeats=case.repeats,
-        warm_ups=1,
-        measure=harness.stopwatch(case.device),
-        seconds=20,
-    )
-    shapes: dict[str, Any] = {"images": f"{case.images} of {case.side} x {case.side}", "views": 2}
-    shapes["size"] = POLICIES[case.policy].size
+    calls = ours(policy, images, dtype)
+    calls |= {name: make(policy, images, dtype) for name, make in OTHERS[device].items()}
+    samples, busy = harness.timed(calls, device, repeats=repeats, warm_ups=1, seconds=20)
+    shapes = {"images": f"{count} of {side} x {side}", "views": 2, "size": policy.size}
     for provider, milliseconds in samples.items():
-        torch.set_num_threads(ALL_THREADS if provider == OURS_ALL else 1)
-        device = harness.device_name(case.device)
         # The number of threads is part of the device, and a case has one device.
-        name = key + (ALL_CORES if provider == OURS_ALL else "")
-        condition = harness.Condition(NAME, name, provider, "two_views", shapes, case.dtype)
-        rates = [1e3 * case.images / sample for sample in milliseconds]
-        for metric, unit, values in (
-            ("time", "ms", milliseconds),
-            ("rate", "images/s", rates),
-        ):
-            note = PER_IMAGE if provider in OTHERS["cpu"] else ""
-            row = harness.make_row(condition, metric, unit, values, device=device, note=note)
-            harness.append_row(row, out)
-        print(f"  {key} {provider}: {rates[len(rates) // 2]:,.0f} images/s", flush=True)
+        torch.set_num_threads(ALL_THREADS if provider == OURS_ALL else 1)
+        case = key + (ALL_CORES if provider == OURS_ALL else "")
+        name = str(dtype).removeprefix("torch.")
+        condition = harness.Condition(NAME, case, provider, "two_views", shapes, name)
+        note = busy or (PER_IMAGE if provider in OTHERS["cpu"] else "")
+        rates = [1e3 * count / sample for sample in milliseconds]
+        harness.record(out, condition, "time", "ms", milliseconds, device, note=note)
+        harness.record(out, condition, "rate", "images/s", rates, device, note=note)
     torch.set_num_threads(ALL_THREADS)
     return True
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the cases of a device; 1 if views were not equal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all of the device")
-    parser.add_argument("--out", type=Path, default=harness.RESULTS / f"{NAME}.jsonl")
-    options = parser.parse_args(arguments)
-    keys = options.cases or [key for key, case in CASES.items() if case.device == options.device]
-    return 0 if all([measure_case(key, options.out) for key in keys]) else 1
+    """Measure the policies of a device; 1 if views were not equal."""
+    options = harness.parser(NAME, __doc__, "cpu", "cuda").parse_args(arguments)
+    policies = DEVICES[options.device][-1]
+    equal = [measure(options.device, policy, options.out) for policy in policies]
+    return 0 if all(equal) else 1
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ both with one thread, the page cache warm. Half a minute; exit status 1 if pixel
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,11 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from amdim_fast.data.image_sets import Images, ImageSet
+from amdim_fast.data.datasets import load_data
+from amdim_fast.data.image_sets import Images
 from amdim_fast.data.loader import training_batches
 from amdim_fast.data.packed_store import PackedImages
 from amdim_fast.data.packing import pack
-from amdim_fast.data.datasets import load_data
 from benchmarks import harness
 
 NAME = "data"
@@ -50,30 +48,22 @@ def write_photographs(folder: Path) -> None:
         crop.save(folder / "train" / "photo" / f"{number:05d}.jpg", quality=QUALITY)
 
 
-def decode_batch(files: ImageFolder, index: Tensor) -> Tensor:
-    """What a training loop over ImageFolder does before its views."""
-    return torch.stack([torch.from_numpy(np.array(files[i][0])) for i in index.tolist()])
-
-
-def providers(folder: Path, images: ImageSet) -> dict[str, Callable[[Tensor], Images]]:
+def providers(folder: Path, images: PackedImages) -> dict[str, Callable[[Tensor], Images]]:
     """Callables that read the batch of an index."""
     files = ImageFolder(folder / "train")
-    assert isinstance(images, PackedImages)
     buffer = torch.empty(BATCH * SIDE * SIDE * 3, dtype=torch.uint8)
+
+    def decoded(index: Tensor) -> Tensor:
+        return torch.stack([torch.from_numpy(np.array(files[i][0])) for i in index.tolist()])
 
     def reused(index: Tensor) -> Tensor:
         images.read_into(index, buffer)
         return buffer.view(BATCH, SIDE, SIDE, 3)
 
-    return {DECODED: lambda index: decode_batch(files, index), STORED: images.batch, REUSED: reused}
+    return {DECODED: decoded, STORED: images.batch, REUSED: reused}
 
 
-def read_random(read: Callable[[Tensor], object]) -> object:
-    """A batch of random images."""
-    return read(torch.randperm(IMAGES)[:BATCH])
-
-
-def time_loader(images: ImageSet) -> list[float]:
+def time_loader(images: PackedImages) -> list[float]:
     """Milliseconds a batch, asked for without pause; its one thread reads all the time."""
     with training_batches(images, BATCH, seed=0) as loader:
 
@@ -81,23 +71,20 @@ def time_loader(images: ImageSet) -> list[float]:
             for _ in range(LOADER_BATCHES):
                 next(loader)
 
-        measured = harness.time_interleaved(
-            {LOADED: run}, repeats=REPEATS, warm_ups=WARM_UPS, measure=harness.stopwatch("cpu")
-        )
-    return [sample / LOADER_BATCHES for sample in measured[LOADED]]
+        samples, _ = harness.timed({LOADED: run}, repeats=REPEATS, warm_ups=WARM_UPS)
+    return [sample / LOADER_BATCHES for sample in samples[LOADED]]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and append the rows; 1 if a batch of the store differs from the decoded one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=harness.RESULTS / f"{NAME}.jsonl")
-    options = parser.parse_args(arguments)
+    options = harness.parser(NAME, __doc__).parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_photographs(folder / "files")
         pack(folder / "files", folder / "store", progress=False)
         images = load_data("folder", folder / "store").train
+        assert isinstance(images, PackedImages)
         calls = providers(folder / "files", images)
         index = torch.randperm(IMAGES)[:BATCH]
         expected = torch.stack(list(calls[DECODED](index)))
@@ -105,21 +92,17 @@ def main(arguments: list[str] | None = None) -> int:
             if not torch.equal(torch.stack(list(call(index))), expected):
                 print(f"{provider} disagrees with ImageFolder")
                 return 1
-        samples = harness.time_interleaved(
-            {p: partial(read_random, call) for p, call in calls.items()},
-            repeats=REPEATS,
-            warm_ups=WARM_UPS,
-            measure=harness.stopwatch("cpu"),
-        )
+        random = {
+            provider: lambda call=call: call(torch.randperm(IMAGES)[:BATCH])
+            for provider, call in calls.items()
+        }
+        samples, note = harness.timed(random, repeats=REPEATS, warm_ups=WARM_UPS)
         samples[LOADED] = time_loader(images)
     shapes = {"images": f"{BATCH} of {SIDE} x {SIDE}"}
     for provider, milliseconds in samples.items():
         condition = harness.Condition(NAME, "cpu-256px", provider, "read", shapes, "uint8")
         rates = [1e3 * BATCH / sample for sample in milliseconds]
-        device = harness.device_name("cpu")
-        row = harness.make_row(condition, "rate", "images/s", rates, device=device)
-        harness.append_row(row, options.out)
-        print(f"  {provider}: {row['q50']:,.0f} images/s, n = {row['n']}")
+        harness.record(options.out, condition, "rate", "images/s", rates, note=note)
     return 0
 
 

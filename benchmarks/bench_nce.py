@@ -8,103 +8,65 @@ exit status is then 1.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from amdim_fast.bench.inputs import MAP_SIDES, Inputs, make_inputs
+from amdim_fast.bench.measure import largest_difference
 from benchmarks import harness
-from benchmarks.nce_grid import DTYPES, GRID, LARGEST_REFERENCE, grid_key, providers
-from benchmarks.nce_providers import (
-    COUNTED_IMAGES,
-    FORWARD_BACKWARD,
-    LOSSES,
-    MAP_SIDES,
-    MODES,
-    PRODUCTS,
-    Inputs,
-    describe_plan,
-    make_inputs,
-    run,
-    run_products,
-    stored_bytes_of_reference,
-)
+from benchmarks.gpu.grid import DTYPES, GRID, LARGEST_REFERENCE, providers
+from benchmarks.nce_providers import FORWARD_BACKWARD, LOSSES, MODES, PRODUCTS, extra_peak, run
 
 NAME = "nce"
-WARM_UP_IMAGES = 32
 # Largest difference from the reference, relative to each tensor's largest value. Float32 sums of a
 # thousand terms in another order differ by about 1e-5 here; a wrong mask or scale by 1e-2 or more.
 # The reference rounds bfloat16 products before it sums, which alone is worth a hundredth.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-
-# Share of the CPUs; with one of two cores taken, OpenMP's barriers slow small blocks tenfold.
-BUSY = 0.03
+# Where the reference's memory is counted, to be calculated; at this width scores take all of it.
+COUNTED_IMAGES, COUNTED_WIDTH = 64, 8
 
 
 @dataclass(frozen=True)
 class Case:
-    """One condition of the table; ``checked_images`` is B of the equality check, B if None."""
+    """Sizes, and what is measured; ``checked_images`` is B of the equality check, B if None."""
 
     device: str
     images: int
     width: int
     dtype: str
-    modes: tuple[str, ...]
-    timed: tuple[str, ...]
-    weighed: tuple[str, ...]
-    repeats: int
-    warm_ups: int
+    providers: tuple[str, ...]
+    modes: tuple[str, ...] = (FORWARD_BACKWARD,)
+    repeats: int = 5
+    warm_ups: int = 1
+    seconds: float = float("inf")
     checked_images: int | None = None
     calculate_reference: bool = False
-    seconds: float = float("inf")
 
     @property
-    def shapes(self) -> dict[str, Any]:
+    def key(self) -> str:
         """As recorded in rows."""
-        return {"B": self.images, "D": self.width, "L": [side**2 for side in MAP_SIDES[1:]]}
+        return f"{self.device}-b{self.images}-d{self.width}-{self.dtype}"
+
+    def inputs(self, images: int) -> Inputs:
+        """As those of the case, of any batch."""
+        return make_inputs(images, self.width, self.device, getattr(torch, self.dtype))
 
 
-PLANNED = ("torch", "torch_recompute")
-BASELINES = ("reference", "reference_compiled")
-
-CASES = {
-    "cpu-b480-d1024-float32": Case(
-        *("cpu", 480, 1024, "float32", MODES),
-        timed=(*BASELINES, *PLANNED, "gemms", "gemms_onednn"),
-        weighed=(*BASELINES, *PLANNED),
-        repeats=5,
-        warm_ups=1,
-    ),
-    **{
-        f"cpu-b{images}-d1024-float32": Case(
-            *("cpu", images, 1024, "float32", (FORWARD_BACKWARD,)),
-            timed=("reference", *PLANNED),
-            weighed=("reference", *PLANNED),
-            repeats=5,
-            warm_ups=1,
-        )
-        for images in (64, 128, 256)
-    },
-    "cpu-b4096-d256-float32": Case(
-        *("cpu", 4096, 256, "float32", (FORWARD_BACKWARD,)),
-        timed=("torch",),
-        weighed=("torch",),
-        repeats=1,
-        warm_ups=0,
-        checked_images=256,
-        calculate_reference=True,
-    ),
-}
+def _on_cpu(images: int, *others: str, **more: Any) -> Case:
+    names = ("reference", "torch", "torch_recompute", *others)
+    return Case("cpu", images, 1024, "float32", names, **more)
 
 
-def _grid_case(images: int, width: int, dtype: str) -> Case:
-    measured = providers(images, width, dtype)
+def _on_gpu(images: int, width: int, dtype: str) -> Case:
     huge = images > LARGEST_REFERENCE
     return Case(
-        *("cuda", images, width, dtype, (FORWARD_BACKWARD,) if huge else MODES),
-        timed=measured,
-        weighed=tuple(p for p in measured if p not in PRODUCTS),
+        *("cuda", images, width, dtype, providers(images, width, dtype)),
+        modes=(FORWARD_BACKWARD,) if huge else MODES,
         repeats=1 if huge else 30,
         warm_ups=0 if huge and dtype == "float32" else 1,
         seconds=1.5,
@@ -112,117 +74,74 @@ def _grid_case(images: int, width: int, dtype: str) -> Case:
     )
 
 
-CASES |= {
-    grid_key(images, width, dtype): _grid_case(images, width, dtype)
-    for dtype in DTYPES
-    for images, width in GRID
-}
+CASES = [
+    _on_cpu(480, "reference_compiled", *PRODUCTS, modes=MODES),
+    *map(_on_cpu, (64, 128, 256)),
+    Case(
+        *("cpu", 4096, 256, "float32", ("torch",)),
+        repeats=1,
+        warm_ups=0,
+        checked_images=256,
+        calculate_reference=True,
+    ),
+    *(_on_gpu(images, width, dtype) for dtype in DTYPES for images, width in GRID),
+]
 
 
-def build(case: str, provider: str, mode: str) -> harness.Workload:
-    """One measurement with inputs of its own."""
-    table = CASES[case]
-    return _workload(provider, mode, make_inputs(*_sizes(table), table.device), table)
-
-
-def _sizes(case: Case) -> tuple[int, int, str]:
-    return case.images, case.width, case.dtype
-
-
-def _workload(provider: str, mode: str, inputs: Inputs, case: Case) -> harness.Workload:
-    if provider in PRODUCTS:
-        return harness.Workload(*2 * (lambda: run_products(provider, mode, inputs),))
-    # A compiled function is compiled for its shapes, so its warm-up has the full size.
-    small = inputs
-    if provider != "reference_compiled":
-        small = make_inputs(WARM_UP_IMAGES, case.width, case.dtype, case.device)
-    gradients = inputs.maps if mode == FORWARD_BACKWARD else ()
-    return harness.Workload(
-        call=lambda: run(provider, mode, inputs),
-        warm_up=lambda: run(provider, mode, small),
-        gradient_bytes=sum(features.numel() * features.element_size() for features in gradients),
-        describe=describe_plan if provider in PLANNED else str,
-    )
-
-
-def disagreeing(case: Case, inputs: Inputs) -> set[str]:
+def disagreeing(case: Case) -> set[str]:
     """Providers of ``case`` further from the reference than the tolerance, printed."""
-    if case.checked_images is not None:
-        inputs = make_inputs(case.checked_images, case.width, case.dtype, case.device)
-    tolerance = TOLERANCE[case.dtype]
+    inputs, tolerance = case.inputs(case.checked_images or case.images), TOLERANCE[case.dtype]
     wrong = set()
     for mode in case.modes:
         expected = run("reference", mode, inputs)
-        for provider in sorted({*case.timed, *case.weighed} & LOSSES.keys() - {"reference"}):
-            difference = harness.largest_difference(run(provider, mode, inputs), expected)
-            print(
-                f"  {provider} {mode}: {difference:.1e} from the reference, {tolerance:.0e} allowed"
-            )
+        for provider in sorted({*case.providers} & LOSSES.keys() - {"reference"}):
+            difference = largest_difference(run(provider, mode, inputs), expected)
+            allowed = f"{difference:.1e} from the reference, {tolerance:.0e} allowed"
+            print(f"  {provider} {mode}: {allowed}")
             if not difference <= tolerance:
                 wrong.add(provider)
     return wrong
 
 
-def measure_case(key: str, repeats: int | None, out: Path) -> set[str]:
+def measure_case(case: Case, out: Path) -> set[str]:
     """Check, time and weigh one case; returns the providers that were left out as wrong."""
-    case = CASES[key]
-    device = harness.device_name(case.device)
-    inputs = make_inputs(*_sizes(case), case.device)
-    wrong = disagreeing(case, inputs)
+    wrong = disagreeing(case)
+    inputs = case.inputs(case.images)
+    shapes = {"B": case.images, "D": case.width, "L": [side**2 for side in MAP_SIDES[1:]]}
 
     def record(
-        provider: str, mode: str, metric: str, unit: str, *values: float, **more: Any
+        provider: str, mode: str, metric: str, unit: str, *found: float, **more: Any
     ) -> None:
-        condition = harness.Condition(NAME, key, provider, mode, case.shapes, case.dtype)
-        row = harness.make_row(condition, metric, unit, values, device=device, **more)
-        harness.append_row(row, out)
-        print(f"  {provider} {mode} {metric}: {row['q50']:,.0f} {unit}, n = {row['n']}", flush=True)
+        condition = harness.Condition(NAME, case.key, provider, mode, shapes, case.dtype)
+        harness.record(out, condition, metric, unit, found, case.device, **more)
 
     for mode in case.modes:
-        calls = {p: _workload(p, mode, inputs, case).call for p in case.timed if p not in wrong}
-        other_work = harness.OtherWork()
-        samples = harness.time_interleaved(
-            calls,
-            repeats=repeats or case.repeats,
-            warm_ups=case.warm_ups,
-            measure=harness.stopwatch(case.device),
-            seconds=case.seconds,
-        )
-        share = other_work.share()
-        note = f"BUSY MACHINE: other work took {share:.0%} of the CPUs" if share > BUSY else ""
+        calls = {p: partial(run, p, mode, inputs) for p in case.providers if p not in wrong}
+        limits = {"warm_ups": case.warm_ups, "seconds": case.seconds}
+        samples, busy = harness.timed(calls, case.device, repeats=case.repeats, **limits)
         for provider, times in samples.items():
-            record(provider, mode, "time", "ms", *times, note=note)
-        print(f"  {note}" if note else f"  other work took {share:.1%} of the CPUs")
-        for provider in (p for p in case.weighed if p not in wrong):
-            if case.device == "cuda":
-                size, note = harness.extra_peak_cuda(_workload(provider, mode, inputs, case))
-            else:
-                arguments = {"case": key, "provider": provider, "mode": mode}
-                size, note = harness.extra_peak_in_subprocess(
-                    "benchmarks.bench_nce:build", arguments
-                )
-            record(provider, mode, "extra_peak_memory", "bytes", size, note=note)
+            record(provider, mode, "time", "ms", *times, note=busy)
+            if provider not in PRODUCTS:
+                size, note = extra_peak(provider, mode, inputs)
+                record(provider, mode, "extra_peak_memory", "bytes", size, note=note)
     if case.calculate_reference:
-        note = f"calculated, not measured: tensors saved at B = {COUNTED_IMAGES}, times B squared"
-        size = stored_bytes_of_reference(case.images, case.dtype)
-        more: dict[str, Any] = {"note": note, "measured": False}
-        record("reference", FORWARD_BACKWARD, "calculated_bytes", "bytes", size, **more)
+        small = make_inputs(COUNTED_IMAGES, COUNTED_WIDTH)
+        size, _ = extra_peak("reference", FORWARD_BACKWARD, small)
+        size = size * case.images**2 // COUNTED_IMAGES**2
+        note = f"calculated, not measured: the peak at B = {COUNTED_IMAGES}, times B squared"
+        calculated = partial(record, note=note, measured=False)
+        calculated("reference", FORWARD_BACKWARD, "calculated_bytes", "bytes", size)
     return wrong
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the chosen cases; 1 if a provider disagreed with the reference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all of the device")
-    parser.add_argument("--repeats", type=int, help="default: the case's")
-    parser.add_argument("--out", type=Path, default=harness.RESULTS / f"{NAME}.jsonl")
-    options = parser.parse_args(arguments)
-    keys = options.cases or [key for key, case in CASES.items() if case.device == options.device]
+    """Measure the cases of a device; 1 if a provider disagreed with the reference."""
+    options = harness.parser(NAME, __doc__, "cpu", "cuda").parse_args(arguments)
     wrong = set()
-    for key in keys:
-        print(key, flush=True)
-        wrong |= measure_case(key, options.repeats, options.out)
+    for case in CASES:
+        if case.device == options.device:
+            print(case.key, flush=True)
+            wrong |= measure_case(case, options.out)
     if wrong:
         print(f"left out, further from the reference than allowed: {', '.join(sorted(wrong))}")
     return 1 if wrong else 0

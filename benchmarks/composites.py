@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amdim_fast.data.image_sets import ImageSet, TensorImages
 from amdim_fast.data.datasets import load_digits
+from amdim_fast.data.image_sets import ImageSet, TensorImages
 
 SIZE = 32
 # Share of a location's cell that the digit must cover for the location to belong to it.
@@ -33,7 +33,7 @@ class Composites:
 def load_composites(seed: int) -> tuple[Composites, Composites]:
     """4,000 images to train and 1,000 to test, from one seed.
 
-    Each of the digits of ``load_digits`` is moved by up to 5 px along each axis, has one colour,
+    Each of the digits of ``load_digits`` is moved by up to 5 px along each axis, has one color,
     uniform, and one patch of scikit-learn's two sample photographs as background. Test patches come
     from the right fifth of the photographs and train patches from the rest, so no background pixel
     is in both.
@@ -46,57 +46,49 @@ def load_composites(seed: int) -> tuple[Composites, Composites]:
         for photo in load_sample_images().images
     ]
     generator = torch.Generator().manual_seed(seed)
-    split = [int(0.8 * photo.shape[2]) for photo in photographs]
-    train = [photo[:, :, :at] for photo, at in zip(photographs, split, strict=True)]
-    test = [photo[:, :, at:] for photo, at in zip(photographs, split, strict=True)]
-    return (
-        _compose(*_digits(data.train), train, generator),
-        _compose(*_digits(data.test), test, generator),
+    train, test = zip(
+        *(_cut(photo, int(0.8 * photo.shape[2])) for photo in photographs), strict=True
     )
+    return _compose(data.train, train, generator), _compose(data.test, test, generator)
 
 
-def _digits(images: ImageSet | None) -> tuple[Tensor, Tensor]:
-    assert isinstance(images, TensorImages)
-    return images.images, images.labels
+def _cut(photo: Tensor, column: int) -> tuple[Tensor, Tensor]:
+    return photo[:, :, :column], photo[:, :, column:]
 
 
 def _compose(
-    digits: Tensor, labels: Tensor, photographs: list[Tensor], generator: torch.Generator
+    digits: ImageSet | None, photographs: tuple[Tensor, ...], generator: torch.Generator
 ) -> Composites:
-    shifts = torch.randint(-SHIFT, SHIFT + 1, (len(digits), 2), generator=generator).tolist()
-    moved = [
-        torch.roll(digit, shift, (0, 1))
-        for digit, shift in zip(digits[..., 0], shifts, strict=True)
-    ]
-    grey = torch.stack(moved)
-    color = 255 * torch.rand(len(digits), 1, 1, 3, generator=generator)
-    patches = torch.empty(len(digits), SIZE, SIZE, 3)
-    for index in range(len(digits)):
+    assert isinstance(digits, TensorImages)
+    count = len(digits)
+    shifts = torch.randint(-SHIFT, SHIFT + 1, (count, 2), generator=generator).tolist()
+    pairs = zip(digits.images[..., 0], shifts, strict=True)
+    gray = torch.stack([torch.roll(digit, shift, (0, 1)) for digit, shift in pairs])
+    color = 255 * torch.rand(count, 1, 1, 3, generator=generator)
+    patches = torch.empty(count, SIZE, SIZE, 3)
+    for index in range(count):
         photo = photographs[index % len(photographs)]
         top, left = (
             int(torch.randint(0, length - SIZE + 1, (), generator=generator))
             for length in photo.shape[1:]
         )
         patches[index] = photo[:, top : top + SIZE, left : left + SIZE].permute(1, 2, 0)
-    blended = torch.lerp(patches, color, grey[..., None].float() / 255)
-    return Composites(blended.round().to(torch.uint8), grey >= OPAQUE, labels)
+    blended = torch.lerp(patches, color, gray[..., None].float() / 255)
+    return Composites(blended.round().to(torch.uint8), gray >= OPAQUE, digits.labels)
 
 
 def location_masks(masks: Tensor) -> Tensor:
     """Whether the digit covers a location of the 7x7 map: bool [N, 7, 7] of [N, 32, 32].
 
-    The centres of the locations are 4 px apart; a location's cell is the 4 x 4 px around it.
+    The centers of the locations are 4 px apart; a location's cell is the 4 x 4 px around it.
     """
     return F.avg_pool2d(masks[:, None, 2:-2, 2:-2].float(), 4)[:, 0] >= COVERED
 
 
 def overlaps(segments: Tensor, masks: Tensor, components: int) -> Tensor:
-    """Intersection over union of each component with the mask: [N, K].
+    """Intersection over union [N, K] of components with masks.
 
-    Args:
-        segments: int64 [N, h, w], the component at each location.
-        masks: bool [N, h, w].
-        components: K.
+    ``segments`` are int64 [N, h, w], the component at each location, ``masks`` bool [N, h, w].
     """
     chosen = F.one_hot(segments, components).bool()
     both = (chosen & masks[..., None]).sum(dim=(1, 2))

@@ -17,12 +17,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.data.datasets import load_digits
+from amdim_fast.data.image_sets import TensorImages
 
 FILES_PER_CLASS = 3
 MIXTURE_STEPS = 60
-BENCH_SECONDS = 10
 
 
 def write_digits(folder: Path) -> list[str]:
@@ -32,11 +31,9 @@ def write_digits(folder: Path) -> list[str]:
     paths: list[str] = []
     for label in range(10):
         (folder / str(label)).mkdir(parents=True)
-        chosen = (test.labels == label).nonzero().flatten()[:FILES_PER_CLASS]
-        for image in test.images[chosen]:
-            path = folder / str(label) / f"{len(paths)}.png"
-            Image.fromarray(image.numpy()).save(path)
-            paths.append(str(path))
+        for image in test.images[test.labels == label][:FILES_PER_CLASS]:
+            paths.append(str(folder / str(label) / f"{len(paths)}.png"))
+            Image.fromarray(image.numpy()).save(paths[-1])
     return paths
 
 
@@ -44,20 +41,18 @@ def commands(folder: Path, probe_epochs: int, options: list[str]) -> Iterator[li
     """The arguments of each command; what a command writes, later ones read."""
     files = write_digits(folder / "digits")
     pretrain = ["pretrain", "--recipe=digits", f"--runs-dir={folder}"]
+    checkpoint, mixture = (str(folder / run / "checkpoint.pt") for run in ("run", "mixture"))
+    evaluate = ["evaluate", checkpoint, "--data=digits", f"--probe-epochs={probe_epochs}"]
+    steps = [] if any(o.startswith("--steps") for o in options) else [f"--steps={MIXTURE_STEPS}"]
     yield ["info"]
-    bench = ["bench", f"--seconds={BENCH_SECONDS}", "--dim=64"]
-    yield [*bench, f"--out={folder / 'bench'}"]
+    yield ["bench", "--seconds=10", "--dim=64", f"--out={folder / 'bench'}"]
     yield ["views", *files[:5], "--policy=digits", f"--out={folder / 'views.png'}"]
     yield ["pack", str(folder / "digits"), str(folder / "packed")]
     yield [*pretrain, "--name=run", *options]
-    checkpoint = str(folder / "run" / "checkpoint.pt")
-    evaluate = ["evaluate", checkpoint, "--data=digits", f"--probe-epochs={probe_epochs}"]
     yield [*evaluate, f"--out={folder / 'evaluation'}"]
     yield ["export", checkpoint, str(folder / "encoder")]
     yield ["info", str(folder / "encoder")]
-    steps = [] if any(o.startswith("--steps") for o in options) else [f"--steps={MIXTURE_STEPS}"]
     yield [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *options, *steps]
-    mixture = str(folder / "mixture" / "checkpoint.pt")
     yield ["segment", mixture, *files[::4], f"--out-dir={folder / 'segments'}"]
 
 

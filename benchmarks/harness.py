@@ -1,18 +1,13 @@
-"""Time and peak memory of callables, and the JSON rows that record them.
-
-``python -m benchmarks.harness MODULE:FUNCTION JSON`` is the fresh process of one CPU memory
-measurement: it prints what ``extra_peak_in_subprocess`` returns.
-"""
+"""Rows of measurements, and what benches share to make them."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import importlib
+import argparse
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,47 +15,27 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from amdim_fast.bench.measure import Stopwatch as Stopwatch
-from amdim_fast.bench.measure import device_name as device_name
-from amdim_fast.bench.measure import quantiles as quantiles
-from amdim_fast.bench.measure import stopwatch as stopwatch
-from amdim_fast.bench.measure import time_interleaved as time_interleaved
-from amdim_fast.bench.measure import versions as versions
+from amdim_fast.bench.measure import (
+    device_name,
+    quantiles,
+    stopwatch,
+    time_interleaved,
+    versions,
+)
+from amdim_fast.training.recipes import Recipe
 from benchmarks import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# glibc's own threshold moves with the sizes freed, and the resident set of one and the same call
-# with it; a fixed one returns every freed tensor to the system.
-CHILD_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 # What measuring writes; it does not make a commit dirty.
 OUTPUTS = ("benchmarks/results", "benchmarks/plots")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One provider in one mode, with its inputs already made.
-
-    Attributes:
-        call: the measured work; what it returns stays alive until the peak has been read.
-        warm_up: a small call that loads libraries and starts threads.
-        gradient_bytes: bytes of the gradients in the result, which any provider must produce.
-        describe: a note on the latest call, such as the plan it followed.
-    """
-
-    call: Callable[[], object]
-    warm_up: Callable[[], object]
-    gradient_bytes: int = 0
-    describe: Callable[[], str] = str
+# Share of the CPUs; with one of two cores taken, OpenMP's barriers slow small blocks tenfold.
+BUSY = 0.03
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What is measured; rows of one condition replace each other in the report."""
+    """What is measured; a newer row of the same condition replaces an older one in the report."""
 
     name: str
     case: str
@@ -81,6 +56,11 @@ class OtherWork:
         wall, busy, own = (b - a for a, b in zip(self._start, self._seconds(), strict=True))
         return max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
 
+    def note(self) -> str:
+        """For the rows, where others took too much."""
+        share = self.share()
+        return f"BUSY MACHINE: other work took {share:.0%} of the CPUs" if share > BUSY else ""
+
     @staticmethod
     def _seconds() -> tuple[float, float, float]:
         user, nice, system, _idle, _iowait, *interrupts = (
@@ -90,62 +70,32 @@ class OtherWork:
         return time.monotonic(), busy, sum(os.times()[:4])  # ended children included
 
 
-def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference, each tensor's relative to its largest expected value; inf for NaN."""
-    worst = 0.0
-    for actual, truth in zip(found, expected, strict=True):
-        scale = truth.detach().abs().max()
-        difference = float((actual.detach() - truth.detach()).abs().max() / scale)
-        worst = max(worst, difference if np.isfinite(difference) else float("inf"))
-    return worst
+def timed(
+    calls: Mapping[str, Callable[[], object]], device: str = "cpu", **options: Any
+) -> tuple[dict[str, list[float]], str]:
+    """Milliseconds by ``time_interleaved`` with its options, and the note of ``OtherWork``."""
+    other_work = OtherWork()
+    samples = time_interleaved(calls, measure=stopwatch(device), **options)
+    return samples, other_work.note()
 
 
-def extra_peak_cuda(workload: Workload) -> tuple[int, str]:
-    """Bytes the call allocates at its peak, less the gradients', and the workload's note."""
-    workload.warm_up()
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = workload.call()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated()
-    del result
-    return peak - before - workload.gradient_bytes, workload.describe()
+def pretrain(*options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Log records and summary of ``amdim-fast pretrain --recipe digits``, a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "amdim_fast", "pretrain", "--recipe=digits", "--name=run"]
+        command += [f"--runs-dir={folder}", *options]
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if finished.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{finished.stderr}")
+        run = Path(folder) / "run"
+        records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        return records, json.loads((run / "summary.json").read_text())
 
 
-def extra_peak_cpu(workload: Workload) -> tuple[int, str]:
-    """As ``extra_peak_cuda``, from the resident set of this process; Linux only.
-
-    Meaningful in a fresh process only: memory that earlier calls left behind hides new peaks.
-    """
-    workload.warm_up()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = _status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    result = workload.call()
-    peak = _status_bytes("VmHWM")
-    del result
-    return peak - before - workload.gradient_bytes, workload.describe()
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}; CPU memory is measured on Linux only")
-
-
-def extra_peak_in_subprocess(target: str, arguments: Mapping[str, Any]) -> tuple[int, str]:
-    """``extra_peak_cpu`` of the Workload that ``module:function`` makes, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.harness", target, json.dumps(arguments)]
-    environment = {**os.environ, **CHILD_ENVIRONMENT}
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if finished.returncode != 0:
-        raise RuntimeError(f"measuring {target} {dict(arguments)} failed:\n{finished.stderr}")
-    size, note = json.loads(finished.stdout.splitlines()[-1])
-    return int(size), str(note)
+def sizes(recipe: Recipe) -> dict[str, int]:
+    """Shapes of a step of a recipe."""
+    widths = {"D": recipe.n_rkhs, "ndf": recipe.ndf, "depth": recipe.depth}
+    return {"B": recipe.batch_size, **widths}
 
 
 def commit(root: Path = ROOT) -> str:
@@ -193,11 +143,26 @@ def append_row(row: Mapping[str, Any], path: Path) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _main(target: str, arguments: str) -> None:
-    module, function = target.split(":")
-    workload = getattr(importlib.import_module(module), function)(**json.loads(arguments))
-    print(json.dumps(extra_peak_cpu(workload)))
+def record(
+    out: Path,
+    condition: Condition,
+    metric: str,
+    unit: str,
+    samples: Sequence[float],
+    device: str = "cpu",
+    **more: Any,
+) -> None:
+    """Append a row to the file ``out`` and print it; ``device`` is cpu or cuda."""
+    row = make_row(condition, metric, unit, samples, device=device_name(device), **more)
+    append_row(row, out)
+    what = f"{condition.case} {condition.provider} {condition.mode} {metric}"
+    print(f"  {what}: {row['q50']:,.4g} {unit}, n = {row['n']} {row['note']}", flush=True)
 
 
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+def parser(name: str, doc: str | None, *devices: str) -> argparse.ArgumentParser:
+    """Of a bench: ``--out``, and ``--device`` where it measures on several."""
+    made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    made.add_argument("--out", type=Path, default=RESULTS / f"{name}.jsonl", help="file of rows")
+    if devices:
+        made.add_argument("--device", choices=devices, default=devices[0])
+    return made

@@ -12,16 +12,15 @@ from amdim_fast.training.step import Training
 
 
 def reference_loss(recipe: Recipe) -> Any:
-    """What ``LossMultiNCE`` computes, by the reference."""
+    """What ``LossMultiNCE`` computes, by the reference; other options have no use there."""
 
     def forward(*maps: Tensor, locations: Any, **_: Any) -> tuple[Tensor, ...]:
-        first, second = maps[:3], maps[3:]
         options = {"clip": recipe.tclip, "reg_weight": recipe.reg_weight}
-        return multiscale_nce(first, second, locations, **options)  # type: ignore[arg-type]
+        return multiscale_nce(maps[:3], maps[3:], locations, **options)  # type: ignore[arg-type]
 
     return forward
 
 
 def use_reference(training: Training) -> None:
-    """Put it in the place of the training's own; locations are those that the training draws."""
+    """Replace the training's loss by it; locations are those that the training draws."""
     training.model.g2l_loss.forward = reference_loss(training.recipe)  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
 """Which sources a bench measures; a row is of older code once their digest has changed.
 
-The digest of Python sources is of their statements, in any order and from any file, without imports,
-docstrings and comments: moving code leaves rows as they are. Of C++ it is the contents.
+The digest of Python sources is of their statements, in any order and from any file, without
+imports, docstrings and comments: moving code leaves rows as they are. Of C++ it is the contents.
 """
 
 from __future__ import annotations

@@ -3,20 +3,22 @@
     python -m benchmarks.traffic                          the table of docs/large_batches.md
     python -m benchmarks.traffic --world-size 16 --images 32 --width 2048 --dtype bfloat16
 
-Two schemes: ours, which gathers sources and leaves targets where they are (``ops/nce_group.py``),
-and gathering targets. ``tests/test_traffic.py`` counts what ours really moves.
+Two schemes: ours, which gathers sources and leaves targets where they are, and gathering targets.
+``tests/benchmarks/test_traffic.py`` counts what ours really moves.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import lru_cache
 from typing import NamedTuple
 
-from amdim_fast.training.recipes import RECIPES
-from amdim_fast.views.params import POLICIES
-from benchmarks.recipe_table import parameters
-from benchmarks.rows import Rows, quantity, table
+import torch
+
+from amdim_fast.training.recipes import RECIPES, Recipe
+from amdim_fast.training.step import build_model
+from benchmarks.report.rows import quantity, table
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Scores, log-sums and gradients of sources are float32; what ranks agree on is three int64.
@@ -61,10 +63,10 @@ class Traffic(NamedTuple):
 def of_sources(world: int, images: int, width: int, dtype: str, costs: Costs) -> Traffic:
     """Sources gathered, targets where they are: what ``group=`` does; ``images`` are a rank's."""
     scores, sums = sum(costs.locations), len(costs.locations)
-    features, scalars = costs.sources * width, len(costs.locations)
+    features = costs.sources * width
     forward = features * ITEMSIZE[dtype] + (2 * sums + scores) * SUM_BYTES
     backward = (scores + features) * SUM_BYTES
-    fixed = 2 * scalars * SUM_BYTES + AGREEMENT_BYTES
+    fixed = 2 * sums * SUM_BYTES + AGREEMENT_BYTES
     held = features * ITEMSIZE[dtype] + (scores + sums) * SUM_BYTES
     moved = (world - 1) * (images * (forward + backward) + fixed)
     return Traffic(moved, world * images * held if world > 1 else 0)
@@ -79,47 +81,37 @@ def of_targets(world: int, images: int, width: int, dtype: str, costs: Costs) ->
     return Traffic((world - 1) * 2 * every, world * every if world > 1 else 0)
 
 
-def of_encoder(world: int) -> int:
-    """Received of the gradients of the recipe's encoder by one ring all-reduce in float32."""
-    size = POLICIES[RECIPE.policy].size
-    count = parameters(size, RECIPE.ndf, RECIPE.n_rkhs, RECIPE.depth)
-    return 2 * (world - 1) * count * SUM_BYTES // world
+@lru_cache
+def parameters(recipe: Recipe) -> int:
+    """Of the encoder, its heads for local features included."""
+    with torch.device("meta"):
+        encoder = build_model(recipe, None).encoder
+    return sum(parameter.numel() for parameter in encoder.parameters())
 
 
-def line(world: int, images: int, width: int, dtype: str) -> list[str]:
-    """One row of the table."""
+def _line(world: int, images: int, width: int, dtype: str) -> list[str]:
     ours, theirs = (
         scheme(world, images, width, dtype, SIX_COSTS) for scheme in (of_sources, of_targets)
     )
-    cells = [ours.moved, theirs.moved, of_encoder(world), ours.held, theirs.held]
-    shown = [quantity(value, "bytes") if value else "0" for value in cells]
+    # Of the encoder's gradients, one ring all-reduce in float32.
+    encoder = 2 * (world - 1) * parameters(RECIPE) * SUM_BYTES // world
+    sizes = [ours.moved, theirs.moved, encoder, ours.held, theirs.held]
+    shown = [quantity(size, "bytes") if size else "0" for size in sizes]
     return [f"{world:,}", f"{world * images:,}", *shown]
 
 
-def traffic_table(_rows: Rows | None = None) -> str:
-    """The cases of the recipe, in bfloat16."""
-    lines = [line(world, images, RECIPE.n_rkhs, "bfloat16") for world, images in CASES]
-    return table(HEADER, lines) + "\n\n" + conditions(RECIPE.n_rkhs, "bfloat16")
-
-
-HEADER = [
-    "GPUs",
-    "batch",
-    "moved, ours",
-    "moved, gathering targets",
-    "moved, encoder's gradients",
-    "held, ours",
-    "held, gathering targets",
-]
-
-
-def conditions(width: int, dtype: str) -> str:
-    """What the table is of."""
-    return (
+def traffic_table(
+    cases: tuple[tuple[int, int], ...] = CASES, width: int = RECIPE.n_rkhs, dtype: str = "bfloat16"
+) -> str:
+    """A line for each world size and number of images a rank."""
+    header = ["GPUs", "batch", "moved, ours", "moved, gathering targets"]
+    header += ["moved, encoder's gradients", "held, ours", "held, gathering targets"]
+    said = (
         f"Calculated, not measured: bytes that each GPU receives, and as many that it sends, in a"
         f" step, and holds from forward to backward beyond its own features. Six costs,"
         f" D = {width}, L = 25 and 49, {dtype}; encoder of {RECIPE.name}, its gradients in float32."
     )
+    return table(header, [_line(*case, width, dtype) for case in cases]) + f"\n\n{said}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,11 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=RECIPE.n_rkhs, help="D")
     parser.add_argument("--dtype", choices=ITEMSIZE, default="bfloat16", help="of the features")
     given = parser.parse_args(arguments)
-    if given.world_size is None:
-        print(traffic_table())
-        return 0
-    print(table(HEADER, [line(given.world_size, given.images, given.width, given.dtype)]))
-    print("\n" + conditions(given.width, given.dtype))
+    cases = ((given.world_size, given.images),) if given.world_size else CASES
+    print(traffic_table(cases, given.width, given.dtype))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Rows of the tile table that were measured on the user's own GPU: a small JSON file.
 
-The environment variable AMDIM_FAST_BLOCKS names it; ``benchmarks/autotune_nce.py`` writes it. Its
+The environment variable AMDIM_FAST_BLOCKS names it; ``amdim_fast.bench.autotune`` writes it. Its
 rows come before the built-in ones. Each process reads it once. A tile's swizzle is "group" there.
 """
 

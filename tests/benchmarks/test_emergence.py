@@ -1,6 +1,7 @@
 """The data and the measure of emergence, and both benches of components from end to end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from PIL import Image
 
 from amdim_fast.data.datasets import load_digits
 from amdim_fast.nce.reference_mixture import multiscale_mixture
-from benchmarks import bench_mixture, emergence, report
+from benchmarks import bench_mixture, emergence
 from benchmarks.composites import load_composites, location_masks, overlaps
-from benchmarks.mixture_table import mixture_goals, mixture_table
-from benchmarks.rows import Rows
+from benchmarks.report import tables
+from benchmarks.report.goals import goal_table
+from benchmarks.report.rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +71,11 @@ def test_perfect_labels_reach_everything():
     assert found["swapped"]["IoU, one for all"] < 80
 
 
-def test_a_tiny_run_makes_rows_and_a_figure(tmp_path):
-    small = ["--steps", "2", "--ndf", "2", "--n-rkhs", "8", "--depth", "1", "--batch-size", "4"]
+def test_a_tiny_run_makes_rows_and_a_figure(tmp_path, monkeypatch):
+    small = {"steps": 2, "ndf": 2, "n_rkhs": 8, "depth": 1, "batch_size": 4, "mixture": 3}
+    monkeypatch.setattr(emergence, "RECIPE", replace(emergence.RECIPE, **small))
     for seed in ("0", "1"):
-        arguments = ["--runs", str(tmp_path), "train", "--seed", seed, "--components", "3", *small]
-        assert emergence.main(arguments) == 0
+        assert emergence.main(["--runs", str(tmp_path), "train", "--seed", seed]) == 0
     out, figure = tmp_path / "rows.jsonl", tmp_path / "figure.png"
     arguments = ["--runs", str(tmp_path), "measure", "--out", str(out), "--figure", str(figure)]
     assert emergence.main(arguments) == 0
@@ -82,13 +84,13 @@ def test_a_tiny_run_makes_rows_and_a_figure(tmp_path):
     assert all(row["n"] == 2 and row["shapes"]["seeds"] == [0, 1] for row in rows)
     assert all(0 <= row["q20"] <= row["q80"] <= 100 for row in rows)
     assert np.asarray(Image.open(figure)).shape == (312, 1248, 3)
-    table = report.small_table(Rows(rows), "emergence")
+    table = tables.small(Rows(rows), "emergence")
     assert "| components, trained encoder |" in table
-    assert "entropy of the mean posterior" in mixture_goals(Rows(rows))
+    assert "entropy of the mean posterior" in goal_table(Rows(rows), "mixture_goals")
 
 
 def test_measure_without_runs_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no runs; train some first"):
+    with pytest.raises(FileNotFoundError, match="has no trained models; train some first"):
         emergence.main(["--runs", str(tmp_path), "measure"])
 
 
@@ -96,18 +98,22 @@ def test_committed_figure_is_small():
     assert 0 < emergence.FIGURE.stat().st_size < 200_000
 
 
-def test_step_bench_makes_rows_and_judges_them(tmp_path):
+def test_step_bench_makes_rows_and_judges_them(tmp_path, monkeypatch):
     out = tmp_path / "rows.jsonl"
-    assert bench_mixture.main(["--images", "4", "--repeats", "3", "--out", str(out)]) == 0
+    monkeypatch.setattr(bench_mixture, "IMAGES", 4)
+    monkeypatch.setattr(bench_mixture, "REPEATS", 3)
+    assert bench_mixture.main(["--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["provider"] for row in rows] == ["plain", "K = 2", "K = 4", "K = 8"]
     for row, time in zip(rows, (100.0, 120.0, 160.0, 200.0), strict=True):
         row["q50"] = time
-    assert "| K = 4 | 160 ms | 1.60x |" in mixture_table(Rows(rows))
-    assert "| at most 1.5 plain steps | 1.6x | not met |" in mixture_goals(Rows(rows))
+    assert "| K = 4 | 160 ms | 1.60x |" in tables.mixture(Rows(rows))
+    assert "| at most 1.5 plain steps | 1.60x | not met |" in goal_table(
+        Rows(rows), "mixture_goals"
+    )
     rows[2]["q50"] = 150.0
-    assert "| 1.5x | met |" in mixture_goals(Rows(rows))
-    assert "not yet measured" in mixture_goals(Rows([]))
+    assert "| 1.50x | met |" in goal_table(Rows(rows), "mixture_goals")
+    assert "not yet measured" in goal_table(Rows([]), "mixture_goals")
 
 
 def test_wrong_loss_gets_no_row(tmp_path, monkeypatch, capsys):
@@ -117,6 +123,8 @@ def test_wrong_loss_gets_no_row(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(bench_mixture, "multiscale_mixture", broken)
     out = tmp_path / "rows.jsonl"
-    assert bench_mixture.main(["--images", "4", "--repeats", "1", "--out", str(out)]) == 1
+    monkeypatch.setattr(bench_mixture, "IMAGES", 4)
+    monkeypatch.setattr(bench_mixture, "REPEATS", 1)
+    assert bench_mixture.main(["--out", str(out)]) == 1
     assert "K = 4: " in capsys.readouterr().out
     assert [json.loads(line)["provider"] for line in out.read_text().splitlines()] == ["plain"]

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from amdim_fast import LossMultiNCE
-from benchmarks import bench_quality
-from benchmarks.quality_table import quality_goals, quality_table
+from benchmarks import bench_quality, sources
 from benchmarks.reference_loss import reference_loss
-from benchmarks.rows import Rows
+from benchmarks.report.goals import goal_table
+from benchmarks.report.rows import Rows
+from benchmarks.report.tables import quality
 
 
 def row(provider, step, metric, value, unit="%"):
@@ -25,6 +26,8 @@ def row(provider, step, metric, value, unit="%"):
         "q50": value,
         "n": 1,
         "device": "a CPU",
+        "commit": "unknown",
+        "source": sources.digest("quality"),
         "time": "2026-01-01",
     }
 
@@ -71,12 +74,12 @@ def test_records_of_a_run(capsys, monkeypatch, provider):
 
 
 def test_table():
-    text = quality_table(rows())
+    text = quality(rows())
     assert "| raw pixels | 80.0 % |  |  |  |" in text
     assert "| random weights | 70.5 ± 0.7 % |  |  |  |" in text
     assert "| step 600 | 91.0 ± 1.0 % | 91.0 ± 1.0 % | 20 s | 30 s |" in text
     assert "3 seeds" in text
-    assert quality_table(Rows([])) == "Not yet measured."
+    assert quality(Rows([])) == "Not yet measured."
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,6 @@ def test_table():
     ],
 )
 def test_goals_can_fail(shift, seconds, verdicts):
-    text = quality_goals(rows(shift, seconds))
+    text = goal_table(rows(shift, seconds), "quality_goals")
     assert all(verdict in text for verdict in verdicts)
-    assert quality_goals(Rows([])).count("not yet measured") == 2
+    assert goal_table(Rows([]), "quality_goals").count("not yet measured") == 2

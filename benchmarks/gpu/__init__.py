@@ -8,6 +8,7 @@ Each part is a process with a time limit; the table at the end has one verdict a
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import os
 import shutil
@@ -15,66 +16,54 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks.harness import ROOT
-
-# Test files that need a package a GPU machine may lack.
-NEEDS = {
-    "coverage": ("tests/test_repository_table.py",),
-    "matplotlib": ("tests/test_comparison.py",),
-    "mlxtend": (
-        "tests/test_demo.py",
-        "tests/test_distributed.py",
-        "tests/test_documents.py",
-        "tests/test_emergence.py",
-        "tests/test_evaluation.py",
-        "tests/test_pretraining.py",
-        "tests/test_quality.py",
-        "tests/test_resume.py",
-    ),
-    "PIL": (
-        "tests/test_data.py",
-        "tests/test_decoding.py",
-        "tests/test_documents.py",
-        "tests/test_emergence.py",
-        "tests/test_evaluation.py",
-        "tests/test_loading.py",
-        "tests/test_packed_store.py",
-        "tests/test_packing.py",
-        "tests/test_segment_files.py",
-        "tests/test_segmentation.py",
-        "tests/test_sheets.py",
-    ),
-    "safetensors": ("tests/test_evaluation.py", "tests/test_export.py", "tests/test_info.py"),
-    "sklearn": ("tests/test_evaluation.py", "tests/test_scoring.py"),
-    "torchvision": (
-        "tests/test_augment.py",
-        "tests/test_augment_calls.py",
-        "tests/test_data.py",
-        "tests/test_documents.py",
-        "tests/test_export.py",
-        "tests/test_pixel.py",
-        "tests/test_view_draws.py",
-    ),
-    "yaml": ("tests/test_packaging.py",),
-}
+ROOT = Path(__file__).resolve().parents[2]
+# Folders of tests that use a GPU where there is one.
+FOLDERS = ("tests/kernels", "tests/nce", "tests/views", "tests/data", "tests/bench")
 SANITIZED = [
-    f"tests/test_{op}_gpu.py::test_small_case_for_the_sanitizer" for op in ("augment", "nce")
+    f"tests/{file}::test_small_case_for_the_sanitizer"
+    for file in ("views/test_augment_gpu.py", "nce/test_gpu.py")
 ]
+
+
+def imported(path: Path) -> set[str]:
+    """Packages that a test file imports, those of the helpers it imports from tests/ included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            helper = ROOT / f"{name.replace('.', '/')}.py"
+            is_helper = name.startswith("tests.") and helper.exists()
+            found |= imported(helper) if is_helper else {name.partition(".")[0]}
+    return found
+
+
+def lacking() -> dict[str, list[str]]:
+    """Test files of the folders that import a package which is not installed -> those packages."""
+    found = {}
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("test_*.py")):
+        missing = sorted(name for name in imported(path) if importlib.util.find_spec(name) is None)
+        if missing:
+            found[str(path.relative_to(ROOT))] = missing
+    return found
 
 
 def _python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-def _tests() -> list[str] | None:
-    command = _python("-m", "pytest", "-q", "-W", "default", "--require-gpu")
+def _tests() -> list[str]:
+    command = _python("-m", "pytest", "-q", "-W", "default", "--require-gpu", *FOLDERS)
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(min(8, os.cpu_count() or 1))]
-    for package, files in NEEDS.items():
-        if importlib.util.find_spec(package) is None:
-            print(f"left out: {', '.join(files)} ({package} is not installed)")
-            command += [f"--ignore={file}" for file in files]
+    for file, packages in lacking().items():
+        print(f"left out: {file}; not installed: {', '.join(packages)}")
+        command.append(f"--ignore={file}")
     return command
 
 
@@ -86,20 +75,23 @@ def _sanitizer(check: str, tests: list[str]) -> list[str] | None:
     return [tool, "--tool", check, "--error-exitcode=1", *_python("-m", "pytest", "-q", *tests)]
 
 
+def _bench(name: str) -> list[str]:
+    return _python("-m", f"benchmarks.bench_{name}", "--device", "cuda")
+
+
+# Name -> seconds that it may take, and its command; None where it cannot run here.
 PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
     "test": (170, _tests),
-    "peak": (15, lambda: _python("-m", "benchmarks.nce_grid", "peak")),
-    "bench": (150, lambda: _python("-m", "benchmarks.bench_nce", "--device", "cuda")),
-    "views": (45, lambda: _python("-m", "benchmarks.bench_augment", "--device", "cuda")),
-    "step": (240, lambda: _python("-m", "benchmarks.bench_train_step", "--device", "cuda")),
-    "large": (570, lambda: _python("-m", "benchmarks.bench_large_batch", "--device", "cuda")),
-    "largest": (60, lambda: _python("-m", "benchmarks.nce_grid", "largest")),
+    "peak": (15, lambda: _python("-m", "benchmarks.gpu.grid", "peak")),
+    "bench": (150, lambda: _bench("nce")),
+    "views": (45, lambda: _bench("augment")),
+    "step": (240, lambda: _bench("train_step")),
+    "large": (570, lambda: _bench("large_batch")),
+    "largest": (60, lambda: _python("-m", "benchmarks.gpu.grid", "largest")),
     "sanitize": (40, lambda: _sanitizer("memcheck", SANITIZED)),
     "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
     "report": (30, lambda: _python("-m", "benchmarks.report")),
 }
-
-
 # Calls of their own for the rest: nine minutes do not hold them.
 DEFAULT = [name for name in PARTS if name not in ("step", "large")]
 
@@ -134,7 +126,3 @@ def main(arguments: list[str] | None = None) -> int:
     verdicts = {name: run_part(name) for name in options.parts}
     print("\n".join(f"{name:<10} {verdict}" for name, verdict in verdicts.items()))
     return int(any(verdict.startswith("FAILED") for verdict in verdicts.values()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

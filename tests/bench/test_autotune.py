@@ -1,18 +1,26 @@
-"""Tuning with an invented clock: what is tried, checked, chosen, recorded and written."""
+"""Tuning with an invented clock: what is tried, checked, chosen, shown and written."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from amdim_fast.kernels import nce_tile_table
 from amdim_fast.kernels.nce_tiles import Tile
 
+from amdim_fast.bench import autotune
+from amdim_fast.bench.autotune import (
+    FIELDS,
+    Case,
+    candidates_of,
+    fused_tiles,
+    read_tiles,
+    shared_bytes,
+    tune,
+)
 from amdim_fast.nce import tile_file, tiles
 from amdim_fast.nce import triton_backend as nce_triton
 from amdim_fast.nce.tile_file import VARIABLE, Key, read_file
-from benchmarks import autotune_nce, harness
-from benchmarks.autotune_nce import FIELDS, Case, candidates_of, tune
-from benchmarks.tuning_candidates import fused_tiles, read_tiles, shared_bytes
 from tests.nce.cases import DEVICE, TILE, tile_set
 
 CASE = Case(20, 4, 24, torch.float32, DEVICE, repeats=2, warm_ups=0)
@@ -81,7 +89,7 @@ def test_what_is_wrong_is_neither_timed_nor_chosen(monkeypatch, recorded, capsys
 
 def test_nothing_right_is_an_error(monkeypatch):
     clock = Clock(monkeypatch)
-    monkeypatch.setattr(autotune_nce, "fault", lambda *_: "is wrong")
+    monkeypatch.setattr(autotune, "fault", lambda *_: "is wrong")
     with pytest.raises(RuntimeError, match="no candidate for forward is right"):
         tune(CASE, tile_set("fused"), CHOICES, clock.measure, print)
 
@@ -107,7 +115,7 @@ def test_small_shared_memory_leaves_tiles_out():
 
 def test_compiled_kernels_take_no_more_shared_memory_than_is_filtered_by():
     """The rows of the ahead-of-time gate are the independent truth; barriers take some bytes."""
-    path = harness.RESULTS / "aot.jsonl"
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "aot.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     fused = [row for row in rows if "fused" in row["name"] and row["arithmetic"] != "ieee"]
     assert len(fused) > 100
@@ -128,12 +136,12 @@ def gpu(monkeypatch):
     """The parts of torch that ask for a GPU, answered as an H200 would."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(harness, "device_name", lambda _: "some GPU")
-    monkeypatch.setattr(harness, "stopwatch", lambda _: None)
+    monkeypatch.setattr(autotune, "device_name", lambda _: "some GPU")
+    monkeypatch.setattr(autotune, "stopwatch", lambda _: None)
 
 
-def test_the_row_is_written_and_taken(monkeypatch, tmp_path, gpu):
-    file, out = tmp_path / "blocks.json", tmp_path / "rows.jsonl"
+def test_the_row_is_written_and_taken(monkeypatch, tmp_path, gpu, capsys):
+    file = tmp_path / "tiles.json"
     read = TILE._replace(width=0)
     found = tile_set("descriptors")._replace(read_forward=read, read_backward=read)
 
@@ -142,15 +150,16 @@ def test_the_row_is_written_and_taken(monkeypatch, tmp_path, gpu):
         record("forward", "some tile", [1.0, 3.0, 2.0])
         return found
 
-    monkeypatch.setattr(autotune_nce, "tune", tuned)
-    arguments = ["--dtype", "float16", "--width", "512", "--images", "64", "--out", str(out)]
-    assert autotune_nce.main([*arguments, "--file", str(file)]) == 0
+    monkeypatch.setattr(autotune, "tune", tuned)
+    arguments = ["--dtype", "float16", "--width", "512", "--images", "64"]
+    assert autotune.main([*arguments, "--file", str(file)]) == 0
     ((key, (written, note)),) = read_file(file).items()
     assert (key, written) == (Key("sm_90", "half", True), found)
     assert note["device"] == "some GPU"
-    row = json.loads(out.read_text())
-    assert (row["name"], row["mode"], row["provider"]) == ("tuning", "forward", "some tile")
-    assert (row["q50"], row["n"], row["shapes"]["D"]) == (2.0, 3, 512)
+    assert (note["B"], note["L"], note["D"]) == (64, 49, 512)
+    printed = capsys.readouterr().out
+    assert "  forward some tile: 2.000 ms\n" in printed
+    assert f"export {VARIABLE}={file}" in printed
     monkeypatch.setenv(VARIABLE, str(file))
     tile_file._read_once.cache_clear()
     assert tiles.choose((9, 0), torch.bfloat16, 128) == found
@@ -159,15 +168,15 @@ def test_the_row_is_written_and_taken(monkeypatch, tmp_path, gpu):
 def test_obstacles_are_one_sentence(monkeypatch, tmp_path, capsys, request):
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert autotune_nce.main(["--file", "x.json"]) == 2
+    assert autotune.main(["--file", "x.json"]) == 2
     assert "torch finds no CUDA device here" in capsys.readouterr().err
     request.getfixturevalue("gpu")
-    assert autotune_nce.main([]) == 2
+    assert autotune.main([]) == 2
     assert "give --file or set AMDIM_FAST_BLOCKS" in capsys.readouterr().err
     bad = tmp_path / "blocks.json"
     bad.write_text("[]]")
     monkeypatch.setenv(VARIABLE, str(bad))
-    assert autotune_nce.main([]) == 2
+    assert autotune.main([]) == 2
     printed = capsys.readouterr().err
     assert "is not JSON" in printed
     assert printed.count("\n") == 1

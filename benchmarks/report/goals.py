@@ -1,0 +1,227 @@
+"""Every goal, what the rows say of it, and whether that meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from benchmarks.bench_augment import KERNEL
+from benchmarks.bench_large_batch import CACHED, DIGITS, LOSS, WHOLE
+from benchmarks.report.rows import MISSING, Row, Rows, mark, quantity, table
+
+SMALL, LARGE = "cpu-b480-d1024-float32", "cpu-b4096-d256-float32"
+OURS, REFERENCE_LOSS, PILLOW = "amdim_fast", "reference loss", "torchvision on Pillow"
+STORED = "packed store"
+
+
+class Value(NamedTuple):
+    """What was measured: a number, its text, and the rows that it comes from."""
+
+    number: float
+    text: str
+    rows: Sequence[Row]
+
+
+Reader = Callable[[Rows], Value | None]
+
+
+class Goal(NamedTuple):
+    """What is asked, what the rows say (None where they are missing), and whether that is met."""
+
+    text: str
+    value: Reader
+    met: Callable[[float], bool]
+
+
+def judge(goal: Goal, rows: Rows) -> list[str]:
+    """The measured value, marked where a row is of older code, and the verdict."""
+    value = goal.value(rows)
+    if value is None:
+        return [MISSING, ""]
+    return [value.text + mark(*value.rows), "met" if goal.met(value.number) else "not met"]
+
+
+def goal_table(rows: Rows, block: str) -> str:
+    """The goals of a block."""
+    body = [[label, goal.text, *judge(goal, rows)] for label, goal in GOALS[block].items()]
+    return table(["", "goal", "measured", ""], body)
+
+
+def median(name: str, **fields: str) -> Reader:
+    """Of the row of a bench that has these fields."""
+
+    def value(rows: Rows) -> Value | None:
+        row = rows.find(name, **fields)
+        return Value(row["q50"], quantity(row["q50"], row["unit"]), [row]) if row else None
+
+    return value
+
+
+def ratio(name: str, over: str, under: str, **fields: str) -> Reader:
+    """How many times the median of one provider is that of another."""
+
+    def value(rows: Rows) -> Value | None:
+        upper, lower = (rows.find(name, provider=p, **fields) for p in (over, under))
+        if upper is None or lower is None:
+            return None
+        factor = upper["q50"] / lower["q50"]
+        return Value(factor, f"{factor:.2f}x", [upper, lower])
+
+    return value
+
+
+def nce(metric: str, provider: str, mode: str = "forward_backward") -> Reader:
+    """Times the reference's time or memory at B = 480."""
+    return ratio("nce", "reference", provider, case=SMALL, mode=mode, metric=metric)
+
+
+def views(case: str, provider: str) -> Reader:
+    """Milliseconds of two views of a batch on a GPU."""
+    return median("augment", case=case, provider=provider, metric="time")
+
+
+def views_ratio(case: str) -> Reader:
+    """Times the views a second of torchvision on Pillow."""
+    return ratio("augment", OURS, PILLOW, case=case, metric="rate")
+
+
+def digits_peaks(rows: Rows) -> list[Row]:
+    """Peak memory from the whole batch to the smallest micro-batch; empty while one is missing."""
+    fields = {"case": DIGITS, "metric": "peak_memory"}
+    found = [rows.find("large_batch", provider=p, **fields) for p in (WHOLE, *CACHED)]
+    return [row for row in found if row] if all(found) else []
+
+
+def falling_peaks(rows: Rows) -> Value | None:
+    """All of them; the number is the largest quotient of one and the one before."""
+    peaks = digits_peaks(rows)
+    worst = max((b["q50"] / a["q50"] for a, b in pairwise(peaks)), default=0.0)
+    text = ", ".join(quantity(row["q50"], "bytes") for row in peaks)
+    return Value(worst, text, peaks) if peaks else None
+
+
+def least_peak(rows: Rows) -> Value | None:
+    """That of the best micro-batch."""
+    least = min(digits_peaks(rows)[1:], key=lambda row: float(row["q50"]), default=None)
+    return Value(least["q50"], quantity(least["q50"], "bytes"), [least]) if least else None
+
+
+def quality_samples(rows: Rows, metric: str = "linear_probe") -> dict[str, dict[int, list[float]]]:
+    """Provider -> step -> values, one a seed."""
+    found: dict[str, dict[int, list[float]]] = {OURS: {}, REFERENCE_LOSS: {}}
+    for row in rows.named("quality", metric=metric):
+        steps = found.setdefault(row["provider"].partition(", seed")[0], {})
+        steps.setdefault(row["shapes"]["step"], []).append(float(row["q50"]))
+    return found
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation; the latter is 0 of one value."""
+    return mean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def quality_difference(rows: Rows) -> Value | None:
+    """Points between the means of both losses; the most that exceeds both standard deviations."""
+    accuracies = quality_samples(rows)
+    ours, other = ({s: spread(v) for s, v in accuracies[p].items()} for p in (OURS, REFERENCE_LOSS))
+    if not ours or not other:
+        return None
+    gaps = {step: abs(ours[step][0] - other[step][0]) for step in ours}
+    excess = max(gaps[step] - max(ours[step][1], other[step][1]) for step in ours)
+    return Value(excess, f"{max(gaps.values()):.2f} points", rows.named("quality"))
+
+
+def quality_speed(rows: Rows) -> Value | None:
+    """How many times as long the reference loss takes to the last step."""
+    seconds = quality_samples(rows, "training_time")
+    if not seconds[OURS] or not seconds[REFERENCE_LOSS]:
+        return None
+    ours, other = (mean(seconds[p][max(seconds[p])]) for p in (OURS, REFERENCE_LOSS))
+    return Value(other / ours, f"{other / ours:.2f}x less", rows.named("quality"))
+
+
+def at_least(limit: float) -> Callable[[float], bool]:
+    return lambda value: value >= limit
+
+
+def at_most(limit: float) -> Callable[[float], bool]:
+    return lambda value: value <= limit
+
+
+def under(limit: float) -> Callable[[float], bool]:
+    return lambda value: value < limit
+
+
+def above(limit: float) -> Callable[[float], bool]:
+    return lambda value: value > limit
+
+
+# Block of the documents -> label -> goal.
+GOALS = {
+    "nce_goals": {
+        "forward + backward at B = 480": Goal("1.7x or more", nce("time", "torch"), at_least(1.7)),
+        "forward under no_grad at B = 480": Goal(
+            "3x or more", nce("time", "torch", "forward"), at_least(3)
+        ),
+        "extra peak memory of the recompute plan at B = 480": Goal(
+            "10x less or better", nce("extra_peak_memory", "torch_recompute"), at_least(10)
+        ),
+        "extra peak memory at B = 4096": Goal(
+            "under 1 GB", median("nce", case=LARGE, metric="extra_peak_memory"), under(1e9)
+        ),
+    },
+    "augment_goals": {
+        f"256² to 128², one core, against {PILLOW}": Goal(
+            "3x or more", views_ratio("cpu-256px-imagenet128"), at_least(3)
+        ),
+        f"96² to 64², one core, against {PILLOW}": Goal(
+            "3x or more", views_ratio("cpu-96px-stl10"), at_least(3)
+        ),
+        # Five times what its memory traffic takes on an H200.
+        "256 of 256² to 128², kernel": Goal(
+            "115 us or less", views("cuda-256px-imagenet128", KERNEL), at_most(0.115)
+        ),
+        "256 of 256² to 128², drawing included": Goal(
+            "300 us or less", views("cuda-256px-imagenet128", OURS), at_most(0.3)
+        ),
+        "256 of 32², drawing included": Goal(
+            "100 us or less", views("cuda-32px-cifar", OURS), at_most(0.1)
+        ),
+    },
+    "data": {
+        name: Goal("10,000 or more", median("data", provider=name), at_least(10_000))
+        for name in (STORED, f"{STORED}, into one buffer", f"{STORED}, through the loader")
+    },
+    "step_goals": {
+        "digits, data and views": Goal(
+            "under 15 %",
+            median("train_step", case="cpu-digits", provider=OURS, metric="data_and_views"),
+            under(15),
+        ),
+    },
+    "mixture_goals": {
+        "training step with K = 4": Goal(
+            "at most 1.5 plain steps", ratio("mixture", "K = 4", "plain"), at_most(1.5)
+        ),
+        "entropy of the mean posterior": Goal(
+            "above 50 % of log K", median("emergence", metric="usage entropy / log K"), above(50)
+        ),
+    },
+    "quality_goals": {
+        "largest difference of the means": Goal(
+            "within the standard deviation of either", quality_difference, at_most(0)
+        ),
+        "time to the last step": Goal("less than with the reference loss", quality_speed, above(1)),
+    },
+    "large_goals": {
+        "six costs at B = 8,192, beyond inputs and gradients": Goal(
+            "under 1 GB", median("large_batch", case=LOSS, metric="extra_peak_memory"), under(1e9)
+        ),
+        "digits at a batch of 4,000, whole process": Goal("under 2 GB", least_peak, under(2e9)),
+        "its peak memory as the micro-batches shrink": Goal(
+            "falls each time", falling_peaks, under(1)
+        ),
+    },
+}

@@ -1,0 +1,230 @@
+"""Tables of rows; goals are judged elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import NamedTuple
+
+from amdim_fast.training.recipes import RECIPES
+from amdim_fast.views.params import POLICIES
+from benchmarks import sources, traffic
+from benchmarks.bench_augment import ALL_CORES
+from benchmarks.gpu import grid
+from benchmarks.report.goals import (
+    GOALS,
+    LARGE,
+    OURS,
+    PILLOW,
+    REFERENCE_LOSS,
+    SMALL,
+    judge,
+    quality_samples,
+    spread,
+)
+from benchmarks.report.rows import MISSING, NO_ROWS, STALE, Row, Rows, cell, mark, table
+
+GPU = "cuda-b1024-d2048-bfloat16"
+METHODS = {
+    "reference": "original algorithm",
+    "reference_compiled": "the same, torch.compile",
+    "torch": "amdim_fast",
+    "torch_recompute": "amdim_fast, recompute plan",
+}
+FLOORS = {
+    "gemms": "matrix products alone, torch.mm",
+    "gemms_onednn": "matrix products alone, oneDNN",
+}
+ON_GPU = {"torch": "amdim_fast, torch backend", "triton": "amdim_fast"}
+
+
+class Column(NamedTuple):
+    """One column of the contrastive bench."""
+
+    case: str
+    mode: str
+    metric: str
+
+
+COLUMNS = {
+    "forward + backward": Column(SMALL, "forward_backward", "time"),
+    "forward, no_grad": Column(SMALL, "forward", "time"),
+    "extra peak memory": Column(SMALL, "forward_backward", "extra_peak_memory"),
+}
+HEADLINE = {**COLUMNS, "forward + backward, GPU": Column(GPU, "forward_backward", "time")}
+CPU_VIEWS = {"cpu-256px-imagenet128": "256² to 128²", "cpu-96px-stl10": "96² to 64²"}
+GPU_VIEWS = {
+    "cuda-256px-imagenet128": "256 of 256² to 128²",
+    "cuda-96px-stl10": "256 of 96² to 64²",
+    "cuda-32px-cifar": "256 of 32²",
+}
+
+
+def nce(rows: Rows, columns: Mapping[str, Column], methods: Mapping[str, str]) -> str:
+    """Providers against columns, with factors against the original; products take no memory."""
+    used, body = [], []
+    for provider, label in methods.items():
+        line = [label]
+        for column in columns.values():
+            # On a GPU the loss runs the kernels.
+            name = "triton" if (column.case, provider) == (GPU, "torch") else provider
+            row = rows.find("nce", provider=name, **column._asdict())
+            base = rows.find("nce", provider="reference", **column._asdict())
+            weightless = provider in FLOORS and column.metric != "time"
+            line.append("" if weightless else cell(row, base))
+            used += [row] if row else []
+        body.append(line)
+    return table(["", *columns], body, used)
+
+
+def nce_large(rows: Rows) -> str:
+    """The case whose scores the original's algorithm could not hold."""
+    metrics = "calculated_bytes", "time", "extra_peak_memory"
+    stored, time, memory = found = [rows.find("nce", case=LARGE, metric=m) for m in metrics]
+    body = [
+        [METHODS["reference"], "", cell(stored) + (" (calculated)" if stored else "")],
+        [METHODS["torch"], cell(time), cell(memory)],
+    ]
+    header = ["", "forward + backward", "extra peak memory"]
+    return table(header, body, [row for row in found if row])
+
+
+def nce_grid(rows: Rows) -> str:
+    """Every measured point on a GPU; rates count three products of the size of the scores."""
+    used: list[Row] = []
+    body = []
+    points = [(dtype, *size) for dtype in grid.DTYPES for size in grid.GRID]
+    for dtype, images, width in points:
+        peak = rows.find("nce", case=grid.peak_key(dtype), metric="rate")
+        for provider, label in (METHODS | FLOORS | ON_GPU).items():
+            key = {"case": grid.grid_key(images, width, dtype), "provider": provider}
+            both = rows.find("nce", **key, mode="forward_backward", metric="time")
+            if both is None:
+                continue
+            forward = rows.find("nce", **key, mode="forward", metric="time")
+            memory = rows.find("nce", **key, mode="forward_backward", metric="extra_peak_memory")
+            rate = grid.product_flops(images, width, "forward_backward") / both["q50"] / 1e9
+            share = f"{rate / peak['q50']:.0%}{mark(both, peak)}" if peak else MISSING
+            sizes = [f"{label}, {dtype}", str(images), str(width)]
+            rates = [f"{rate:.0f}{mark(both)}", share]
+            body.append([*sizes, cell(forward), cell(both), *rates, cell(memory)])
+            used += [row for row in (forward, both, memory, peak) if row]
+    if not body:
+        return NO_ROWS
+    largest = f"Largest batch that fits: {cell(rows.find('nce', metric='largest_batch'))}."
+    header = ["", "B", "D", "forward", "forward + backward", "TFLOP/s", "of peak"]
+    return table([*header, "extra peak memory"], body, used) + f"\n\n{largest}"
+
+
+def views(rows: Rows, cases: Mapping[str, str], metric: str) -> str:
+    """Providers of two views against cases, with factors against torchvision on Pillow."""
+    found = {}
+    for row in rows.named("augment", metric=metric):
+        if (case := row["case"].removesuffix(ALL_CORES)) in cases:
+            found[case, row["provider"]] = row
+    if not found:
+        return NO_ROWS
+    body = [
+        [provider, *(cell(found.get((c, provider)), found.get((c, PILLOW))) for c in cases)]
+        for provider in dict.fromkeys(provider for _, provider in found)
+    ]
+    return table(["", *cases.values()], body, found.values())
+
+
+def small(rows: Rows, name: str, case: str | None = None, only: Sequence[str] = ()) -> str:
+    """Any bench as providers against metrics, in the order of their rows; blank without a row."""
+    found = rows.named(name, **({"case": case} if case else {}))
+    cells = {(r["provider"], r["metric"]): r for r in found if not only or r["provider"] in only}
+    if not cells:
+        return NO_ROWS
+    providers, metrics = (dict.fromkeys(names) for names in zip(*cells, strict=True))
+    body = [[p, *(cell(cells.get((p, m)), absent="") for m in metrics)] for p in providers]
+    return table(["", *(m.replace("_", " ") for m in metrics)], body, cells.values())
+
+
+def data(rows: Rows) -> str:
+    """Ways to read images, with their goals."""
+    goals, found = GOALS["data"], rows.named("data")
+    body = []
+    for row in found:
+        goal = goals.get(row["provider"])
+        asked = [goal.text, judge(goal, rows)[1]] if goal else ["", ""]
+        body.append([row["provider"], cell(row), *asked])
+    return table(["", "one core", "goal", ""], body, found) if found else NO_ROWS
+
+
+def mixture(rows: Rows) -> str:
+    """Time of a training step, and how many plain steps it is."""
+    found = rows.named("mixture")
+    plain = rows.find("mixture", provider="plain")
+    if plain is None:
+        return NO_ROWS
+    body = [
+        [row["provider"], cell(row), f"{row['q50'] / plain['q50']:.2f}x{mark(row, plain)}"]
+        for row in found
+    ]
+    return table(["", "training step", "of the plain step"], body, found)
+
+
+def quality(rows: Rows) -> str:
+    """Mean and standard deviation at each step, and the seconds of training until there."""
+    accuracies, seconds = quality_samples(rows), quality_samples(rows, "training_time")
+    both = (OURS, REFERENCE_LOSS)
+    if not all(accuracies[provider] for provider in both):
+        return NO_ROWS
+
+    def percent(values: Sequence[float]) -> str:
+        if not values:
+            return MISSING
+        average, deviation = spread(list(values))
+        return f"{average:.1f} ± {deviation:.1f} %" if len(values) > 1 else f"{average:.1f} %"
+
+    untrained = ("raw pixels", "random weights")
+    body = [[name, percent(accuracies.get(name, {}).get(0, ())), "", "", ""] for name in untrained]
+    for step in sorted(accuracies[OURS]):
+        times = [f"{mean(seconds[provider][step]) / 1e3:.0f} s" for provider in both]
+        body.append([f"step {step}", *(percent(accuracies[p][step]) for p in both), *times])
+    header = ["", *(f"{what}, {provider}" for what in ("probe", "time") for provider in both)]
+    said = f"Mean and standard deviation, {len(accuracies[OURS][max(accuracies[OURS])])} seeds, one"
+    shown = [row for row in rows.named("quality") if row["shapes"]["step"]]
+    return table(header, body, shown).replace("Medians.", f"{said} thread a process. Medians.")
+
+
+def compiled(rows: Rows) -> str:
+    """What the compiler made of the kernels, the worst of every architecture and arithmetic."""
+    if not rows.compiled:
+        return "Not yet compiled."
+    members: dict[str, list[Row]] = {}
+    for row in rows.compiled:
+        members.setdefault(f"{row['arch']}, {row['arithmetic']}", []).append(row)
+    body = []
+    for label, found in members.items():
+        worst = {
+            key: max(row[key] for row in found)
+            for key in ("registers", "spills", "fp64", "shared_bytes")
+        }
+        products, loads = (sum(row[key] > 0 for row in found) for key in ("wgmma", "tma"))
+        sizes = [len(found), worst["registers"], worst["spills"]]
+        shared = f"{worst['shared_bytes'] / 1e3:.0f}"
+        uses = [f"in {products}", f"in {loads}", str(worst["fp64"])]
+        body.append([label, *map(str, sizes), shared, *uses])
+    versions = rows.compiled[-1]["versions"]
+    said = f"Worst of each line. triton {versions['triton']}, torch {versions['torch']}."
+    old = any(row["source"] != sources.digest("aot") for row in rows.compiled)
+    header = ["", "kernels", "registers", "stack, bytes a thread", "shared memory, kB"]
+    made = table([*header, "wgmma", "TMA", "float64"], body)
+    return f"{made}\n\n{said} {STALE}" if old else f"{made}\n\n{said}"
+
+
+def recipes() -> str:
+    """One line a recipe, from its fields; parameters are counted on models without memory."""
+    body = []
+    for name, recipe in RECIPES.items():
+        sizes = (recipe.ndf, recipe.n_rkhs, recipe.depth)
+        millions = f"{traffic.parameters(recipe) / 1e6:.1f} M"
+        length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
+        line = [name, POLICIES[recipe.policy].size, "/".join(map(str, sizes)), millions]
+        decay = ", ".join(map(str, recipe.milestones))
+        body.append(map(str, [*line, recipe.batch_size, length, decay]))
+    header = ["", "pixels", "ndf/n_rkhs/depth", "parameters, calculated", "batch", "length"]
+    return table([*header, "decay"], body)

@@ -1,0 +1,257 @@
+"""Rows, and the benches that make them, on small sizes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from amdim_fast.bench import measure
+from amdim_fast.bench.inputs import make_inputs
+from amdim_fast.training.recipes import RECIPES
+from benchmarks import (
+    bench_augment,
+    bench_data,
+    bench_demo,
+    bench_large_batch,
+    bench_nce,
+    bench_train_step,
+    harness,
+)
+from benchmarks.bench_nce import CASES, Case
+from benchmarks.nce_providers import LOSSES, PRODUCTS, extra_peak, run
+from benchmarks.report import tables
+from benchmarks.report.goals import LARGE, SMALL
+from benchmarks.report.rows import read_rows
+
+FIELDS = {
+    *("name", "case", "provider", "mode", "shapes", "dtype", "metric", "unit", "q20", "q50", "q80"),
+    *("n", "note", "device", "versions", "commit", "source", "time"),
+}
+
+
+def made():
+    condition = harness.Condition("nce", SMALL, "torch", "forward", {"B": 480}, "float32")
+    return harness.make_row(condition, "time", "ms", [1.0], device="some CPU")
+
+
+def test_row_has_every_field_and_is_json(tmp_path):
+    row = made()
+    harness.append_row(row, tmp_path / "rows.jsonl")
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
+    assert row.keys() == FIELDS
+    assert row["versions"].keys() == {"torch", "triton", "cuda", "python", "amdim_fast"}
+    assert row["time"].endswith("+00:00")
+
+
+def test_commit_names_a_dirty_tree(tmp_path):
+    assert harness.commit(tmp_path) == "unknown"
+    identity = ["-c", "user.name=name", "-c", "user.email=name@example.com"]
+    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    clean = harness.commit(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results" / "nce.jsonl").write_text("{}\n")
+    assert harness.commit(tmp_path) == clean
+    (tmp_path / "new.py").write_text("")
+    assert harness.commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_providers_are_timed_in_turn():
+    called = []
+    ticks = iter(range(1, 100))
+
+    def clock(call):
+        call()
+        return float(next(ticks))
+
+    samples = measure.time_interleaved(
+        {"a": lambda: called.append("a"), "b": lambda: called.append("b")},
+        repeats=6,
+        warm_ups=1,
+        measure=clock,
+    )
+    assert called == ["a", "b"] * 7
+    assert samples["a"] == [1, 3, 5, 7, 9, 11]
+    assert measure.quantiles(samples["a"]) == (3, 6, 9)
+    assert measure.quantiles([4.0]) == (4, 4, 4)
+
+
+def test_cpu_stopwatch_is_in_milliseconds(monkeypatch):
+    clock = iter([10.0, 10.25])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    assert measure.stopwatch("cpu")(lambda: None) == 250.0
+
+
+def test_other_work_is_what_this_process_did_not_do(monkeypatch):
+    seconds = iter([(0.0, 100.0, 5.0), (10.0, 112.0, 9.0)])
+    monkeypatch.setattr(harness.OtherWork, "_seconds", lambda self: next(seconds))
+    monkeypatch.setattr(harness.os, "cpu_count", lambda: 2)
+    assert harness.OtherWork().share() == pytest.approx(0.4)
+
+
+def test_own_work_is_not_other_work():
+    other_work = harness.OtherWork()
+    wall, busy, own = other_work._seconds()
+    assert wall > 0
+    assert busy > own > 0
+    code = "import time; start = time.process_time()\nwhile time.process_time() < start + 0.5: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert other_work._seconds()[2] > own + 0.4
+
+
+def test_difference_is_relative_and_nan_is_infinite():
+    expected = [torch.tensor([1.0, 100.0]), torch.tensor([1e-3])]
+    found = [torch.tensor([1.0, 101.0]), torch.tensor([1e-3])]
+    assert measure.largest_difference(found, expected) == pytest.approx(0.01)
+    assert measure.largest_difference([torch.tensor(float("nan"))], [torch.tensor(1.0)]) == float(
+        "inf"
+    )
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward_backward"])
+def test_providers_agree_on_small_inputs(mode):
+    inputs = make_inputs(8, 16)
+    expected = run("reference", mode, inputs)
+    assert len(expected) == (4 if mode == "forward" else 10)
+    for provider in ("torch", "torch_recompute"):
+        assert measure.largest_difference(run(provider, mode, inputs), expected) < 1e-5
+    for provider in PRODUCTS:
+        assert run(provider, mode, inputs) == ()
+
+
+def test_cases_name_known_providers():
+    for case in CASES:
+        assert {*case.providers} <= LOSSES.keys() | PRODUCTS.keys()
+    assert {SMALL, LARGE, tables.GPU} <= {case.key for case in CASES}
+
+
+def test_wrong_provider_gets_no_row(tmp_path, monkeypatch, capsys):
+    def broken(inputs):
+        loss_1t5, *rest = LOSSES["reference"](inputs)
+        return (loss_1t5 * 1.01, *rest)
+
+    providers = ("reference", "broken", "torch", "gemms")
+    case = Case("cpu", 8, 16, "float32", providers, repeats=3, calculate_reference=True)
+    monkeypatch.setitem(LOSSES, "broken", broken)
+    monkeypatch.setattr(bench_nce, "CASES", [case])
+    out = tmp_path / "rows.jsonl"
+    assert bench_nce.main(["--out", str(out)]) == 1
+    assert "left out, further from the reference than allowed: broken" in capsys.readouterr().out
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    found = [(row["provider"], row["metric"], row["n"]) for row in rows]
+    assert found == [
+        ("reference", "time", 3),
+        ("reference", "extra_peak_memory", 1),
+        ("torch", "time", 3),
+        ("torch", "extra_peak_memory", 1),
+        ("gemms", "time", 3),
+        ("reference", "calculated_bytes", 0),
+    ]
+    assert [row["note"].startswith("plan: ") for row in rows] == [i == 3 for i in range(6)]
+    assert all(row.keys() == FIELDS for row in rows)
+    assert all(row["q50"] > 0 for row in rows)
+
+
+def test_peak_of_a_provider_leaves_out_gradients():
+    inputs = make_inputs(16, 8)
+    kept, plan = extra_peak("torch", "forward_backward", inputs)
+    reference, note = extra_peak("reference", "forward_backward", inputs)
+    assert 0 < kept < reference
+    assert (plan.startswith("plan: keep"), note) == (True, "")
+    assert reference > 3 * 4 * 16 * 16 * (25 + 25 + 49)
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    for name, value in (("IMAGES", 24), ("SIDE", 32), ("BATCH", 8), ("REPEATS", 3)):
+        monkeypatch.setattr(bench_data, name, value)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_data_bench_on_few_images(tmp_path, few_images):
+    out = tmp_path / "benchmarks" / "results" / "data.jsonl"
+    assert bench_data.main(["--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(row.keys() == FIELDS and row["n"] == 3 and row["q50"] > 0 for row in rows)
+    decoded, *stored = tables.data(read_rows(tmp_path)).splitlines()[2:6]
+    assert decoded.startswith(f"| {bench_data.DECODED} |")
+    assert decoded.endswith("|  |  |")
+    assert all("| 10,000 or more | " in line for line in stored)
+
+
+def test_store_that_differs_gets_no_row(tmp_path, few_images, monkeypatch):
+    monkeypatch.setattr(bench_data.PackedImages, "batch", lambda self, index: torch.zeros(3))
+    assert bench_data.main(["--out", str(tmp_path / "rows.jsonl")]) == 1
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_large_bench_on_few_images(tmp_path, monkeypatch):
+    changes = {"CHECKED_IMAGES": 8, "IMAGES": 40, "BATCH": 16}
+    for name, value in {**changes, "PROVIDERS": {"of 5": "--micro-batch=5"}}.items():
+        monkeypatch.setattr(bench_large_batch, name, value)
+    out = tmp_path / "rows.jsonl"
+    assert bench_large_batch.main([f"--out={out}"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["metric"] for row in rows] == ["extra_peak_memory", "peak_memory", "time"]
+    assert [row["shapes"]["B"] for row in rows] == [40, 16, 16]
+    assert all(row.keys() == FIELDS for row in rows)
+    assert all(row["q50"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rows_of_the_demo_say_what_ran(tmp_path, precision):
+    recipe = asdict(replace(RECIPES["digits"], precision=precision))
+    summary = dict.fromkeys(bench_demo.ACCURACIES.values(), 0.5)
+    summary |= {"train_seconds": 2.0, "peak_memory_bytes": 3}
+    for name, content in (
+        ("summary", summary),
+        ("config", {"recipe": recipe, "seed": 0, "device": "cpu"}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    out = tmp_path / "rows.jsonl"
+    assert bench_demo.main([str(tmp_path), "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["dtype"] for row in rows} == {precision}
+    found = {(row["provider"], row["metric"]): row["q50"] for row in rows}
+    assert found[bench_demo.PRETRAINED, "linear_probe"] == 50.0
+    assert found[bench_demo.PRETRAINED, "training_time"] == 2000.0
+    assert len(rows) == 5
+
+
+def test_step_bench_on_few_steps(tmp_path, monkeypatch):
+    for name, value in {"ROUNDS": 1, "STEPS": 6, "RECORD": 1}.items():
+        monkeypatch.setattr(bench_train_step, name, value)
+    out = tmp_path / "rows.jsonl"
+    assert bench_train_step.main(["--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["provider"], row["metric"]) for row in rows] == [
+        ("amdim_fast", "time"),
+        ("amdim_fast, float32", "time"),
+        ("amdim_fast", "data_and_views"),
+    ]
+    assert [row["n"] for row in rows] == [3, 3, 4]
+    assert 0 < rows[-1]["q50"] < 100
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_views_bench_on_few_images(tmp_path, monkeypatch, capsys, equal):
+    case = (2, torch.float32, 3, {"digits": 32})
+    monkeypatch.setitem(bench_augment.DEVICES, "cpu", case)
+    if not equal:
+        monkeypatch.setattr(bench_augment.torch, "equal", lambda *_: False)
+    out = tmp_path / "rows.jsonl"
+    assert bench_augment.main(["--out", str(out)]) == (0 if equal else 1)
+    if not equal:
+        assert "compiled views differ from the reference's" in capsys.readouterr().out
+        assert not out.exists()
+        return
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 2 * 4
+    assert {row["case"] for row in rows} == {"cpu-32px-digits", "cpu-32px-digits-all-cores"}
+    assert all(row.keys() == FIELDS and row["n"] == 3 and row["q50"] > 0 for row in rows)
