@@ -45,7 +45,7 @@ def features(**changes):
             "src is torch.float64; with backend 'triton' it must be float32",
         ),
         ({"memory_budget": -1}, ValueError, "memory_budget is -1; it must be a whole number, 0"),
-        ({"memory_budget": 1.5}, ValueError, "memory_budget is 1.5; it must be a whole number, 0"),
+        ({"memory_budget": 1.5}, TypeError, "memory_budget is a float; it must be a whole number"),
         ({"group": object()}, TypeError, "group is a object; it must be a torch.distributed"),
     ],
 )
