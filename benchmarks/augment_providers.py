@@ -14,8 +14,8 @@ Call = Callable[[], object]
 PER_IMAGE = "torchvision draws and applies image by image"
 
 
-def pillow(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> Call:
-    """Torchvision's transforms on Pillow images, already decoded."""
+def pillow(policy: ViewPolicy, images: Tensor) -> Call:
+    """Transforms of Pillow images, already decoded."""
     from PIL import Image
     from torchvision import transforms
 
@@ -24,16 +24,13 @@ def pillow(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> Call:
     return lambda: [torch.stack([transform(image) for image in decoded]) for _ in range(2)]
 
 
-def v2_per_sample(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> Call:
-    """Torchvision v2 on tensors, image by image."""
-    transform, planar = _v2(policy, dtype), images.movedim(-1, 1).contiguous()
+def tensors(policy: ViewPolicy, images: Tensor) -> Call:
+    """Transforms v2 of tensors."""
+    from torchvision.transforms import v2
+
+    transform = _composed(v2, policy, v2.ToDtype(torch.float32, scale=True))
+    planar = images.movedim(-1, 1).contiguous()
     return lambda: [torch.stack([transform(image) for image in planar]) for _ in range(2)]
-
-
-def v2_batched(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> Call:
-    """Torchvision v2 on the batch, which draws one parameter set for all its images."""
-    transform, planar = _v2(policy, dtype), images.movedim(-1, 1).contiguous()
-    return lambda: [transform(planar) for _ in range(2)]
 
 
 def _composed(transforms: Any, policy: ViewPolicy, to_float: Any) -> Any:
@@ -52,16 +49,4 @@ def _composed(transforms: Any, policy: ViewPolicy, to_float: Any) -> Any:
     return transforms.Compose(parts)
 
 
-def _v2(policy: ViewPolicy, dtype: torch.dtype) -> Any:
-    from torchvision.transforms import v2
-
-    return _composed(v2, policy, v2.ToDtype(dtype, scale=True))
-
-
-OTHERS: dict[str, dict[str, Callable[[ViewPolicy, Tensor, torch.dtype], Call]]] = {
-    "cpu": {"torchvision on Pillow": pillow, "torchvision v2 on tensors": v2_per_sample},
-    "cuda": {
-        "torchvision v2, per sample": v2_per_sample,
-        "torchvision v2, one draw a batch": v2_batched,
-    },
-}
+OTHERS = {"torchvision on Pillow": pillow, "torchvision v2 on tensors": tensors}

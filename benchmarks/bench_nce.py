@@ -49,7 +49,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """As recorded in rows."""
+        """Its name in the rows."""
         return f"{self.device}-b{self.images}-d{self.width}-{self.dtype}"
 
     def inputs(self, images: int) -> Inputs:

@@ -76,13 +76,12 @@ def measure(out: Path) -> None:
             if process.returncode:
                 raise RuntimeError(f"{provider}, seed {seed}: exit status {process.returncode}")
             for record in map(json.loads, output.splitlines()):
-                step, name = record["step"], f"{provider}, seed {seed}"
+                step = record["step"]
+                name = f"{provider if step else RANDOM}, seed {seed}"
+                if step or provider == OURS:
+                    _record(name, step, "linear_probe", "%", record["accuracy"], out)
                 if step:
                     _record(name, step, "training_time", "ms", 1e3 * record["seconds"], out)
-                    _record(name, step, "linear_probe", "%", record["accuracy"], out)
-                elif provider == OURS:
-                    name = f"{RANDOM}, seed {seed}"
-                    _record(name, step, "linear_probe", "%", record["accuracy"], out)
 
 
 def _record(provider: str, step: int, metric: str, unit: str, value: float, out: Path) -> None:
@@ -92,7 +91,6 @@ def _record(provider: str, step: int, metric: str, unit: str, value: float, out:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and append the rows."""
     parser = harness.parser(NAME, __doc__)
     parser.add_argument("--run", choices=(OURS, REFERENCE), help="of a child process")
     parser.add_argument("--seed", type=int, help="of a child process")

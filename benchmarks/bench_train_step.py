@@ -99,7 +99,6 @@ def measure_cuda(out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and append the rows."""
     options = harness.parser(NAME, __doc__, "cpu", "cuda").parse_args(arguments)
     {"cpu": measure_cpu, "cuda": measure_cuda}[options.device](options.out)
     return 0

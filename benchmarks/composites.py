@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,11 @@ OPAQUE = 128
 SHIFT = 5
 
 
-@dataclass(frozen=True)
-class Composites:
-    """Images uint8 [N, 32, 32, 3], masks bool [N, 32, 32], digits int64 [N]."""
+class Composites(NamedTuple):
+    """Images uint8 [N, 32, 32, 3] and masks bool [N, 32, 32]."""
 
     images: Tensor
     masks: Tensor
-    digits: Tensor
 
 
 def load_composites(seed: int) -> tuple[Composites, Composites]:
@@ -74,7 +72,7 @@ def _compose(
         )
         patches[index] = photo[:, top : top + SIZE, left : left + SIZE].permute(1, 2, 0)
     blended = torch.lerp(patches, color, gray[..., None].float() / 255)
-    return Composites(blended.round().to(torch.uint8), gray >= OPAQUE, digits.labels)
+    return Composites(blended.round().to(torch.uint8), gray >= OPAQUE)
 
 
 def location_masks(masks: Tensor) -> Tensor:

@@ -44,7 +44,6 @@ TRAINED, UNTRAINED = "trained encoder", "untrained encoder"
 
 
 def make_model(seed: int) -> AMDIM:
-    """The model at random weights."""
     seed_everything(seed)
     return build_model(RECIPE, None)
 

@@ -29,35 +29,22 @@ CASES = ((1, 480), (8, 60), (64, 64), (1024, 64))
 
 
 class Costs(NamedTuple):
-    """What a loss compares.
+    """What a loss compares."""
 
-    Attributes:
-        sources: features [B, D] that predict, each counted once however many maps it predicts.
-        locations: L of the map that each cost predicts.
-        maps: L of each map, counted once however many costs predict it.
-    """
-
-    sources: int
-    locations: tuple[int, ...]
-    maps: tuple[int, ...]
+    sources: int  # features [B, D] that predict, each counted once however many maps it predicts
+    locations: tuple[int, ...]  # L of the map that each cost predicts
+    maps: tuple[int, ...]  # L of each map, counted once however many costs predict it
 
 
 # Of each view: r1 and a location of r5 predict 5x5, r1 predicts 7x7.
 SIX_COSTS = Costs(4, (25, 25, 49) * 2, (25, 49) * 2)
-ONE_COST = Costs(1, (49,), (49,))
 
 
 class Traffic(NamedTuple):
-    """Bytes of one rank in one step, forward and backward.
+    """Bytes of one rank in one step, forward and backward."""
 
-    Attributes:
-        moved: what it receives of the other ranks, and as much that it sends.
-        held: of other ranks' and own data from forward to backward, beyond own features and
-            whatever ``memory_budget`` keeps.
-    """
-
-    moved: int
-    held: int
+    moved: int  # received of the other ranks; it sends as much
+    held: int  # from forward to backward, beyond own features and what ``memory_budget`` keeps
 
 
 def of_sources(world: int, images: int, width: int, dtype: str, costs: Costs) -> Traffic:

@@ -31,12 +31,10 @@ SHARE_TO_FILL = 0.97
 
 
 def grid_key(images: int, width: int, dtype: str) -> str:
-    """Name of one case of the grid."""
     return f"cuda-b{images}-d{width}-{dtype}"
 
 
 def peak_key(dtype: str) -> str:
-    """Name of the case of the product peak."""
     return f"cuda-peak-{dtype}"
 
 
@@ -103,7 +101,6 @@ def measure_largest(out: Path) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure one of the two."""
     parser = harness.parser("nce", __doc__)
     parser.add_argument("part", choices=("peak", "largest"))
     options = parser.parse_args(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from operator import ge, gt, le, lt
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -28,11 +29,12 @@ Reader = Callable[[Rows], Value | None]
 
 
 class Goal(NamedTuple):
-    """What is asked, what the rows say (None where they are missing), and whether that is met."""
+    """What is asked, what the rows say (None if missing), and how that compares to the limit."""
 
     text: str
     value: Reader
-    met: Callable[[float], bool]
+    compare: Callable[[float, float], bool]
+    limit: float
 
 
 def judge(goal: Goal, rows: Rows) -> list[str]:
@@ -40,7 +42,8 @@ def judge(goal: Goal, rows: Rows) -> list[str]:
     value = goal.value(rows)
     if value is None:
         return [MISSING, ""]
-    return [value.text + mark(*value.rows), "met" if goal.met(value.number) else "not met"]
+    met = goal.compare(value.number, goal.limit)
+    return [value.text + mark(*value.rows), "met" if met else "not met"]
 
 
 def goal_table(rows: Rows, block: str) -> str:
@@ -142,86 +145,71 @@ def quality_speed(rows: Rows) -> Value | None:
     return Value(other / ours, f"{other / ours:.2f}x less", rows.named("quality"))
 
 
-def at_least(limit: float) -> Callable[[float], bool]:
-    return lambda value: value >= limit
-
-
-def at_most(limit: float) -> Callable[[float], bool]:
-    return lambda value: value <= limit
-
-
-def under(limit: float) -> Callable[[float], bool]:
-    return lambda value: value < limit
-
-
-def above(limit: float) -> Callable[[float], bool]:
-    return lambda value: value > limit
-
-
 # Block of the documents -> label -> goal.
 GOALS = {
     "nce_goals": {
-        "forward + backward at B = 480": Goal("1.7x or more", nce("time", "torch"), at_least(1.7)),
+        "forward + backward at B = 480": Goal("1.7x or more", nce("time", "torch"), ge, 1.7),
         "forward under no_grad at B = 480": Goal(
-            "3x or more", nce("time", "torch", "forward"), at_least(3)
+            "3x or more", nce("time", "torch", "forward"), ge, 3
         ),
         "extra peak memory of the recompute plan at B = 480": Goal(
-            "10x less or better", nce("extra_peak_memory", "torch_recompute"), at_least(10)
+            "10x less or better", nce("extra_peak_memory", "torch_recompute"), ge, 10
         ),
         "extra peak memory at B = 4096": Goal(
-            "under 1 GB", median("nce", case=LARGE, metric="extra_peak_memory"), under(1e9)
+            "under 1 GB", median("nce", case=LARGE, metric="extra_peak_memory"), lt, 1e9
         ),
     },
     "augment_goals": {
         f"256² to 128², one core, against {PILLOW}": Goal(
-            "3x or more", views_ratio("cpu-256px-imagenet128"), at_least(3)
+            "3x or more", views_ratio("cpu-256px-imagenet128"), ge, 3
         ),
         f"96² to 64², one core, against {PILLOW}": Goal(
-            "3x or more", views_ratio("cpu-96px-stl10"), at_least(3)
+            "3x or more", views_ratio("cpu-96px-stl10"), ge, 3
         ),
         # Five times what its memory traffic takes on an H200.
         "256 of 256² to 128², kernel": Goal(
-            "115 us or less", views("cuda-256px-imagenet128", KERNEL), at_most(0.115)
+            "115 us or less", views("cuda-256px-imagenet128", KERNEL), le, 0.115
         ),
         "256 of 256² to 128², drawing included": Goal(
-            "300 us or less", views("cuda-256px-imagenet128", OURS), at_most(0.3)
+            "300 us or less", views("cuda-256px-imagenet128", OURS), le, 0.3
         ),
         "256 of 32², drawing included": Goal(
-            "100 us or less", views("cuda-32px-cifar", OURS), at_most(0.1)
+            "100 us or less", views("cuda-32px-cifar", OURS), le, 0.1
         ),
     },
     "data": {
-        name: Goal("10,000 or more", median("data", provider=name), at_least(10_000))
+        name: Goal("10,000 or more", median("data", provider=name), ge, 10_000)
         for name in (STORED, f"{STORED}, into one buffer", f"{STORED}, through the loader")
     },
     "step_goals": {
         "digits, data and views": Goal(
             "under 15 %",
             median("train_step", case="cpu-digits", provider=OURS, metric="data_and_views"),
-            under(15),
+            lt,
+            15,
         ),
     },
     "mixture_goals": {
         "training step with K = 4": Goal(
-            "at most 1.5 plain steps", ratio("mixture", "K = 4", "plain"), at_most(1.5)
+            "at most 1.5 plain steps", ratio("mixture", "K = 4", "plain"), le, 1.5
         ),
         "entropy of the mean posterior": Goal(
-            "above 50 % of log K", median("emergence", metric="usage entropy / log K"), above(50)
+            "above 50 % of log K", median("emergence", metric="usage entropy / log K"), gt, 50
         ),
     },
     "quality_goals": {
         "largest difference of the means": Goal(
-            "within the standard deviation of either", quality_difference, at_most(0)
+            "within the standard deviation of either", quality_difference, le, 0
         ),
-        "time to the last step": Goal("less than with the reference loss", quality_speed, above(1)),
+        "time to the last step": Goal("less than with the reference loss", quality_speed, gt, 1),
     },
     "large_goals": {
         "six costs at B = 8,192, beyond inputs and gradients": Goal(
-            "under 1 GB", median("large_batch", case=LOSS, metric="extra_peak_memory"), under(1e9)
+            "under 1 GB", median("large_batch", case=LOSS, metric="extra_peak_memory"), lt, 1e9
         ),
-        "digits at a batch of 4,000, whole process": Goal("under 2 GB", least_peak, under(2e9)),
+        "digits at a batch of 4,000, whole process": Goal("under 2 GB", least_peak, lt, 2e9),
         "its peak memory as the micro-batches shrink": Goal(
-            "falls each time", falling_peaks, under(1)
+            "falls each time", falling_peaks, lt, 1
         ),
     },
 }

@@ -32,19 +32,19 @@ class Plot:
     """One image.
 
     Attributes:
-        file: its name in benchmarks/plots.
-        alt: what it shows, for those who do not see it.
-        size: inches.
         select: the rows it is drawn from; none while there are too few.
         paint: draws these rows, and nothing else, into an empty figure.
+        file: its name in benchmarks/plots.
+        size: inches.
+        alt: what it shows, for those who do not see it.
         captioned: whether their conditions stand under it; not where a table beside it has them.
     """
 
-    file: str
-    alt: str
-    size: tuple[float, float]
     select: Callable[[Rows], list[Row]]
     paint: Callable[[Figure, list[Row]], None]
+    file: str
+    size: tuple[float, float]
+    alt: str
     captioned: bool = True
 
     @property
@@ -221,35 +221,20 @@ def _paint_quality(figure: Figure, rows: list[Row]) -> None:
     axes[0].legend(frameon=False)
 
 
+METHODS_ALT = "Time and extra peak memory of the methods in the table"
+BATCHES_ALT = "Time and extra peak memory of forward + backward against B, on logarithmic axes"
+VIEWS_ALT = "Views a second of amdim_fast and of torchvision, for two sizes of image"
+QUALITY_ALT = (
+    "Accuracy of the linear probe against steps and against seconds of training, of both losses,"
+    " mean and standard deviation over seeds"
+)
 DRAWN = {
     "nce_plot": Plot(
-        "nce_cpu.png",
-        "Time and extra peak memory of the methods in the table",
-        (11, 2.4),
-        _select_methods,
-        _paint_methods,
-        captioned=False,
+        *(_select_methods, _paint_methods, "nce_cpu.png", (11, 2.4), METHODS_ALT), captioned=False
     ),
     "nce_batch_plot": Plot(
-        "nce_batch_cpu.png",
-        "Time and extra peak memory of forward + backward against B, on logarithmic axes",
-        (8, 3.2),
-        _select_batches,
-        _paint_batches,
+        _select_batches, _paint_batches, "nce_batch_cpu.png", (8, 3.2), BATCHES_ALT
     ),
-    "augment_plot": Plot(
-        "views_cpu.png",
-        "Views a second of amdim_fast and of torchvision, for two sizes of image",
-        (9, 2.2),
-        _select_views,
-        _paint_views,
-    ),
-    "quality_plot": Plot(
-        "quality.png",
-        "Accuracy of the linear probe against steps and against seconds of training, of both"
-        " losses, mean and standard deviation over seeds",
-        (9, 3.4),
-        _select_quality,
-        _paint_quality,
-    ),
+    "augment_plot": Plot(_select_views, _paint_views, "views_cpu.png", (9, 2.2), VIEWS_ALT),
+    "quality_plot": Plot(_select_quality, _paint_quality, "quality.png", (9, 3.4), QUALITY_ALT),
 }

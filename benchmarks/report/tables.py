@@ -199,15 +199,11 @@ def compiled(rows: Rows) -> str:
         members.setdefault(f"{row['arch']}, {row['arithmetic']}", []).append(row)
     body = []
     for label, found in members.items():
-        worst = {
-            key: max(row[key] for row in found)
-            for key in ("registers", "spills", "fp64", "shared_bytes")
-        }
-        products, loads = (sum(row[key] > 0 for row in found) for key in ("wgmma", "tma"))
-        sizes = [len(found), worst["registers"], worst["spills"]]
-        shared = f"{worst['shared_bytes'] / 1e3:.0f}"
-        uses = [f"in {products}", f"in {loads}", str(worst["fp64"])]
-        body.append([label, *map(str, sizes), shared, *uses])
+        names = ("registers", "spills", "fp64", "shared_bytes")
+        registers, spills, wide, shared = (max(row[name] for row in found) for name in names)
+        products, loads = (sum(row[name] > 0 for row in found) for name in ("wgmma", "tma"))
+        sizes = [str(len(found)), str(registers), str(spills), f"{shared / 1e3:.0f}"]
+        body.append([label, *sizes, f"in {products}", f"in {loads}", str(wide)])
     versions = rows.compiled[-1]["versions"]
     said = f"Worst of each line. triton {versions['triton']}, torch {versions['torch']}."
     old = any(row["source"] != sources.digest("aot") for row in rows.compiled)

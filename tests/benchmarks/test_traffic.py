@@ -11,7 +11,8 @@ from tests.processes import run_ranks
 WORLDS = (2, 4)
 SECONDS = 120
 AGREEMENT = 0.05
-COSTS = (traffic.SIX_COSTS, traffic.ONE_COST)
+ONE_COST = traffic.Costs(1, (49,), (49,))
+COSTS = (traffic.SIX_COSTS, ONE_COST)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_counted_bytes_are_those_of_the_model(found, world, case, costs):
 @pytest.mark.parametrize("world", WORLDS)
 def test_gathering_targets_at_49_locations_would_cost_20_times_more(found, world):
     for case, (width, images, dtype) in enumerate(cases.CASES):
-        theirs = traffic.of_targets(world, images, width, dtype, traffic.ONE_COST)
+        theirs = traffic.of_targets(world, images, width, dtype, ONE_COST)
         for rank in found(world):
             received, _, held = rank[case][1]
             assert 20 * received < theirs.moved
