@@ -156,7 +156,7 @@ def run(tile_set: TileSet, features: Features) -> list[Tensor]:
 
 def fault(tile_set: TileSet, features: Features, expected: Sequence[Tensor]) -> str | None:
     """Why these tiles are not to be timed, or None."""
-    import triton
+    from amdim_fast.kernels.nce_forward import triton
 
     try:
         difference = largest_difference(run(tile_set, features), expected)
