@@ -33,6 +33,15 @@ def tensors(policy: ViewPolicy, images: Tensor) -> Call:
     return lambda: [torch.stack([transform(image) for image in planar]) for _ in range(2)]
 
 
+def batches(policy: ViewPolicy, images: Tensor) -> Call:
+    """Transforms v2 of a batch, all of whose images get the parameters that are drawn once."""
+    from torchvision.transforms import v2
+
+    transform = _composed(v2, policy, v2.ToDtype(torch.bfloat16, scale=True))
+    planar = images.movedim(-1, 1).contiguous()
+    return lambda: [transform(planar) for _ in range(2)]
+
+
 def _composed(transforms: Any, policy: ViewPolicy, to_float: Any) -> Any:
     """The recipe from either of torchvision's modules of transforms."""
     parts = [transforms.RandomHorizontalFlip(policy.flip_probability)]
@@ -49,4 +58,8 @@ def _composed(transforms: Any, policy: ViewPolicy, to_float: Any) -> Any:
     return transforms.Compose(parts)
 
 
-OTHERS = {"torchvision on Pillow": pillow, "torchvision v2 on tensors": tensors}
+# Of each device.
+OTHERS: dict[str, dict[str, Callable[[ViewPolicy, Tensor], Call]]] = {
+    "cpu": {"torchvision on Pillow": pillow, "torchvision v2 on tensors": tensors},
+    "cuda": {"torchvision v2, one draw a batch": batches},
+}

@@ -1,9 +1,9 @@
-"""Both views of every image, drawing included: TwoViews, on a CPU against torchvision.
+"""Both views of every image, drawing included: TwoViews against torchvision.
 
     python -m benchmarks.bench_augment --device cpu
 
-There one core a provider, and ours on all cores too; under a minute. Exit status 1 if the compiled
-views differ from the reference's.
+On a CPU one core a provider, and ours on all cores too; under a minute. Exit status 1 if the
+compiled views differ from the reference's.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ def measure(device: str, policy_name: str, out: Path) -> bool:
         return False
     torch.set_num_threads(1)
     calls = ours(policy, images, dtype)
-    if device == "cpu":
-        calls |= {name: make(policy, images) for name, make in OTHERS.items()}
+    calls |= {name: make(policy, images) for name, make in OTHERS[device].items()}
     samples, busy = harness.timed(calls, device, repeats=repeats, warm_ups=1, seconds=20)
     shapes = {"images": f"{count} of {side} x {side}", "views": 2, "size": policy.size}
     for provider, milliseconds in samples.items():
@@ -103,7 +102,7 @@ def measure(device: str, policy_name: str, out: Path) -> bool:
         case = key + (ALL_CORES if provider == OURS_ALL else "")
         name = str(dtype).removeprefix("torch.")
         condition = harness.Condition(NAME, case, provider, "two_views", shapes, name)
-        note = busy or (PER_IMAGE if provider in OTHERS else "")
+        note = busy or (PER_IMAGE if provider in OTHERS["cpu"] else "")
         rates = [1e3 * count / sample for sample in milliseconds]
         harness.record(out, condition, "time", "ms", milliseconds, device, note=note)
         harness.record(out, condition, "rate", "images/s", rates, device, note=note)

@@ -65,7 +65,11 @@ def _on_cpu(images: int, *others: str, **more: Any) -> Case:
 def _on_gpu(images: int, width: int, dtype: str) -> Case:
     huge = images > LARGEST_REFERENCE
     return Case(
-        *("cuda", images, width, dtype, providers(images, width, dtype)),
+        device="cuda",
+        images=images,
+        width=width,
+        dtype=dtype,
+        providers=providers(images, width, dtype),
         modes=(FORWARD_BACKWARD,) if huge else MODES,
         repeats=1 if huge else 30,
         warm_ups=0 if huge and dtype == "float32" else 1,
@@ -78,7 +82,11 @@ CASES = [
     _on_cpu(480, "reference_compiled", *PRODUCTS, modes=MODES),
     *map(_on_cpu, (64, 128, 256)),
     Case(
-        *("cpu", 4096, 256, "float32", ("torch",)),
+        device="cpu",
+        images=4096,
+        width=256,
+        dtype="float32",
+        providers=("torch",),
         repeats=1,
         warm_ups=0,
         checked_images=256,

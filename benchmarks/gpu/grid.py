@@ -91,9 +91,8 @@ def measure_largest(out: Path) -> int:
             torch.cuda.empty_cache()
             continue
         shapes = {"B": batch, "D": LARGEST_WIDTH, "L": list(LOCATIONS)}
-        condition = harness.Condition(
-            *("nce", "cuda-largest-bfloat16", "triton", FORWARD_BACKWARD), shapes, "bfloat16"
-        )
+        case = "cuda-largest-bfloat16"
+        condition = harness.Condition("nce", case, "triton", FORWARD_BACKWARD, shapes, "bfloat16")
         harness.record(out, condition, "largest_batch", "images", [float(batch)], "cuda")
         harness.record(out, condition, "time", "ms", [milliseconds], "cuda")
         return 0
