@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules make."""
+"""Checks of arguments that several modules share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices: by name, and what they support."""
+"""Finding a device by name, and what it supports."""
 
 from __future__ import annotations
 

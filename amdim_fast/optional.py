@@ -1,4 +1,4 @@
-"""Optional packages: how to import them, and figures of matplotlib."""
+"""Importing optional packages, and making matplotlib figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def require(module: str, purpose: str, extra: str = "data") -> Any:
 
 
 def new_figure(width: float, height: float, purpose: str) -> Any:
-    """An empty matplotlib figure, width and height in inches, which needs no display.
+    """An empty matplotlib figure that needs no display; width and height in inches.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; names the purpose.

@@ -1,3 +1,3 @@
-"""The version of the package; setup and citation are held to it."""
+"""The version of the package: the build reads it, and the citation must agree."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""Image sets, read into batches."""
+"""Data sets: files, folders and packed stores, read into batches."""

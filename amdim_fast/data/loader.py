@@ -53,10 +53,10 @@ def training_indices(
     """
     if not 1 <= batch_size <= length:
         raise ValueError(
-            f"batch_size is {batch_size}; it must be 1 to {length}, the images of the set"
+            f"batch_size is {batch_size}; it must be from 1 to {length}, the number of images"
         )
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank}; it must be 0 to {world_size - 1}")
+        raise ValueError(f"rank is {rank}; it must be from 0 to {world_size - 1}")
     if batch_size % world_size:
         raise ValueError(
             f"batch_size is {batch_size}; it must be a multiple of the {world_size} processes"
@@ -82,11 +82,11 @@ def _training_indices(
 
 
 class Loader(Iterator[Batch]):
-    """Batches of given indices, read ahead by a thread; image files are decoded in processes.
+    """Batches of given indices, read ahead by a thread; worker processes decode image files.
 
     For a CUDA device, batches pass through pinned memory and are copied on a separate stream; each
-    is ready for the stream that is current when it is yielded. Batches are bit for bit the same for
-    any ``workers`` and ``prefetch``. A context manager; ``close`` ends the thread and the
+    is ready for the stream that is current when it is returned. Batches are the same bit for bit
+    with any ``workers`` and ``prefetch``. A context manager; ``close`` ends the thread and the
     processes, and so does dropping the last reference.
 
     Args:

@@ -51,8 +51,8 @@ class PackedStore:
 class PackedImages(StoredImages):
     """One split of a store, read with one system call per image; thread-safe.
 
-    Reads into the caller's memory instead of mapping the files: this is as fast, and a file that
-    shrinks or a disk that fails raises an error that names the file instead of a signal.
+    Reads into the caller's memory instead of mapping the files. This is as fast, and where a file
+    shrinks or a disk fails it raises an error that names the file; a mapping would raise a signal.
     """
 
     def __init__(self, folder: Path, shards: Sequence[Mapping[str, Any]], classes: int) -> None:
@@ -157,9 +157,9 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}")
+            raise ValueError(f"its format is {manifest['format']!r}; it must be {FORMAT!r}")
         if manifest["version"] != VERSION:
-            raise ValueError(f"its version is {manifest['version']!r}, this code reads {VERSION}")
+            raise ValueError(f"its version is {manifest['version']!r}; it must be {VERSION}")
         classes = tuple(str(name) for name in manifest["classes"])
         splits = {name: list(split["shards"]) for name, split in manifest["splits"].items()}
         if "train" not in splits:
@@ -209,7 +209,7 @@ def _read_index(folder: Path, shard: Mapping[str, Any], classes: int) -> np.ndar
     if (offset > shard["bytes"] - 3 * height * width).any():
         raise ValueError(f"{path} points outside {pixels.name}; pack the store again")
     if (label < -1).any() or (label >= max(classes, 0)).any():
-        raise ValueError(f"{path} has labels that are no class; pack the store again")
+        raise ValueError(f"{path} has labels that belong to no class; pack the store again")
     return table
 
 
@@ -217,7 +217,7 @@ def verify_store(path: str | os.PathLike[str]) -> int:
     """Compare every file of a store with its SHA-256 in the manifest; returns the image count.
 
     Raises:
-        ValueError: a file differs; and as ``read_store``.
+        ValueError: a file differs. Also what ``read_store`` raises.
     """
     store = read_store(path)
     for split in store.manifest["splits"].values():

@@ -1,4 +1,4 @@
-"""Writing packed stores: in parallel, resumable, with the same bytes after any interruption."""
+"""Writing packed stores: parallel, resumable, and the same bytes after any interruption."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def pack(
     Args:
         source: as ``list_images`` reads it: with ``train/`` and ``val/`` or ``test/`` of class
             folders, class folders, or images.
-        destination: of the store; a new or empty folder, or an unfinished store.
+        destination: folder of the store: new, empty, or an unfinished store.
         size: images whose shorter side is longer than this many pixels are resized to it, with
             Pillow's antialiased bicubic and torchvision's rounding of the other side; None keeps
             every size.
@@ -73,8 +73,9 @@ def pack(
     Raises:
         FileExistsError: the destination is finished, or holds something else; it is left alone.
         BadImage: a file cannot be read as an image. ValueError: an option is wrong or differs from
-            the unfinished store's, or the source has changed since. BlockingIOError:
-            another process packs there. ChildProcessError: a worker died. OSError: disk full...
+            the unfinished store's, or the source has changed since. BlockingIOError: another
+            process is packing there. ChildProcessError: a worker died. OSError: the disk is full or
+            a file cannot be written.
     """
     if size is not None and size < 1:
         raise ValueError(f"size is {size}; it must be 1 or more")
@@ -159,8 +160,8 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
         )
     if begun != plan:
         raise ValueError(
-            f"{folder} was begun from other files than {plan['source']} has now; remove it and pack"
-            " again"
+            f"{folder} was begun from other files than {plan['source']} holds now; remove it and"
+            " pack again"
         )
 
 

@@ -1,4 +1,4 @@
-"""A function over tasks in worker processes, with results in order."""
+"""Mapping a function over tasks in worker processes, with results in order."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _start_worker(lifeline: Connection, _worker: int) -> None:
 
 
 def _end_with_caller(lifeline: Connection) -> None:
-    """Torch's own watchdog watches the parent process, which here is the fork server."""
+    """End with the caller; torch's own watchdog watches the parent, here the fork server."""
     parent = multiprocessing.parent_process()
     wait([lifeline, *([parent.sentinel] if parent else [])])
     os._exit(1)

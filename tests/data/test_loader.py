@@ -102,9 +102,9 @@ def test_ranks_share_the_same_batch(world_size):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((10, 11), {}, "batch_size is 11; it must be 1 to 10, the images of the set"),
+        ((10, 11), {}, "batch_size is 11; it must be from 1 to 10, the number of images"),
         ((10, 0), {}, "batch_size is 0"),
-        ((10, 4), {"rank": 2, "world_size": 2}, "rank is 2; it must be 0 to 1"),
+        ((10, 4), {"rank": 2, "world_size": 2}, "rank is 2; it must be from 0 to 1"),
         ((10, 4), {"world_size": 3}, "batch_size is 4; it must be a multiple of the 3 processes"),
         ((10, 4), {"seed": -1}, "seed is -1; it must be 0 or more"),
         ((10, 4), {"start": -1}, "start is -1; it must be 0 or more"),

@@ -64,8 +64,8 @@ def test_names_cannot_leave_the_folder(store, tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format="zip"), "its format is 'zip'"),
-        (lambda m: m.update(version=2), "its version is 2, this code reads 1"),
+        (lambda m: m.update(format="zip"), "its format is 'zip'; it must be 'amdim_fast packed"),
+        (lambda m: m.update(version=2), "its version is 2; it must be 1"),
         (lambda m: m.pop("classes"), "no 'classes'"),
         (lambda m: m.update(splits=[]), "cannot be used"),
         (lambda m: m["splits"].pop("train"), "no 'train'"),
@@ -77,7 +77,7 @@ def test_names_cannot_leave_the_folder(store, tmp_path, name):
             r"train-00000\.bin has 21600 bytes instead of 5",
         ),
         (lambda m: first_shard(m).pop("sha256"), "no 'sha256'"),
-        (lambda m: m.update(classes=["cat"]), r"train-00000\.index has labels that are no class"),
+        (lambda m: m.update(classes=["cat"]), r"index has labels that belong to no class"),
     ],
 )
 def test_manifest_that_is_wrong(store, change, message):
@@ -103,8 +103,8 @@ def test_manifest_that_is_no_manifest(store, content):
         ((21600 - 1799, 20, 30, 0), "points outside train-00000"),
         ((2**63 - 1, 20, 30, 0), "points outside train-00000"),
         ((0, 2**20, 2**20, 0), "points outside train-00000"),
-        ((0, 20, 30, 2), "labels that are no class"),
-        ((0, 20, 30, -2), "labels that are no class"),
+        ((0, 20, 30, 2), "labels that belong to no class"),
+        ((0, 20, 30, -2), "labels that belong to no class"),
     ],
 )
 def test_index_that_points_elsewhere(store, row, message):

@@ -245,7 +245,7 @@ def test_unfinished_store_keeps_its_plan(source, tmp_path):
         packed(source, tmp_path / "store", size=9)
     image = source / "train" / "cat" / "000.png"
     Image.fromarray(picture(99)).save(image)
-    with pytest.raises(ValueError, match=r"was begun from other files than .*source has now"):
+    with pytest.raises(ValueError, match=r"was begun from other files than .*source holds now"):
         packed(source, tmp_path / "store", size=8)
     (tmp_path / "store" / "plan.json").write_text("{")
     with pytest.raises(ValueError, match=r"plan\.json is damaged; remove"):
