@@ -58,7 +58,7 @@ def check_options(
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if memory_budget is not None:
-        if not isinstance(memory_budget, int):
+        if not isinstance(memory_budget, int) or isinstance(memory_budget, bool):
             kind = type(memory_budget).__name__
             raise TypeError(f"memory_budget is a {kind}; it must be a whole number of bytes")
         whole_number("memory_budget", memory_budget, least=0)

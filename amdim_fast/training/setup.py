@@ -57,7 +57,7 @@ def new_setup(
 
 def find_recipe(recipe: Recipe | str, log_every: int | None = None) -> Recipe:
     """As given, or the one of this name; with ``log_every`` in place of its own."""
-    if isinstance(recipe, str):
+    if not isinstance(recipe, Recipe):
         if recipe not in RECIPES:
             raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]

@@ -46,6 +46,7 @@ def features(**changes):
         ),
         ({"memory_budget": -1}, ValueError, "memory_budget is -1; it must be a whole number, 0"),
         ({"memory_budget": 1.5}, TypeError, "memory_budget is a float; it must be a whole number"),
+        ({"memory_budget": True}, TypeError, "memory_budget is a bool; it must be a whole number"),
         ({"group": object()}, TypeError, "group is a object; it must be a torch.distributed"),
     ],
 )

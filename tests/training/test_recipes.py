@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from amdim_fast import pretrain
 from amdim_fast.cli.main import main
 from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.training.recipes import MODEL_SIZES, RECIPES, Recipe, options
@@ -83,3 +84,9 @@ def test_help_names_every_field_with_its_values(capsys):
     assert "[250 280; digits none; imagenet128, places205, folder 30 45]" in text
     assert "small 192/1536/8, medium 256/2048/10, large 320/2560/10" in text
     assert MODEL_SIZES["large"] == (320, 2560, 10)
+
+
+@pytest.mark.parametrize("recipe", ["none", 3])
+def test_pretrain_takes_a_recipe_or_the_name_of_one(recipe):
+    with pytest.raises(ValueError, match=f"recipe is {recipe!r}; it must be one of digits"):
+        pretrain(recipe, progress=False)
