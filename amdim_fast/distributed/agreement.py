@@ -1,8 +1,8 @@
-"""What fails on one rank of a group is raised, with one sentence, on every rank.
+"""An error on one rank of a group is raised, with the same sentence, on every rank.
 
-Ranks meet in exchanges. Each is a gather of three integers, which the host waits for: whether this
-rank has failed, and two values of the caller's. If a rank has failed, a second gather brings the
-type and the sentence of its error, and every rank raises that of the lowest failing rank.
+Ranks meet in exchanges. Each one gathers three integers per rank, and the host waits for them:
+whether the rank has failed, and two values from the caller. If a rank has failed, a second gather
+carries the type and sentence of its error, and every rank raises that of the lowest failing rank.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def resolve(group_name: str) -> dist.ProcessGroup:
 
 
 class ErrorsOnAllRanks:
-    """Context: an error inside is raised on every rank of a group.
+    """Context: an error raised inside is raised on every rank of a group.
 
-    The other ranks raise it in their next exchange, which is ``agree``, ``any_rank`` or the end of
-    a context with ``together``. The sentence names the failing rank, unless all fail with the same
-    one. While torch.compile traces, errors stay where they are.
+    The other ranks raise it in their next exchange: ``agree``, ``any_rank`` or the end of a context
+    with ``together``. The sentence names the failing rank, unless all ranks fail with the same one.
+    While torch.compile traces, an error is raised on its own rank only.
 
     Args:
-        group_name: of the group; without one, errors stay where they are.
+        group_name: name of the group; without one, an error is raised on its own rank only.
         together: whether ranks that have not failed exchange too, so that all leave together.
     """
 
@@ -67,13 +67,13 @@ def agree(group_name: str, images: int, signature: object) -> None:
     counts, signatures = zip(*table, strict=True)
     if len(set(counts)) > 1:
         raise ValueError(
-            f"the ranks have batches of {list(counts)} images; they must be equal: drop the last"
+            f"the ranks have batches of {list(counts)} images; these must be equal: drop the last,"
             " incomplete batch"
         )
     if len(set(signatures)) > 1:
         raise ValueError(
-            "the ranks call with different shapes, dtypes, options or requires_grad; all but the"
-            " values must be equal"
+            "the ranks call with different shapes, dtypes, options or requires_grad; only the"
+            " values may differ"
         )
 
 
@@ -89,13 +89,13 @@ def any_rank(group_name: str, flag: bool) -> bool:
 def _exchange(
     group_name: str, first: int = 0, second: int = 0, *, error: Exception | None = None
 ) -> list[list[int]]:
-    """Both values of every rank; raises the error of the lowest rank that has one."""
+    """The two values of every rank; raises the error of the lowest rank that has one."""
     group = resolve(group_name)
     own = torch.tensor([int(error is not None), first, second], device=_device(group))
     try:
         table = start_gather(own, group).wait().tolist()
     except RuntimeError:
-        if error is not None:  # a rank is gone, and this one has more to say than that
+        if error is not None:  # a rank is gone, but this rank's own error says more
             raise error from None
         raise
     if any(row[0] for row in table):
@@ -115,7 +115,7 @@ def _raise_lowest(group: dist.ProcessGroup, error: Exception | None) -> NoReturn
 
 
 def _portable_type(error: Exception) -> type:
-    """The nearest base of the error's type that pickle takes and a sentence alone constructs."""
+    """The nearest base of the error's type that can be pickled and made from a sentence alone."""
     for kind in type(error).__mro__:
         try:
             pickle.dumps(kind)

@@ -1,4 +1,4 @@
-"""Collectives of the contrastive op over rows of images; sums are in the order of the ranks."""
+"""The contrastive op's collectives, over rows of images; sums run in the order of the ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-# The name of one function before and since torch 2.14.
+# One function, renamed in torch 2.14.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
@@ -19,7 +19,7 @@ class Pending(NamedTuple):
     work: dist.Work | None
 
     def wait(self) -> Tensor:
-        """[W, ...], one part a rank."""
+        """[W, ...], one part per rank."""
         if self.work is not None:
             self.work.wait()
         return self.received
@@ -34,7 +34,7 @@ def start_gather(part: Tensor, group: dist.ProcessGroup) -> Pending:
 
 
 def start_exchange(parts: Tensor, group: dist.ProcessGroup) -> Pending:
-    """Send part r of [W, ...] to rank r: a reduce-scatter once the parts received are combined."""
+    """Send part r of [W, ...] to rank r; summing what is received makes it a reduce-scatter."""
     parts = parts.contiguous()
     received = parts.new_empty(parts.shape)
     work = dist.all_to_all_single(received.view(-1), parts.view(-1), group=group, async_op=True)

@@ -1,8 +1,8 @@
 """The processes of one run, which torchrun starts.
 
-They form two groups. That of the set-up, in which one process may download while the others wait,
-is a gloo group with a long timeout. That of the steps has the run's timeout; it uses gloo for CPU
-tensors and NCCL for CUDA tensors.
+They form two groups. The set-up's, in which one process may download while the others wait, uses
+gloo with a long timeout. The steps' has the run's timeout and uses gloo for CPU tensors, NCCL for
+CUDA tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amdim_fast.distributed.agreement import ErrorsOnAllRanks, any_rank
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=1)
-# Words of the transports when a process is gone or silent.
+# Words in the transports' errors when a process is gone or silent.
 _LOST_RANK_WORDS = (
     "gloo",
     "nccl",
@@ -45,9 +45,9 @@ class Ranks:
     Attributes:
         rank: 0 logs and saves.
         world_size: number of processes.
-        local_rank: place among those of this machine.
-        local_world_size: how many those are.
-        group: of the set-up or, after ``for_steps``, of the steps; None for a process alone.
+        local_rank: place among the processes of this machine.
+        local_world_size: number of processes on this machine.
+        group: the set-up's or, after ``for_steps``, the steps'; None for a single process.
         owned: whether ``joined`` started the groups.
     """
 
@@ -72,12 +72,12 @@ class Ranks:
         """Raise ValueError unless the processes can share a batch of this size."""
         if batch_size % self.world_size or batch_size < 2 * self.world_size:
             raise ValueError(
-                f"batch_size is {batch_size}, of all processes together; {self.world_size} cannot"
-                f" share it: take a multiple of {self.world_size} that leaves each 2 or more"
+                f"batch_size is {batch_size}, of all processes together; it must be a multiple of"
+                f" {self.world_size} that leaves each of them 2 images or more"
             )
 
     def device(self, name: str) -> str:
-        """The device of this process where the run's is ``name``: cuda is cuda:LOCAL_RANK.
+        """The device of this process in a run on ``name``: cuda becomes cuda:LOCAL_RANK.
 
         Raises:
             ValueError: there is no such GPU, or ``name`` would give all processes the same one.
@@ -87,18 +87,18 @@ class Ranks:
             return name
         if device.index is not None:
             raise ValueError(
-                f"device is {name!r}; with several processes give cuda, and each takes the GPU of"
-                " its local rank"
+                f"device is {name!r}; with several processes it must be cuda, of which each process"
+                " takes the GPU of its local rank"
             )
         if self.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {self.local_rank} has no GPU: torch finds"
-                f" {torch.cuda.device_count()} here; start as many processes on each machine"
+                f"local_rank is {self.local_rank}; it must be below the number of GPUs that torch"
+                f" finds here, {torch.cuda.device_count()}: start as many processes on each machine"
             )
         return f"cuda:{self.local_rank}"
 
     def for_steps(self, device: str, timeout: float) -> Ranks:
-        """The same processes with the group of the steps, for tensors on ``device``."""
+        """The same processes with the steps' group, for tensors on ``device``."""
         if not self.owned:
             return self
         backend = "gloo"
@@ -114,11 +114,11 @@ class Ranks:
         return ErrorsOnAllRanks(self.group_name, together=True)
 
     def telling(self) -> ErrorsOnAllRanks:
-        """A context; the others raise an error inside in their next ``together`` or ``any``."""
+        """A context; the others raise its error in their next ``together`` or ``any``."""
         return ErrorsOnAllRanks(self.group_name)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of any process is set."""
+        """Whether any process has set its flag."""
         return flag if self.group_name is None else any_rank(self.group_name, flag)
 
     def shared(self, value: Value) -> Value:
@@ -139,12 +139,12 @@ class Ranks:
             for name, value in found[0].items():
                 if other[name] != value:
                     raise ValueError(
-                        f"{name}: {value} on rank 0, but {other[name]} on rank {rank}; give all"
-                        " processes the same files"
+                        f"{name} is {value} on rank 0 and {other[name]} on rank {rank}; it must be"
+                        " the same on all: give them the same files"
                     )
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over the processes, in place; a process alone leaves the tensor as it is."""
+        """Sum over the processes, in place; a single process leaves the tensor unchanged."""
         if self.group is not None:
             dist.all_reduce(tensor, group=self.group)
         return tensor
@@ -166,7 +166,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """The processes that torchrun started, or a caller's default group, or this process alone.
+    """The processes that torchrun started, or the caller's default group, or this process alone.
 
     Raises:
         ValueError: torchrun's environment is incomplete. LostRank: another process is gone.
@@ -189,7 +189,7 @@ def joined() -> Iterator[Ranks]:
     try:
         yield ranks
     except BaseException as error:
-        # Ending a group of NCCL could wait for a process that is gone; leaving does not.
+        # Destroying an NCCL group could wait for a process that is gone; exiting does not.
         if not torch.cuda.is_initialized():
             ranks.close()
         if is_lost_rank(error):
@@ -202,7 +202,7 @@ def joined() -> Iterator[Ranks]:
 
 
 def rank_of_environment() -> int:
-    """The rank that torchrun gave this process, 0 where it did not."""
+    """The rank that torchrun gave this process; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
@@ -215,5 +215,5 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What the transport said, without its place in the source."""
+    """The transport's message, without its source location."""
     return re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")

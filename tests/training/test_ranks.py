@@ -110,10 +110,10 @@ def test_planted_errors_are_caught(found, alone, plant):
     [
         ("nan", "NotFinite", r"^loss_1t5 is nan at step 3; .*checkpoint.pt, of step 0; a lower"),
         ("views", "OSError", r"^rank 1: images/7.jpg cannot be read$"),
-        ("data", "ValueError", r"^images: 400 on rank 0, but 100 on rank 1; give all"),
+        ("data", "ValueError", r"^images is 400 on rank 0 and 100 on rank 1; it must be the"),
         ("disk", "OSError", r"^rank 0: the checkpoint of step 8 could not be .* of step 4; make"),
         ("exists", "FileExistsError", r"^rank 0: run folder .* exists already; choose another"),
-        ("batch", "ValueError", r"^batch_size is 15, of all processes together; 2 cannot share"),
+        ("batch", "ValueError", r"^batch_size is 15, of all processes together; it must be a mult"),
     ],
 )
 def test_one_sentence_on_all_ranks(found, name, kind, words):
@@ -161,7 +161,7 @@ def test_shares():
     four = Ranks(rank=1, world_size=4, local_rank=1, local_world_size=4)
     four.check_batch(8)
     for batch in (4, 10):
-        with pytest.raises(ValueError, match="take a multiple of 4 that leaves each 2 or more"):
+        with pytest.raises(ValueError, match="it must be a multiple of 4 that leaves each of"):
             four.check_batch(batch)
 
 
@@ -217,7 +217,7 @@ def test_torchrun_killed_and_resumed_on_one(tmp_path):
     process = start([tiny.__file__, "--resume=run"], tmp_path)
     output, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
-    assert re.search(r"goes on after step \d+ with 1 process\(es\), where it had 2\n", errors)
+    assert re.search(r"resuming after step \d+ with 1 process.*; before, there were 2\n", errors)
     assert "run, with curves.png" in output
     assert resumes_in_log(tmp_path / "run") == [(2, 1)]
     assert read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 60
@@ -236,9 +236,9 @@ def test_stopped_on_one_and_on_torchrun(tmp_path):
     output, errors = process.communicate(timeout=SECONDS)
     stopped = read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"]
     assert output == (
-        f"stopped after step {stopped} of 60; go on with: amdim-fast pretrain --resume run\n"
+        f"stopped after step {stopped} of 60; continue with: amdim-fast pretrain --resume run\n"
     )
-    assert f"goes on after step {before} with 2 process(es), where it had 1\n" in errors
+    assert f"resuming after step {before} with 2 process(es); before, there were 1\n" in errors
     assert resumes_in_log(tmp_path / "run") == [(1, 2)]
 
 
