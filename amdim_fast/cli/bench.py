@@ -29,7 +29,7 @@ def add_command(commands: Any) -> None:
         "bench",
         help="measure the loss beside the original's algorithm on this machine",
         description="Time forward and backward of AMDIM's loss, ours and the reference's, in"
-        " float32 at growing batches, weigh the memory they take beside inputs and gradients, and"
+        " float32 at growing batches, measure their memory beyond inputs and gradients, and"
         f" calculate the largest batch that fits. Writes {JSON_NAME} and {PNG_NAME}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

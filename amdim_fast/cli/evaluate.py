@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
     """Add the parser."""
     command = commands.add_parser(
         "evaluate",
-        help="evaluate a frozen encoder on a labelled data set",
+        help="evaluate a frozen encoder on a labeled data set",
         description="Evaluate the frozen encoder of a checkpoint, ours or the original's, or of an"
         " export; every test image counts.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -40,7 +40,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--policy",
         choices=POLICIES,
-        help="test-time transform; if not given, the file's or else the original's for its size",
+        help="test-time transform; if not given, the file's, or else the original's for its size",
     )
     command.add_argument(
         "--out", type=Path, default=Path("evaluation"), help="folder to create for the results"
@@ -50,14 +50,14 @@ def add_command(commands: Any) -> None:
         nargs="+",
         choices=METHODS,
         metavar="METHOD",
-        help=f"of {', '.join(METHODS)}: probes are linear and MLP, stored are the file's own;"
+        help=f"of {', '.join(METHODS)}; probes are linear and MLP, stored are the file's own;"
         " if not given, probes, knn and, up to 20,000 training images, logistic",
     )
     command.add_argument(
         "--probe-epochs",
         type=int,
         metavar="EPOCHS",
-        help="passes over the training features; milestones are scaled with them; if not given,"
+        help="passes over the training features; milestones scale with them; if not given,"
         f" {ProbeSchedule().epochs}, imagenet {SCHEDULES['imagenet'].epochs}, places205"
         f" {SCHEDULES['places205'].epochs}",
     )
@@ -66,12 +66,12 @@ def add_command(commands: Any) -> None:
         "--knn-temperature",
         type=float,
         default=default.temperature,
-        help="of their votes, in units of cosine similarity",
+        help="temperature of their votes, in units of cosine similarity",
     )
     command.add_argument(
         "--transductive-bn",
         action="store_true",
-        help="first move BatchNorm statistics towards the test images, as the original does; this"
+        help="first move BatchNorm statistics toward the test images, as the original does; this"
         " inflates accuracy",
     )
     command.add_argument(
@@ -87,9 +87,9 @@ def add_command(commands: Any) -> None:
         type=float,
         default=default.feature_memory / GIB,
         metavar="GIB",
-        help="most memory for features, GiB",
+        help="memory that features may take, in GiB",
     )
-    command.add_argument("--seed", type=int, default=default.seed, help="for the probes")
+    command.add_argument("--seed", type=int, default=default.seed, help="seed of the probes")
     command.add_argument("--device", default="cpu", help="where the encoder and the probes run")
 
 
@@ -137,6 +137,6 @@ def format_result(result: dict[str, Any]) -> str:
         lines.append(f"skipped {len(result['skipped']):,} bad images, listed in evaluation.json")
     if result["transductive_bn"]:
         lines.append(
-            "transductive: BatchNorm statistics were moved towards the test images before scoring"
+            "transductive: BatchNorm statistics were moved toward the test images before scoring"
         )
     return "\n".join(lines)

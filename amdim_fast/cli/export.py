@@ -26,7 +26,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--policy",
         choices=POLICIES,
-        help="test-time transform; if not given, the file's or else the original's for its size",
+        help="test-time transform; if not given, the file's, or else the original's for its size",
     )
 
 

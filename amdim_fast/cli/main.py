@@ -10,7 +10,7 @@ from amdim_fast.cli import bench, evaluate, export, info, pack, pretrain, segmen
 from amdim_fast.version import __version__
 
 COMMANDS = (pretrain, evaluate, segment, export, info, bench, pack, views)
-# Errors that a user can cause; any other is a bug and keeps its traceback.
+# What a user can cause; any other error is a bug and keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError)
 
 

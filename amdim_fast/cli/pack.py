@@ -14,7 +14,7 @@ def add_command(commands: Any) -> None:
     """Add the parser."""
     command = commands.add_parser(
         "pack",
-        help="decode a folder of images once, so that training need not",
+        help="decode a folder of images once, for training without JPEG",
         description="Decode a folder of images into a packed store, which --data-dir takes in place"
         " of the folder. After an interruption, the same command continues.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -30,7 +30,7 @@ def add_command(commands: Any) -> None:
         "--size",
         type=int,
         metavar="PX",
-        help="resize the shorter side of larger images to this many pixels; none if not given",
+        help="shrink larger images to a shorter side of this many pixels; if not given, none",
     )
     command.add_argument(
         "--workers", type=int, help="processes, 0 for none; one per CPU if not given"
@@ -43,7 +43,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--verify",
         action="store_true",
-        help="compare all files with their SHA-256 afterwards; if DST is finished, only that",
+        help="then compare all files with their SHA-256; if DST is finished, do only that",
     )
 
 

@@ -19,10 +19,10 @@ def add_command(commands: Any) -> None:
         "pretrain",
         help="pre-train an encoder with online probes",
         description="Pre-train an encoder; if there are labels, probes are trained alongside."
-        " SIGTERM or Ctrl-C stops the run after the current step, which is saved; --resume goes on"
-        " from there. On several GPUs or machines: torchrun --nproc-per-node=4 -m amdim_fast"
-        " pretrain --device cuda ...; the processes share each batch and its negatives, and a run"
-        " may resume on another number of them.",
+        " SIGTERM or Ctrl-C stops the run after the current step, which is saved; --resume"
+        " continues from there. On several GPUs or machines: torchrun --nproc-per-node=4 -m"
+        " amdim_fast pretrain --device cuda ...; the processes share each batch and its negatives,"
+        " and a run may resume on another number of them.",
     )
     command.set_defaults(run=_run)
     command.add_argument("--recipe", choices=RECIPES, help="what to run (default: digits)")
@@ -57,14 +57,15 @@ def add_command(commands: Any) -> None:
         "--tensorboard-port",
         type=int,
         metavar="PORT",
-        help="serve them at this port of localhost during the run",
+        help="serve these events at this port of localhost during the run",
     )
     sizes = ", ".join(f"{k} {'/'.join(map(str, v))}" for k, v in MODEL_SIZES.items())
     command.add_argument(
         "--model-size", choices=MODEL_SIZES, help=f"ndf/n_rkhs/depth at once: {sizes}"
     )
     fields = command.add_argument_group(
-        "fields of the recipe", "The value in brackets is the recipe's own."
+        "fields of the recipe",
+        "In brackets: the value of most recipes, then of those that differ.",
     )
     for name, (kind, text) in options().items():
         flag = "--" + name.replace("_", "-")
@@ -97,7 +98,7 @@ def _shown(value: Any) -> str:
 
 
 def _recipe(parsed: argparse.Namespace) -> Recipe | None:
-    """The recipe with the flags' changes; None for a resumed run without changes."""
+    """The recipe as the options change it; None for a resumed run without changes."""
     changed = {name: getattr(parsed, name) for name in options() if name in parsed}
     changed = {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
     if parsed.model_size:
@@ -130,7 +131,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return 0
     if summary["interrupted"]:
         print(
-            f"stopped after step {summary['step']} of {summary['steps']}; go on with: amdim-fast"
+            f"stopped after step {summary['step']} of {summary['steps']}; continue with: amdim-fast"
             f" pretrain --resume {summary['folder']}"
         )
     else:

@@ -13,24 +13,24 @@ def add_command(commands: Any) -> None:
     """Add the parser."""
     command = commands.add_parser(
         "segment",
-        help="color pictures by the likeliest component at each place",
-        description="For each picture NAME: NAME-r7.png, NAME-r5.png and, for larger pictures,"
+        help="color images by the likeliest component at each place",
+        description="Write, for each image NAME, NAME-r7.png, NAME-r5.png and, for larger images,"
         " NAME-dense.png, with the likeliest component's color blended over it, and NAME.npz with"
-        " the raw posteriors. Needs a checkpoint of pre-training with --mixture.",
+        " the raw posteriors. Needs a checkpoint pre-trained with --mixture.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.set_defaults(run=_run)
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="of an AMDIM with components")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint with components")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     command.add_argument(
         "--bank",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="images whose locations are the negatives; the other images if not given",
+        help="images whose locations are the negatives; if not given, the other images",
     )
     command.add_argument(
-        "--policy", choices=POLICIES, help="normalisation; the checkpoint's if not given"
+        "--policy", choices=POLICIES, help="normalization; if not given, the checkpoint's"
     )
     command.add_argument("--out-dir", default="segments", help="folder to write to")
     command.add_argument("--device", default="cpu", help="where the encoder runs")
@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
         type=int,
         help="pixels between dense windows; a quarter of the encoder's size if not given",
     )
-    command.add_argument("--opacity", type=float, default=0.5, help="of the colors, 0 to 1")
+    command.add_argument("--opacity", type=float, default=0.5, help="opacity of the colors, 0 to 1")
     command.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 

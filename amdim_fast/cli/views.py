@@ -16,7 +16,7 @@ def add_command(commands: Any) -> None:
         "views",
         help="show images beside their random views",
         description="Write a PNG with one row per image: the image, scaled to fit a tile, and its"
-        " views, exactly as in training before normalisation.",
+        " views, exactly as in training before normalization.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.set_defaults(run=_run)
@@ -25,10 +25,10 @@ def add_command(commands: Any) -> None:
         "--policy",
         choices=POLICIES,
         default="imagenet128",
-        help="policy that the views are drawn from",
+        help="policy to draw the views from",
     )
     command.add_argument("--views", type=int, default=4, help="views of each image")
-    command.add_argument("--seed", type=int, default=0, help="for the draw")
+    command.add_argument("--seed", type=int, default=0, help="seed of the draw")
     command.add_argument("--out", type=Path, default=Path("views.png"), help="file to write")
     command.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
 

@@ -1,1 +1,1 @@
-"""Evaluation of frozen features."""
+"""How good frozen features are: probes, neighbours, logistic regression."""

@@ -1,4 +1,4 @@
-"""Evaluation of a frozen encoder on a whole test set."""
+"""``evaluate``: a frozen encoder on a whole test set."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def evaluate(
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate the frozen encoder of a model on a labelled data set; every test image counts.
+    """Evaluate the frozen encoder of a model on a labeled data set; every test image counts.
 
     Features come from one test-time view of each image, computed once by the encoder in evaluation
     mode. The model, or its file, is not changed.
 
     Args:
         model: an AMDIM, or a file or folder that ``AMDIM.from_pretrained`` reads.
-        data: an ImageData, or a name, which ``load_data`` reads with the next three arguments.
+        data: an ImageData, or a name that ``load_data`` reads with the next three arguments.
         data_dir: folder of the data set.
         download: whether to fetch what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
@@ -55,14 +55,14 @@ def evaluate(
         options: the methods and their settings.
         out_dir: folder to create for ``evaluation.json``, ``confusion.png`` of the first method and
             ``neighbours.png``, which shows test images beside their nearest training images, framed
-            green if the class is right; None writes nothing.
+            in green where the class is right; None writes nothing.
         device: where the encoder and the probes run; by default where the model is, or the CPU.
         progress: whether to show bars.
 
     Returns:
-        The contents of ``evaluation.json``. "accuracy" has top1 and top5, 0..1, for those of
-        linear, mlp, knn, logistic, stored_linear and stored_mlp that the methods give; top5 is 1
-        for five classes or fewer.
+        The contents of ``evaluation.json``. "accuracy" has top1 and top5, from 0 to 1, for each of
+        linear, mlp, knn, logistic, stored_linear and stored_mlp that was asked for; top5 is 1 for
+        five classes or fewer.
 
     Raises:
         ValueError: no labels, no test images, too many features, or an argument is out of range.
@@ -129,7 +129,7 @@ def evaluate(
 def _loaded(
     model: AMDIM | str | os.PathLike[str], policy: str | None, device: str | None
 ) -> tuple[Pretrained, str | None]:
-    """The model with its preprocessing, on the device, and the file that it comes from."""
+    """The model with its preprocessing, on the device, and the file it comes from."""
     where = None if device is None else find_device(device)
     if not isinstance(model, AMDIM):
         return read_pretrained(model, where or "cpu", policy=policy), str(model)

@@ -31,10 +31,10 @@ def extract_features(
     """Global features of all images in evaluation mode, float32 [N, D] on the CPU.
 
     Args:
-        encoder: its modes are restored.
-        images: N of them.
+        encoder: left in the mode it was in.
+        images: N images.
         preprocessing: from image to input.
-        batch_size: images at a time.
+        batch_size: images encoded at a time.
         workers: processes that decode files; None uses every CPU, 0 none.
         progress: whether to show a bar.
 
@@ -64,7 +64,7 @@ def extract_features(
 
 
 def adapting_batches(images: int) -> int:
-    """The number of batches that ``adapt_batch_norm`` takes from this many test images.
+    """The number of batches that ``adapt_batch_norm`` makes of this many test images.
 
     Raises:
         ValueError: there are fewer than 200.
@@ -87,7 +87,7 @@ def adapt_batch_norm(
     seed: int = 0,
     workers: int | None = None,
 ) -> int:
-    """Move the running statistics of ``encoder``, in place, towards those of ``images``.
+    """Move the running statistics of ``encoder``, in place, toward those of ``images``.
 
     The public code does this before it scores: up to 50 batches of 200 images, in random order,
     pass through the encoder in training mode.
@@ -97,7 +97,7 @@ def adapt_batch_norm(
         images: the test images.
         preprocessing: from image to input.
         also: called with the features of each batch.
-        seed: for the order.
+        seed: seed of the order.
         workers: as in ``extract_features``.
 
     Returns:

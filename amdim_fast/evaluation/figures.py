@@ -26,9 +26,9 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], title: str) -> bytes:
     """A confusion matrix as PNG, colored by the share of each true class.
 
     Args:
-        counts: int64 [n_classes, n_classes], true class by predicted class.
+        counts: int64 [n_classes, n_classes]: rows are true classes, columns predicted ones.
         classes: their names, shown if there are no more than 40.
-        title: above the matrix; the accuracy is added.
+        title: text above the matrix; the accuracy is added.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -67,7 +67,7 @@ def neighbour_sheet(
         test: M images.
         train_features: [N, D].
         test_features: [M, D].
-        preprocessing: gives the part of each image that the encoder sees.
+        preprocessing: crops each image to what the encoder sees.
 
     Returns:
         uint8 [height, width, 3].
@@ -86,6 +86,6 @@ def neighbour_sheet(
 
 
 def _seen(images: ImageSet, index: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [n, size, size, 3]: the encoder's input before normalisation."""
+    """uint8 [n, size, size, 3]: the encoder's input before normalization."""
     plain = replace(preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
     return plain(images.batch(index)).mul(255).round().byte().permute(0, 2, 3, 1)

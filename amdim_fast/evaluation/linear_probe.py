@@ -1,4 +1,4 @@
-"""A linear probe of features or raw pixels in seconds: the quick look that pre-training takes."""
+"""A quick linear probe of features or raw pixels, for the baselines of pre-training."""
 
 from __future__ import annotations
 
@@ -53,5 +53,7 @@ def probe_pixels(data: ImageData) -> float:
 def _pixels(images: ImageSet) -> Tensor:
     pixels = images.batch(torch.arange(len(images)))
     if not isinstance(pixels, Tensor):
-        raise ValueError("raw pixels can be probed only where all images have one size")
+        raise ValueError(
+            "raw pixels can be probed only if all images have the same size; turn baselines off"
+        )
     return pixels.flatten(1).float()

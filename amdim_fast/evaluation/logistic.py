@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on a whole training set: deterministic, for small sets."""
+"""Multinomial logistic regression on a whole, small training set; deterministic."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ITERATIONS = 200
 def logistic_regression(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, n_classes: int
 ) -> Tensor:
-    """Test logits of logistic regression on standardised features, float64 [M, n_classes].
+    """Test logits of logistic regression on standardized features, float64 [M, n_classes].
 
-    Minimises cross entropy + 1e-3 |W|^2 / 2 over the whole training set with L-BFGS from zero, in
-    float64: no sampling, no schedule, the same result every time. Features that are constant in
-    training are left out.
+    Minimizes cross entropy + 1e-3 |W|^2 / 2 over the whole training set with L-BFGS from zero, in
+    float64: no sampling, no schedule, the same result every time. Features that are constant over
+    the training set are left out.
 
     Args:
         train_features: [N, D].

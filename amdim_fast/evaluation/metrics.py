@@ -23,6 +23,6 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
 
 
 def confusion_counts(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """int64 [n_classes, n_classes]: images of the row's class predicted as the column's."""
+    """int64 [n_classes, n_classes]: images of the row's class, by the class predicted."""
     cells = labels * n_classes + predicted
     return cells.bincount(minlength=n_classes**2).view(n_classes, n_classes)

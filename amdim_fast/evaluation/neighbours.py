@@ -24,7 +24,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
     Args:
         bank: [N, D], floating point.
         queries: [M, D], same dtype and device.
-        k: 1 ... N.
+        k: 1 to N.
 
     Raises:
         ValueError: k is out of range.
@@ -32,7 +32,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
     Holds 2^25 similarities at a time.
     """
     if not 1 <= k <= len(bank):
-        raise ValueError(f"k is {k}; it must be 1 to {len(bank)}, the number of training images")
+        raise ValueError(f"k is {k}; it must be from 1 to {len(bank)}, the rows of the bank")
     bank = F.normalize(bank, dim=1)
     rows = max(1, _SIMILARITIES_AT_ONCE // len(bank))
     parts = [(F.normalize(part, dim=1) @ bank.T).topk(k, dim=1) for part in queries.split(rows)]

@@ -1,4 +1,4 @@
-"""Training of the linear and the MLP probe on stored features, with the original's schedule."""
+"""Training the linear and the MLP probe on stored features, on the original's schedule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ProbeSchedule:
     Attributes:
         epochs: passes over the training features.
         milestones: epochs from which the rate is multiplied by 0.2.
-        learning_rate: before the first milestone.
+        learning_rate: the rate before the first milestone.
         batch_size: features per step; an incomplete last batch is dropped.
 
     Source: the public code's ``task_classifiers``.
@@ -47,7 +47,7 @@ class ProbeSchedule:
         return replace(self, epochs=epochs, milestones=milestones)
 
 
-# By data set; others use the defaults, which are those for CIFAR and STL-10.
+# By data set; all others use the defaults, which the original has for CIFAR and STL-10.
 SCHEDULES = {
     "imagenet": ProbeSchedule(epochs=30, milestones=(15, 25)),
     "places205": ProbeSchedule(epochs=15, milestones=(7, 12)),
@@ -66,15 +66,15 @@ def train_probes(
 ) -> Probes:
     """Both probes, trained together on the sum of their losses, in evaluation mode.
 
-    Differs from the public code in that the features are fixed: one view of each image, from an
-    encoder in evaluation mode. There, every epoch encodes a new random view in training mode.
+    Here the features are fixed: one view of each image, encoded in evaluation mode. The public code
+    encodes a new random view of each image in training mode in every epoch.
 
     Args:
         features: [N, D].
         labels: int64 [N].
         n_classes: number of classes.
         schedule: epochs, learning rate and batch size.
-        seed: for weights, dropout and order. The default generators are left as they were.
+        seed: seed of weights, dropout and order. The default generators are left as they were.
         device: where the probes are trained and stay.
         progress: whether to show a bar.
 
@@ -85,7 +85,7 @@ def train_probes(
     """
     if len(features) < 2:
         raise ValueError(
-            f"there are {len(features)} labelled training images; there must be 2 or more"
+            f"there are {len(features)} labeled training images; there must be 2 or more"
         )
     device = torch.device(device)
     size = min(schedule.batch_size, len(features))
@@ -93,7 +93,7 @@ def train_probes(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         probes = Probes(features.shape[1], n_classes)
-        # As the public code resets it; everything else starts at PyTorch's defaults there too.
+        # The public code resets this one; all else starts at PyTorch's defaults, there too.
         torch.nn.init.uniform_(probes.get_parameter("block_glb_mlp.block_forward.3.weight"))
         probes.to(device)
         optimizer = torch.optim.Adam(

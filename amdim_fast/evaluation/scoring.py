@@ -1,4 +1,4 @@
-"""Methods that score frozen features, their options, and checks before work starts."""
+"""The methods that score frozen features, their options, and checks before work starts."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class EvaluationOptions:
     Attributes:
         methods: names in ``METHODS``; "probes" trains the linear and the MLP probe, "stored" scores
             the model's own. None is probes, knn and, up to 20,000 training images, logistic.
-        schedule: for the probes; None is the data set's.
+        schedule: the probes' training; None is the data set's own.
         k: neighbours that vote.
-        temperature: of their votes, in units of cosine similarity.
+        temperature: temperature of their votes, in units of cosine similarity.
         transductive_bn: score as the public code does, which first moves BatchNorm's running
-            statistics towards those of the test images; this inflates accuracy.
+            statistics toward those of the test images; this inflates accuracy.
         batch_size: images encoded at a time.
         workers: processes that decode files; None uses every CPU.
         feature_memory: bytes that features may take.
-        seed: for the probes and for the order of ``transductive_bn``.
+        seed: seed of the probes and of the order of ``transductive_bn``.
     """
 
     methods: tuple[str, ...] | None = None
@@ -71,10 +71,10 @@ class EvaluationOptions:
 def check_task(
     model: AMDIM, train: ImageSet, test: ImageSet, n_classes: int, options: EvaluationOptions
 ) -> None:
-    """Check, before work starts, that this model and this data can give what the options request.
+    """Check, before work starts, that model and data allow what the options request.
 
     Raises:
-        ValueError: they cannot; says why and what to change.
+        ValueError: they do not; says why and what to change.
     """
     for split, images in (("training", train), ("test", test)):
         known = (images.labels >= 0) & (images.labels < n_classes)
@@ -86,7 +86,7 @@ def check_task(
             )
     if model.encoder.in_channels != 3:
         raise ValueError(
-            f"the encoder takes {model.encoder.in_channels} channels; it must take 3, as images do"
+            f"the encoder takes {model.encoder.in_channels} channels; it must take 3, as in images"
         )
     methods = options.methods or ()
     if "stored" in methods:
@@ -98,7 +98,9 @@ def check_task(
                 f" has {n_classes}; leave out the method 'stored'"
             )
     if "knn" in methods and not 1 <= options.k <= len(train):
-        raise ValueError(f"k is {options.k}; it must be 1 to {len(train)}, the training images")
+        raise ValueError(
+            f"k is {options.k}; it must be from 1 to {len(train)}, the number of training images"
+        )
     if options.transductive_bn:
         adapting_batches(len(test))
     width, total = model.encoder.n_rkhs, len(train) + len(test)
@@ -106,7 +108,7 @@ def check_task(
     if needed > options.feature_memory:
         raise ValueError(
             f"the features of {total:,} images, {width:,} float32 values each, take"
-            f" {needed / 2**30:,.3g} GiB, more than feature_memory of"
+            f" {needed / 2**30:,.3g} GiB, more than feature_memory,"
             f" {options.feature_memory / 2**30:,.3g} GiB; allow more, or use fewer images"
         )
 
@@ -126,10 +128,10 @@ def score_methods(
 
     Args:
         pretrained: model and preprocessing.
-        train: N labelled images.
-        test: M labelled images.
+        train: N labeled images.
+        test: M labeled images.
         n_classes: number of classes.
-        options: completed by ``for_data``.
+        options: as completed by ``for_data``.
         progress: whether to show bars.
     """
     model, preprocessing, _ = pretrained

@@ -1,1 +1,1 @@
-"""Which component explains which place."""
+"""Segmentation: which component explains which place of an image."""

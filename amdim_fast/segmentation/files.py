@@ -41,21 +41,21 @@ def segment_files(
 ) -> list[Path]:
     """Segment pictures by the components of a checkpoint, and write the results.
 
-    NAME.jpg gives ``NAME-r7.png`` and ``NAME-r5.png``, the central square at its own resolution,
-    blended with the color of the likeliest component; if the picture is larger than the encoder's
-    input, ``NAME-dense.png``, the same for the whole picture from a sliding encoder; and
-    ``NAME.npz`` with the raw posteriors ``r7`` [K, 7, 7], ``r5`` [K, 5, 5] and ``dense`` [K, H, W],
-    float32.
+    For NAME.jpg it writes ``NAME-r7.png`` and ``NAME-r5.png``, the central square at its own
+    resolution with the color of the likeliest component blended over it; ``NAME-dense.png``, if the
+    picture is larger than the encoder's input, the same for the whole picture from a sliding
+    encoder; and ``NAME.npz`` with the raw posteriors ``r7`` [K, 7, 7], ``r5`` [K, 5, 5] and
+    ``dense`` [K, H, W], float32.
 
     Args:
-        checkpoint: of an AMDIM with components.
-        images: files.
-        out_dir: folder, created if missing.
+        checkpoint: file of an AMDIM with components.
+        images: image files.
+        out_dir: folder for the results, created if missing.
         bank: files whose locations are the negatives; if empty, the other ``images``.
         policy: as in ``load_pretrained``.
         device: where the encoder runs.
         stride: pixels between windows of the dense grid; None is a quarter of the encoder's size.
-        opacity: of the colors, 0 to 1.
+        opacity: opacity of the colors, 0 to 1.
         overwrite: whether existing files may be replaced.
 
     Returns:
@@ -68,7 +68,9 @@ def segment_files(
     names = [Path(path).stem for path in images]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"images has two files named {name!r}; segment them one by one")
+            raise ValueError(
+                f"images has two files named {name!r}; segment them into different folders"
+            )
     if not bank and len(images) < 2:
         raise ValueError("one image has no negatives; give more images, or files as a bank")
     model, preprocessing, _ = read_pretrained(checkpoint, policy=policy)
@@ -83,7 +85,7 @@ def segment_files(
     ]
     for path in expected:
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; take another folder, or --overwrite")
+            raise FileExistsError(f"{path} exists; choose another folder, or --overwrite")
     pictures = [torch.from_numpy(pixels_of(decode(path))) for path in images]
     others = [torch.from_numpy(pixels_of(decode(path))) for path in bank]
 

@@ -35,15 +35,15 @@ def posterior_maps(
 ) -> Tensor:
     """Posterior over components at each location of each image's own map.
 
-    ``softmax_j(tau * s[j,b,l])``, where s is the log-probability of ``nce_log_prob``: the score of
-    the own image's location against the locations of the other images of the batch, or of a bank.
+    ``softmax_j(tau * s[j,b,l])``, where s is the log-probability of ``nce_log_prob``: the location
+    of the own image against the locations of the batch's other images, or of a bank.
 
     Args:
         components: [K, B, D], such as ``MixtureHead(r1)``.
         feature_map: [B, D, h, w] of the same images, floating point as components.
-        tau: inverse temperature of the training loss.
-        clip: bound on |score| of the training loss, nats, or None.
-        bank: [M, D, h', w'] maps of M other images, which then are the negatives.
+        tau: inverse temperature, as in the training loss.
+        clip: bound on |score|, as in the training loss, nats, or None.
+        bank: [M, D, h', w'] maps of M other images, which are then the negatives.
 
     Returns:
         [B, K, h, w] float32 (float64 for float64 features); sums to 1 over K. No gradient.
@@ -105,7 +105,7 @@ def segment(
 
     Args:
         model: an AMDIM with components.
-        images: [B, C, size, size], normalised as in training.
+        images: [B, C, size, size], normalized as in training.
         scale: "r7" for 7x7 maps, "r5" for 5x5.
         bank: [M, D, h, w] maps of other images at that scale; None is the rest of the batch.
 
@@ -141,7 +141,7 @@ def segment_picture(
 
     Args:
         model: an AMDIM with components.
-        picture: [C, H, W], normalised as in training.
+        picture: [C, H, W], normalized as in training.
         scale: "r7" or "r5".
         stride: pixels between windows; None is a quarter of the encoder's size.
         bank: maps of other pictures at that scale, the negatives; None is the other windows of this
@@ -199,7 +199,7 @@ def overlay(picture: Tensor, posterior: Tensor, *, opacity: float = 0.5) -> Tens
     Args:
         picture: uint8 [H, W, 3].
         posterior: [K, H, W].
-        opacity: of the colors; 0 shows only the picture, 1 hides it.
+        opacity: opacity of the colors; 0 shows only the picture, 1 hides it.
 
     Returns:
         uint8 [H, W, 3].

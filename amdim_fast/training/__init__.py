@@ -1,1 +1,1 @@
-"""Pre-training: recipes, runs, steps."""
+"""Pre-training: recipes, and runs that take them step by step."""

@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run: the last one, the best, and those that are kept."""
+"""The checkpoints of a run: the latest, the best, and those that are kept."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class RunCheckpoints:
     """Writes a run's checkpoints, each whole or not at all.
 
     ``checkpoint.pt`` is the latest. ``checkpoint-best.pt`` is the best of the regular ones, which
-    come every ``checkpoint_every`` steps and after the last: the one whose steps, those since the
-    regular one before it, had the highest accuracy of the online linear probe or, without labels,
-    the lowest mean loss. Every ``keep_every`` steps one is kept as ``checkpoint-STEP.pt``. Where
-    the file system has hard links, the three are names of one file.
+    come every ``checkpoint_every`` steps and after the last step: the one before which, since the
+    previous regular one, the online linear probe was most accurate or, without labels, the mean
+    loss was lowest. Every ``keep_every`` steps one is kept as ``checkpoint-STEP.pt``. Where the
+    file system has hard links, these may be names of one file.
 
     Args:
         folder: of the run.
         recipe: for ``checkpoint_every`` and ``keep_every``.
-        fixed: what each checkpoint also holds, such as the seed.
-        score: of the best so far, with its step.
+        fixed: what every checkpoint holds besides, such as the seed.
+        score: the best so far, with its step.
 
     Attributes:
         step: of the latest checkpoint, None before the first.
         fixed: as given; may be added to.
-        seconds: of training until now, set by the caller.
+        seconds: training time so far, set by the caller.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class RunCheckpoints:
         return step % every == 0 or step == training.total_steps or bool(keep and step % keep == 0)
 
     def save(self, training: Training, meter: Meter) -> None:
-        """Write the latest checkpoint and whatever other names are due for it.
+        """Write the latest checkpoint, and name it the best or keep it if that is due.
 
-        Every process calls it, rank 0 writes, and all return when it has.
+        Every process calls it, rank 0 writes, and all return when it has written.
 
         Raises:
             NotFinite: a step's loss, or a weight, is not finite; nothing is written.
@@ -104,18 +104,18 @@ class RunCheckpoints:
             raise OSError(
                 f"the checkpoint of step {step} could not be written to {self.folder}"
                 f" ({_reason(error)});"
-                f" {self.last_good()}; make room and go on with --resume {self.folder}"
+                f" {self.last_good()}; make room and continue with --resume {self.folder}"
             ) from error
 
     def last_good(self) -> str:
-        """Which checkpoint is there, in words."""
+        """A clause that names the latest checkpoint, for error messages."""
         if self.step is None:
             return "there is no earlier one"
         return f"the last good checkpoint is {self.folder / LAST}, of step {self.step}"
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, also where torch.save raised an error of its own on top."""
+    """The system's message, even where torch.save raised an error of its own on top."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.strerror:

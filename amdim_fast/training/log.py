@@ -37,13 +37,13 @@ _PANELS = {
 class RunLog:
     """Writes what a run reports into its folder.
 
-    Files: ``config.json``, ``log.jsonl`` (one line a record), ``summary.json``, ``curves.png`` if
-    matplotlib is installed, and ``tensorboard/`` if it is wanted.
+    Files: ``config.json``, ``log.jsonl`` (one record per line), ``summary.json``, ``curves.png`` if
+    matplotlib is installed, and ``tensorboard/`` on request.
 
     Args:
-        folder: of the run; it must not exist, unless ``resume_step`` is given.
+        folder: folder of the run; it must not exist, unless ``resume_step`` is given.
         config: plain values for ``config.json``; a resumed run keeps the file that it has.
-        resume_step: resume in an existing folder after this step; later records are dropped.
+        resume_step: continue the log of an existing folder after this step; drop later records.
         tensorboard: also write events for TensorBoard.
         tensorboard_port: serve them there until the log is closed.
 
@@ -151,7 +151,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; {folder} is no run's folder")
+        raise FileNotFoundError(f"{path} does not exist, so {folder} is not the folder of a run")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""What steps returned and how fast they were, read only for records and checkpoints."""
+"""Values and speed of steps, read from the device only for records and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Meter:
     """Values of steps, kept on their device until ``read``.
 
     Args:
-        names: of the values.
-        window: sums since the last regular checkpoint, from ``window`` of an earlier meter.
-        ranks: the processes that call ``read`` after the same step, which sums their counts and
-            averages their other values.
+        names: names of the values.
+        window: sums since the last regular checkpoint: ``window`` of an earlier meter.
+        ranks: the processes of the run. All call ``read`` after the same step; it sums their counts
+            and averages their other values.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Meter:
         self._unread.append((step, values))
 
     def read(self) -> None:
-        """Wait for the device and add to the sums what was kept.
+        """Wait for the device, and add the kept values to the sums.
 
         Raises:
-            NotFinite: at the first step with such a value.
+            NotFinite: a value is not finite; names the first step with one.
         """
         if not self._unread:
             return
@@ -86,10 +86,10 @@ class Meter:
         return dict(self._window)
 
     def close_window(self) -> float | None:
-        """How good the steps of the window were, higher is better; begins a new one.
+        """How good the steps of the window were, higher is better; begins a new window.
 
-        The accuracy of the online linear probe if the data set has labels, else the negative mean
-        loss. None if the window had no label or no step.
+        The accuracy of the online linear probe if the data set has labels, else the negated mean
+        loss. None if the window had no labels or no steps.
         """
         window, self._window = self._window, {}
         if not window:
@@ -100,15 +100,15 @@ class Meter:
 
 
 class Clock:
-    """Seconds of a run, and rates since the last record, which leave out what was ``paused``.
+    """Seconds of a run, and rates since the last record, without what was ``paused``.
 
     Args:
-        seconds: of the run until now.
-        step: steps done until now.
+        seconds: seconds of the run so far.
+        step: steps done so far.
 
     Attributes:
-        waited: seconds since the last record in which a batch was waited for.
-        viewing: seconds since then in which views were made.
+        waited: seconds spent waiting for batches since the last record.
+        viewing: seconds spent making views since the last record.
     """
 
     def __init__(self, seconds: float, step: int) -> None:
@@ -123,7 +123,7 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What takes time between steps, such as saving."""
+        """A context for what takes time between steps, such as saving."""
         started = time.perf_counter()
         try:
             yield

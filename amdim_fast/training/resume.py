@@ -31,10 +31,10 @@ def resumed_setup(
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
 ) -> Setup:
-    """Of the run in ``folder``; arguments are ``pretrain``'s.
+    """The set-up of the run in ``folder``; arguments are ``pretrain``'s.
 
     Raises:
-        ValueError: what is given is not what the run began with. FileNotFoundError: there is no
+        ValueError: an argument differs from what the run began with. FileNotFoundError: there is no
             run. CheckpointError: its checkpoint cannot be read.
     """
     if name is not None:
@@ -49,10 +49,11 @@ def resumed_setup(
         if given is not None and given != contents[what]:
             pairs[what] = (given, contents[what])
     if pairs:
-        said = "; ".join(f"{what} is {new!r}, not {old!r}" for what, (new, old) in pairs.items())
+        said = "; ".join(
+            f"{what} is {new!r}; it must be {old!r}" for what, (new, old) in pairs.items()
+        )
         raise ValueError(
-            f"{said} as when the run {folder} began; leave that out to go on with it, or start a"
-            " new run"
+            f"{said}, as when the run {folder} began: leave it out to resume, or start a new run"
         )
     return Setup(
         recipe,
@@ -72,25 +73,26 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder or the checkpoint is missing. CheckpointError: it cannot be
-            read, or is not of a run.
+            read, or is not one of a run.
     """
     if not (folder / LAST).exists():
         what = f"has no {LAST}" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{folder} {what}, so there is no run to resume; start it anew")
+        raise FileNotFoundError(f"{folder} {what}, so there is no run to resume; start a new one")
     contents = read_checkpoint(folder / LAST)
     missing = [name for name in _NEEDED if name not in contents]
     if missing:
         raise CheckpointError(
-            f"{folder / LAST} holds no {', '.join(missing)}, so it cannot be resumed; start anew"
+            f"{folder / LAST} has no {', '.join(missing)}, so it cannot be resumed; start a new run"
         )
     remove_temporaries(folder)
     return contents
 
 
 def restore(contents: dict[str, Any], training: Training, checkpoints: RunCheckpoints) -> None:
-    """Model, optimizer and random generators as the checkpoint has them, which is emptied.
+    """Set model, optimizer and random generators to those of the checkpoint; empties ``contents``.
 
-    If a kill came between the two names of one file, the latest checkpoint is named the best too.
+    If the run was killed after it wrote the latest checkpoint and before it named that the best,
+    it is named the best now.
     """
     training.model.load_state_dict(contents["model"])
     training.load_state(contents)

@@ -33,20 +33,20 @@ from amdim_fast.training.summary import measure_baselines, summarize, versions
 class Run:
     """A run on this process: its set-up, model, log, checkpoints and signals.
 
-    A context in which to ``open``, to ``step`` while it ``goes_on``, and to ``close``. A signal to
-    stop leaves the context early, without an error.
+    Enter it as a context, ``open`` it, take a ``step`` while it ``goes_on``, and ``close`` it. A
+    signal to stop ends the context early, without an error.
 
     Args:
         setup: what it begins with or resumes from.
         data: what ``load_for_run`` returned.
-        ranks: the processes of the run, with the group of the set-up.
-        folder: where everything is kept.
+        ranks: the processes of the run, with the set-up's group.
+        folder: where everything is written.
         timeout: seconds that a step waits for another process.
         workers: processes that decode image files; None is this process's share of the CPUs.
         progress: whether rank 0 shows a bar.
 
     Attributes:
-        summary: what ``pretrain`` returns, complete when the context is left.
+        summary: what ``pretrain`` returns; complete once the context has ended.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Run:
         progress: bool = True,
     ) -> None:
         self.setup, self.data, self.folder = setup, data, folder
-        self._all_ranks = ranks  # whose group is patient, e.g. while rank 0 measures baselines
+        self._all_ranks = ranks  # their group waits long, e.g. while rank 0 measures baselines
         self.ranks = ranks.for_steps(ranks.device(setup.device), timeout)
         self._workers, self._progress = workers, progress
         self.log: RunLog | None = None
@@ -76,7 +76,7 @@ class Run:
         return self
 
     def _build(self) -> None:
-        """Everything that a step changes, as at step 0 or as the resumed run left it."""
+        """Build all that a step changes, as at step 0 or as the resumed run left it."""
         setup, ranks, contents = self.setup, self.ranks, self.setup.contents
         facts = data_facts(self.data)
         self._world_size_before = contents.get("world_size", 1) if contents else ranks.world_size
@@ -129,8 +129,8 @@ class Run:
         )
         if before != now:
             print(
-                f"amdim-fast: goes on after step {step} with {now} process(es), where it had"
-                f" {before}",
+                f"amdim-fast: resuming after step {step} with {now} process(es); before, there"
+                f" were {before}",
                 file=sys.stderr,
             )
             self.log.write({"step": step, "world_size": now, "world_size_before": before})
@@ -174,7 +174,7 @@ class Run:
         return self.training.step < self.training.total_steps and not is_stopped
 
     def step(self) -> None:
-        """Take a step, then write the record and the checkpoint that are due.
+        """Take a step, then write the record and the checkpoint if they are due.
 
         Only these wait for the device. Records are due every ``log_every`` steps, after the first
         step and after the last. Several processes exchange three integers before and after a step.
@@ -220,7 +220,7 @@ class Run:
             self.checkpoints.save(self.training, self.meter)
 
     def close(self) -> None:
-        """Save the last step and, unless a signal stopped the run, sum it up."""
+        """Save the last step and, unless a signal has stopped the run, summarize it."""
         if self.checkpoints.step != self.training.step:
             self._save()
         self._loader.close()
@@ -257,7 +257,7 @@ class Run:
         return False
 
     def _raise_with_last_good(self, error: BaseException | None) -> None:
-        """Raise an error of the steps again if it should name the checkpoint to resume from."""
+        """Raise an error of a step again, with the checkpoint to resume from, where that helps."""
         ranks, last_good = self.ranks, self.checkpoints.last_good()
         if isinstance(error, NotFinite):
             raise NotFinite(

@@ -19,7 +19,7 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run begins with or, with a folder and the contents of its checkpoint, goes on with."""
+    """What a run begins with; a resumed one also has its folder and its checkpoint's contents."""
 
     recipe: Recipe
     data_dir: Path
@@ -43,7 +43,7 @@ def new_setup(
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
 ) -> Setup:
-    """Of a run that begins; arguments are ``pretrain``'s."""
+    """The set-up of a new run; arguments are ``pretrain``'s."""
     return Setup(
         find_recipe("digits" if recipe is None else recipe, log_every),
         data_dir=Path("data" if data_dir is None else data_dir),
@@ -56,7 +56,7 @@ def new_setup(
 
 
 def find_recipe(recipe: Recipe | str, log_every: int | None = None) -> Recipe:
-    """As given, or the one of this name; with ``log_every`` in place of its own."""
+    """The recipe, given or by name, with ``log_every`` in place of its own."""
     if not isinstance(recipe, Recipe):
         if recipe not in RECIPES:
             raise ValueError(f"recipe is {recipe!r}; it must be one of {', '.join(RECIPES)}")
@@ -65,10 +65,10 @@ def find_recipe(recipe: Recipe | str, log_every: int | None = None) -> Recipe:
 
 
 def check_setup(setup: Setup, ranks: Ranks) -> None:
-    """Find what is wrong before data are read.
+    """Check what can be checked before data are read.
 
     Raises:
-        ValueError: a value is out of range. ModuleNotFoundError, OSError: of ``check_tensorboard``.
+        ValueError: a value is out of range. Also what ``check_tensorboard`` raises.
     """
     policy, device = setup.recipe.policy, setup.device
     if policy not in POLICIES:
@@ -87,7 +87,7 @@ def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
     With several processes, rank 0 downloads first, then one process of each other machine.
 
     Raises:
-        ValueError: on every process, if the data set is not one for this run.
+        ValueError: on every process, if the data set does not suit this run.
     """
     alone = ranks.world_size == 1
     for is_turn in (ranks.is_first, ranks.local_rank == 0) if download and not alone else ():
@@ -107,27 +107,28 @@ def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
 
 
 def check_data(setup: Setup, data: ImageData) -> None:
-    """Raise ValueError unless the data set is one for this run."""
+    """Raise ValueError unless the data set suits this run."""
     recipe, images = setup.recipe, len(data.train)
     if recipe.baselines and (data.train_labeled is None or data.test is None):
         raise ValueError(
-            f"baselines is on, but the data set {recipe.data!r} has no labels or no test images"
+            f"baselines is on, but the data set {recipe.data!r} has no labels or no test images;"
+            " turn it off"
         )
     if recipe.batch_size > images:
         raise ValueError(
-            f"batch_size is {recipe.batch_size}; the data set {recipe.data!r} has only {images}"
-            " training images"
+            f"batch_size is {recipe.batch_size}; it must be at most {images}, the number of"
+            f" training images of {recipe.data!r}"
         )
     before, now = setup.contents.get("data"), data_facts(data)
     if before is not None and before != now:
         raise ValueError(
             f"the data set has {now['images']} training images of {now['classes']} classes, but"
-            f" had {before['images']} of {before['classes']} when the run began; name the same"
+            f" it had {before['images']} of {before['classes']} when the run began; give the same"
             " data set with --data-dir"
         )
 
 
 def data_facts(data: ImageData) -> dict[str, int]:
-    """What a resumed run knows its data set by."""
+    """The facts by which a resumed run recognizes its data set."""
     labeled = bool((data.train.labels >= 0).any())
     return {"images": len(data.train), "classes": len(data.classes) if labeled else 0}

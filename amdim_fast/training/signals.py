@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, after which a run finishes its step and saves it."""
+"""SIGTERM and Ctrl-C: the run finishes its step and saves it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class StopSignals:
-    """Catches SIGTERM and SIGINT while it is entered; outside the main thread it does nothing.
+    """Context that catches SIGTERM and SIGINT; outside the main thread it does nothing.
 
-    The first signal sets ``requested`` and, inside ``interruptible``, raises Stopped. One within a
-    second of it is its echo, because ``timeout`` and ``torchrun`` signal a process twice. A later
-    one has the effect that it had before.
+    The first signal sets ``requested`` and, inside ``interruptible``, raises Stopped. A second one
+    within a second of it is ignored, because ``timeout`` and ``torchrun`` signal a process twice; a
+    later one acts as if this context did not exist.
 
     Args:
         raising: False where other processes would wait for this one; ``interruptible`` then raises
             nothing.
 
     Attributes:
-        requested: whether a signal has come.
+        requested: whether a signal has been received.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -51,7 +51,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """What a signal may cut short: one that has come, or comes inside, raises Stopped."""
+        """A context that a signal cuts short: one received before or inside raises Stopped."""
         self._interruptible = self._raising
         try:
             if self._interruptible:
@@ -61,7 +61,7 @@ class StopSignals:
             self._interruptible = False
 
     def check(self, agreed: Callable[[bool], bool] = bool) -> None:
-        """Raise Stopped if a signal has come; ``agreed`` makes one answer of all processes'."""
+        """Raise Stopped if a signal has come; ``agreed`` turns all processes' flags into one."""
         if agreed(self.requested):
             raise Stopped
 

@@ -1,4 +1,4 @@
-"""One step of training: what it reads and changes, and the state that it leaves."""
+"""One step of training: what it reads, what it changes, and its state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOSS_TERMS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
 MIXTURE_TERMS = ("posterior_entropy", "usage_entropy")  # nats
 PROBE_TERMS = ("probe_mlp", "probe_linear")
 COUNTS = ("correct_mlp", "correct_linear", "labeled")
-# Whether the forward copies rank 0's buffers, before and since torch 2.14.
+# The option by which the forward copies rank 0's buffers, renamed in torch 2.14.
 _BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -62,24 +62,24 @@ def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
 
 
 class Training:
-    """Model, optimizer, random generators and step; ``state`` holds all of it but the model.
+    """Model, optimizer, random generators and step; ``state`` has all but the model.
 
-    As in the public code, one Adam updates the encoder and the online probes with one rate, and
+    As in the public code, one Adam updates the encoder and the online probes at one rate, and
     both views of a labeled image are examples of the probes, which see detached features.
 
     Args:
         model: on its device.
         recipe: everything but the sizes, which are the model's.
         images: number of training images.
-        seed: of views and 5x5 locations; the model has been drawn already.
-        ranks: the processes that share each batch; all construct and update at the same time, with
-            the same model. DistributedDataParallel averages the encoder's gradients during the
-            backward; those of probes and mixture head, which it does not wrap, are averaged after
-            it. Buffers stay each process's own.
+        seed: seed of views and 5x5 locations; the model's weights have been drawn already.
+        ranks: the processes that share each batch; all construct and update together, with the same
+            model. DistributedDataParallel averages the encoder's gradients during the backward;
+            those of the probes and the mixture head, which it does not wrap, are averaged
+            afterward. Buffers stay each process's own.
 
     Attributes:
         step: steps done.
-        names: of the values that ``update`` returns.
+        names: names of the values that ``update`` returns.
     """
 
     def __init__(
@@ -148,13 +148,13 @@ class Training:
         """Take one step.
 
         Args:
-            views: of ``views``, this process's part of the batch.
+            views: what ``views`` returned for this process's part of the batch.
             labels: int64 [B], -1 where unknown; not read without probes.
             locations: 5x5 locations of the 5->5 sources, as in ``AMDIM``; None draws those of the
                 whole batch, of which these images take their part.
 
         Returns:
-            The values of ``names``, float32, on the device, which is not waited for.
+            The values of ``names``, float32, on the device; does not wait for it.
         """
         ranks = self.ranks
         if ranks.world_size > 1:  # dropout must differ
@@ -163,7 +163,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if encoding is not None:
-            del loss  # through its graph it holds the features
+            del loss  # its graph holds the features
             encoding.backward()
         ranks.average_gradients(self._small)
         if self.recipe.clip_grad_norm:
@@ -207,7 +207,7 @@ class Training:
         return loss, torch.stack([value.detach().float() for value in values]), encoding
 
     def _draw_locations(self, r5: Tensor) -> Tensor:
-        """This process's part of what the loss would draw for the whole batch."""
+        """This process's part of the locations that the loss would draw for the whole batch."""
         return draw_locations(
             flatten_local("r5", r5),
             self._location_generator,

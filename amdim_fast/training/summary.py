@@ -1,4 +1,4 @@
-"""What a run reports beside its log: baselines, the summary and versions."""
+"""What a run reports besides its log: baselines, the summary and versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def measure_baselines(training: Training, data: ImageData) -> dict[str, float]:
 def summarize(
     training: Training, data: ImageData, *, baselines: dict[str, float], seconds: float
 ) -> dict[str, Any]:
-    """Seconds, rate, peak memory and the loss's plan; with ``recipe.baselines`` accuracies too."""
+    """Seconds, rate, peak memory and the loss's backend; with ``recipe.baselines``, accuracies."""
     recipe, plan = training.recipe, last_plan()
     accuracies = {}
     if recipe.baselines:
@@ -42,7 +42,7 @@ def summarize(
 
 
 def versions() -> dict[str, str]:
-    """Versions on which the bits of a run depend."""
+    """The versions that a run's bits depend on."""
     return {
         "amdim_fast": __version__,
         "torch": torch.__version__,
@@ -55,7 +55,7 @@ def _probe(training: Training, data: ImageData) -> float:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the device's allocator on CUDA, else the process's resident peak."""
+    """Peak bytes: of the allocator on CUDA, else the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

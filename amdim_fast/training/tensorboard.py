@@ -1,4 +1,4 @@
-"""TensorBoard in a process of its own, for as long as a run lasts."""
+"""TensorBoard in a process of its own, while a run lasts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def check_tensorboard(port: int | None) -> None:
 
     Raises:
         ModuleNotFoundError: TensorBoard is missing; says what to install.
-        ValueError: there is no such port. OSError: something else listens at it.
+        ValueError: there is no such port. OSError: the port is taken.
     """
     require("tensorboard", "--tensorboard", "tensorboard")
     if port is None:
         return
     if not 0 < port < 2**16:
-        raise ValueError(f"tensorboard_port is {port}; it must be between 1 and 65535")
+        raise ValueError(f"tensorboard_port is {port}; it must be from 1 to 65535")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -31,7 +31,7 @@ def check_tensorboard(port: int | None) -> None:
         except OSError as error:
             raise OSError(
                 f"tensorboard_port is {port}, where TensorBoard cannot listen ({error.strerror});"
-                " name another, or leave it out and look at the run's folder with tensorboard"
+                " choose another, or leave it out and open the run's folder with tensorboard"
             ) from error
 
 

@@ -83,7 +83,7 @@ def test_neighbours_are_sorted_and_bounded():
     assert decided.isfinite().all()
     assert (decided.argmax(1) == labels).all()
     for k in (0, 21):
-        with pytest.raises(ValueError, match=f"k is {k}; it must be 1 to 20"):
+        with pytest.raises(ValueError, match=f"k is {k}; it must be from 1 to 20"):
             nearest(bank, bank, k)
     with pytest.raises(ValueError, match="temperature is 0; it must be above 0"):
         vote(Neighbours(similarities, indices), labels, 3, 0)
@@ -178,7 +178,7 @@ def test_probes_learn_what_is_there_and_nothing_else():
 
 
 def test_too_few_features_for_probes():
-    with pytest.raises(ValueError, match="there are 1 labelled training images; there must be 2"):
+    with pytest.raises(ValueError, match="there are 1 labeled training images; there must be 2"):
         train_probes(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), 2, ProbeSchedule())
     # Fewer than a batch: all of them, every epoch.
     train_probes(torch.randn(3, 4), torch.tensor([0, 1, 0]), 2, ProbeSchedule(epochs=2))

@@ -97,7 +97,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(checkpoint, tmp_path):
             segment_files(*arguments)
     assert not out.exists()
     segment_files(checkpoint, [first, second], out)
-    with pytest.raises(FileExistsError, match=r"picture0-r7\.png exists; take another folder"):
+    with pytest.raises(FileExistsError, match=r"picture0-r7\.png exists; choose another folder"):
         segment_files(checkpoint, [first, second], out)
     segment_files(checkpoint, [first, second], out, overwrite=True)
 

@@ -80,7 +80,7 @@ def test_help_names_every_field_with_its_values(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name in options():
         assert f"--{name.replace('_', '-')}" in text
-    assert "images a step (B) [200; digits 128; imagenet128, places205 480]" in text
+    assert "images per step (B) [200; digits 128; imagenet128, places205 480]" in text
     assert "[250 280; digits none; imagenet128, places205, folder 30 45]" in text
     assert "small 192/1536/8, medium 256/2048/10, large 320/2560/10" in text
     assert MODEL_SIZES["large"] == (320, 2560, 10)

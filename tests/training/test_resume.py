@@ -213,7 +213,7 @@ def test_signals_end_a_process_in_order(tmp_path, expected, numbers):
     assert process.returncode == 0, errors
     step = final(tmp_path / "run")["step"]
     command = "amdim-fast pretrain --resume run"
-    assert output == f"stopped after step {step} of 60; go on with: {command}\n"
+    assert output == f"stopped after step {step} of 60; continue with: {command}\n"
     assert "Traceback" not in errors
     process = start_run(tmp_path, "--resume=run")
     process.communicate(timeout=120)
@@ -258,10 +258,10 @@ def resume_error(capsys, *arguments):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size=8"], "batch_size is 8, not 16 as when the run"),
-        (["--seed=4"], "seed is 4, not 0 as when the run"),
-        (["--precision=bfloat16", "--depth=3"], "depth is 3, not 1; precision is 'bfloat16', not"),
-        (["--recipe=cifar10"], "name is 'cifar10', not 'digits'"),
+        (["--batch-size=8"], "batch_size is 8; it must be 16, as when the run"),
+        (["--seed=4"], "seed is 4; it must be 0, as when the run"),
+        (["--precision=bfloat16", "--depth=3"], "depth is 3; it must be 1; precision is 'bf"),
+        (["--recipe=cifar10"], "name is 'cifar10'; it must be 'digits'"),
         (["--name=other"], "name is 'other', but a resumed run keeps its own; leave it out"),
     ],
 )
@@ -290,7 +290,7 @@ def test_what_cannot_be_resumed(whole, tmp_path, capsys, monkeypatch):
     assert "truncated" in resume_error(capsys, f"--resume={damaged}")
     fewer = few_digits()
     monkeypatch.setitem(LOADERS, "digits", lambda *_: replace(fewer, train=fewer.test))
-    message = "100 training images of 10 classes, but had 400 of 10 when the run began"
+    message = "100 training images of 10 classes, but it had 400 of 10 when the run began"
     assert message in resume_error(capsys, f"--resume={whole}")
 
 

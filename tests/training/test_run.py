@@ -127,7 +127,7 @@ def test_unwritable_runs_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size=5000"], "batch_size is 5000; the data set 'digits' has only 400"),
+        (["--batch-size=5000"], "batch_size is 5000; it must be at most 400, the number of"),
         (["--batch-size=1"], "batch_size is 1; it must be a whole number, 2 or more"),
         (["--steps=0"], "steps is 0 and epochs is 0; one of them must be 1 or more"),
         (["--epochs=-1"], "epochs is -1; it must be a whole number, 0 or more"),
