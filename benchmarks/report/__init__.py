@@ -27,7 +27,8 @@ STEPS = (bench_train_step.OURS, bench_train_step.FLOAT32)
 BLOCKS: dict[str, Callable[[Rows], str]] = {
     **{block: partial(goal_table, block=block) for block in GOALS},
     **{name: plot.block for name, plot in DRAWN.items()},
-    "nce_headline": partial(tables.nce, columns=tables.HEADLINE, methods=tables.METHODS),
+    "nce_headline": partial(tables.nce, columns=tables.COLUMNS, methods=tables.METHODS),
+    "nce_headline_gpu": partial(tables.nce, columns=tables.GPU_COLUMNS, methods=tables.GPU_METHODS),
     "nce_floors": partial(
         tables.nce, columns=tables.COLUMNS, methods=tables.METHODS | tables.FLOORS
     ),

@@ -29,7 +29,7 @@ Reader = Callable[[Rows], Value | None]
 
 
 class Goal(NamedTuple):
-    """What is asked, what the rows say (None if missing), and how that compares to the limit."""
+    """What is required, what the rows say (None if missing), and how that compares to the limit."""
 
     text: str
     value: Reader
@@ -86,7 +86,7 @@ def views(case: str, provider: str) -> Reader:
 
 
 def views_ratio(case: str) -> Reader:
-    """Times the views a second of torchvision on Pillow."""
+    """Views per second, as a multiple of torchvision's on Pillow."""
     return ratio("augment", OURS, PILLOW, case=case, metric="rate")
 
 
@@ -112,7 +112,7 @@ def least_peak(rows: Rows) -> Value | None:
 
 
 def quality_samples(rows: Rows, metric: str = "linear_probe") -> dict[str, dict[int, list[float]]]:
-    """Provider -> step -> values, one a seed."""
+    """Provider -> step -> values, one per seed."""
     found: dict[str, dict[int, list[float]]] = {OURS: {}, REFERENCE_LOSS: {}}
     for row in rows.named("quality", metric=metric):
         steps = found.setdefault(row["provider"].partition(", seed")[0], {})

@@ -85,7 +85,8 @@ def cell(row: Row | None, baseline: Row | None = None, absent: str = MISSING) ->
     factor = baseline["q50"] / row["q50"]
     if row["unit"].endswith("/s"):
         factor = 1 / factor
-    return f"{text} ({factor:.2g}x){mark(row, baseline)}"
+    shown = f"{factor:.0f}" if factor >= 10 else f"{factor:.2g}"
+    return f"{text} ({shown}x){mark(row, baseline)}"
 
 
 def table(header: Iterable[str], body: Iterable[Iterable[str]], rows: Iterable[Row] = ()) -> str:

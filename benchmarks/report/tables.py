@@ -24,7 +24,6 @@ from benchmarks.report.goals import (
 )
 from benchmarks.report.rows import MISSING, NO_ROWS, STALE, Row, Rows, cell, mark, table
 
-GPU = "cuda-b1024-d2048-bfloat16"
 METHODS = {
     "reference": "original algorithm",
     "reference_compiled": "the same, torch.compile",
@@ -36,6 +35,8 @@ FLOORS = {
     "gemms_onednn": "matrix products alone, oneDNN",
 }
 ON_GPU = {"torch": "amdim_fast, torch backend", "triton": "amdim_fast"}
+PEERS = ("reference", "reference_compiled", "triton")
+GPU_METHODS = {name: (METHODS | ON_GPU)[name] for name in PEERS}
 
 
 class Column(NamedTuple):
@@ -51,7 +52,13 @@ COLUMNS = {
     "forward, no_grad": Column(SMALL, "forward", "time"),
     "extra peak memory": Column(SMALL, "forward_backward", "extra_peak_memory"),
 }
-HEADLINE = {**COLUMNS, "forward + backward, GPU": Column(GPU, "forward_backward", "time")}
+GPU_COLUMNS = {
+    f"B = {images}, D = {width}{suffix}": Column(
+        grid.grid_key(images, width, "bfloat16"), "forward_backward", metric
+    )
+    for images, width in ((256, 1024), (1024, 2048), (4096, 2048))
+    for suffix, metric in (("", "time"), (", memory", "extra_peak_memory"))
+}
 CPU_VIEWS = {"cpu-256px-imagenet128": "256² to 128²", "cpu-96px-stl10": "96² to 64²"}
 GPU_VIEWS = {
     "cuda-256px-imagenet128": "256 of 256² to 128²",
@@ -66,9 +73,7 @@ def nce(rows: Rows, columns: Mapping[str, Column], methods: Mapping[str, str]) -
     for provider, label in methods.items():
         line = [label]
         for column in columns.values():
-            # On a GPU the loss runs the kernels.
-            name = "triton" if (column.case, provider) == (GPU, "torch") else provider
-            row = rows.find("nce", provider=name, **column._asdict())
+            row = rows.find("nce", provider=provider, **column._asdict())
             base = rows.find("nce", provider="reference", **column._asdict())
             weightless = provider in FLOORS and column.metric != "time"
             line.append("" if weightless else cell(row, base))

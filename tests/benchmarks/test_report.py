@@ -58,7 +58,7 @@ def test_report_writes_what_its_check_accepts(tree, results):
     assert report.main([], tree) == 0
     assert report.main(["--check"], tree) == 0
     text = (tree / "README.md").read_text()
-    assert f"| amdim_fast | 1 s (3x) | 250 ms (3x) | 1 GB (3x) | {MISSING} |" in text
+    assert f"| amdim_fast | 1 s (3x) | 250 ms (3x) | 1 GB (3x) |" in text
     assert text.startswith("# Title\n")
     assert text.endswith("\n\nText.\n")
     assert (tree / METHODS_PLOT.path).read_bytes().startswith(b"\x89PNG")
@@ -100,7 +100,7 @@ def test_no_table_mixes_two_devices(tree, results):
     harness.append_row({**other, "time": "2999-01-01T00:00:00+00:00"}, results)
     report.main([], tree)
     text = (tree / "README.md").read_text()
-    assert f"| original algorithm | {MISSING} | {MISSING} | {MISSING} | {MISSING} |" in text
+    assert f"| original algorithm | {MISSING} | {MISSING} | {MISSING} |" in text
     assert "another CPU" in text
     assert "some CPU" not in text
 
@@ -109,9 +109,22 @@ def test_without_rows_nothing_is_measured(tree):
     assert report.main([], tree) == 0
     assert report.main(["--check"], tree) == 0
     text = (tree / "README.md").read_text()
-    assert f"| amdim_fast | {MISSING} | {MISSING} | {MISSING} | {MISSING} |" in text
+    assert f"| amdim_fast | {MISSING} | {MISSING} | {MISSING} |" in text
     assert not any(unit in text for unit in (" ms", " GB", " MB"))
     assert not (tree / METHODS_PLOT.path).exists()
+
+
+def test_a_card_has_a_table_of_its_own(tree, results):
+    case = "cuda-b256-d1024-bfloat16"
+    for provider, time in (("reference", 6.0), ("triton", 2.0)):
+        row = nce_row(provider, "forward_backward", "time", "ms", time, case)
+        harness.append_row({**row, "device": "some card"}, results)
+    rows = report.read_rows(tree)
+    on_card, on_cpu = (report.BLOCKS[b](rows) for b in ("nce_headline_gpu", "nce_headline"))
+    assert "| amdim_fast | 2 ms (3x) |" in on_card
+    assert "some card" in on_card
+    assert "some CPU" not in on_card
+    assert "some card" not in on_cpu
 
 
 def test_goals_are_judged_by_the_rows(tree, results):
