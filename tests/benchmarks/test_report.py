@@ -58,7 +58,7 @@ def test_report_writes_what_its_check_accepts(tree, results):
     assert report.main([], tree) == 0
     assert report.main(["--check"], tree) == 0
     text = (tree / "README.md").read_text()
-    assert f"| amdim_fast | 1 s (3x) | 250 ms (3x) | 1 GB (3x) |" in text
+    assert "| amdim_fast | 1 s (3x) | 250 ms (3x) | 1 GB (3x) |" in text
     assert text.startswith("# Title\n")
     assert text.endswith("\n\nText.\n")
     assert (tree / METHODS_PLOT.path).read_bytes().startswith(b"\x89PNG")
