@@ -53,7 +53,7 @@ def nce_forward(
 ):
     """One program: TILE_ROWS rows against a strip of tiles of TILE_COLUMNS columns.
 
-    Grid: (row tiles * strips, M), M softmaxes a row. Columns are the N * L locations or, for
+    Grid: (row tiles * strips, M), M softmaxes per row. Columns are the N * L locations or, for
     SAME_LOCATION, the N images at location program_id(1). Each strip stores its own partial
     results, so programs may run in any order.
     """
@@ -61,7 +61,7 @@ def nce_forward(
         tl.program_id(0), tl.cdiv(rows, TILE_ROWS), strips, SWIZZLE_ROWS
     )
     softmax = tl.program_id(1)
-    # Columns an image, and entries from one column to the next in scores.
+    # Columns per image, and entries from one column to the next in scores.
     span = 1 if SAME_LOCATION else locations
     step = locations if SAME_LOCATION else 1
     columns = images * span
@@ -79,7 +79,7 @@ def nce_forward(
         scores += softmax
         own += softmax
 
-    # 32-bit offsets are enough within a tile: plans keep no longer rows.
+    # Within a tile 32-bit offsets are enough: plans never keep longer rows.
     stride_scores = scores_units * PRODUCT_UNIT
     score_rows = scores + (row_tile * TILE_ROWS).to(tl.int64) * stride_scores
     score_offset = tl.arange(0, TILE_ROWS) * stride_scores

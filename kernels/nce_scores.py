@@ -64,7 +64,7 @@ def product_tile(
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """[TILE_ROWS, TILE_COLUMNS] float32 products of rows and columns, ``span`` columns an image.
+    """[TILE_ROWS, TILE_COLUMNS] float32 products of rows and columns, ``span`` columns per image.
 
     Pointers take row_index [TILE_ROWS] int64 and column_index [TILE_COLUMNS], within bounds; tensor
     descriptors take first_row and first_column instead and read 0 out of bounds.
@@ -104,7 +104,7 @@ def own_rows(
     row_tile,
     TILE_ROWS: tl.constexpr,
 ):
-    """Of one source set: the row whose own image holds each column, and whether this tile has it.
+    """For one source set: the row whose own image has each column, and whether it is in this tile.
 
     There is at most one such row for each column, so reductions along rows replace scattered
     accesses, whose addresses would not fit in registers.

@@ -47,7 +47,7 @@ TABLE |= {
     for architecture in ("sm_80", "sm_90", "sm_100", "default")
     for small in (True, False)
 }
-# Bytes of shared memory that a program may take.
+# Bytes of shared memory that a program may use.
 SHARED_BYTES = {
     "sm_80": 163 * 1024,
     "sm_90": 227 * 1024,

@@ -1,4 +1,4 @@
-"""Tile sizes of the contrastive kernels as plain data: one tile a kernel, one set a table row."""
+"""Tile sizes of the contrastive kernels as plain data: a tile per kernel, a set per table row."""
 
 from __future__ import annotations
 

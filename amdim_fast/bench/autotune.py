@@ -41,7 +41,7 @@ from amdim_fast.nce.tile_file import VARIABLE, Key, read_file, write_row
 
 CLIP = 10.0
 FIELDS = ("forward", "read_forward", "backward", "read_backward")
-# Off the tiles, so that every mask is used.
+# Not multiples of the tiles, so that every mask is used.
 CHECKED_IMAGES, CHECKED_LOCATIONS = 70, 9
 # Largest difference from float64, relative to each tensor's largest value; one rounding of a tf32
 # or half product, accumulated, is worth a hundredth of these, a wrong mask much more.
@@ -60,7 +60,7 @@ PRODUCTS, THREADS_PER_WARP = (32, 128), 32
 
 
 def shared_bytes(tile: Tile, itemsize: int) -> int:
-    """Shared memory of the steps in flight; the compiler takes no more than this and some bytes."""
+    """Shared memory of the steps in flight; the compiler takes a few bytes more at most."""
     return tile.stages * (tile.rows + tile.columns) * tile.width * itemsize
 
 
@@ -136,7 +136,7 @@ def evaluate(function: Callable[..., Any], features: Features, **options: Any) -
 
 @contextmanager
 def using(tile_set: TileSet) -> Iterator[None]:
-    """The kernels take these tiles, whatever the table says."""
+    """Make the kernels use these tiles, whatever the table says."""
     before = tiles.choose
     tiles.choose = lambda *_: tile_set
     try:
@@ -146,7 +146,7 @@ def using(tile_set: TileSet) -> Iterator[None]:
 
 
 def run(tile_set: TileSet, features: Features) -> list[Tensor]:
-    """By the kernels with these tiles; the budget is too small to keep scores for the backward."""
+    """``evaluate`` the kernels with these tiles, and a budget too small to keep scores."""
     images, locations, _ = features.trg.shape
     scores = images * images * locations * features.src.element_size()
     budget = min(DEFAULT_MEMORY_BUDGET, scores // 2)
@@ -155,7 +155,7 @@ def run(tile_set: TileSet, features: Features) -> list[Tensor]:
 
 
 def fault(tile_set: TileSet, features: Features, expected: Sequence[Tensor]) -> str | None:
-    """Why these tiles are not to be timed, or None."""
+    """Why these tiles must not be timed, or None."""
     from amdim_fast.kernels.nce_forward import triton
 
     try:
@@ -185,7 +185,7 @@ def tune(
         record: takes the field, the candidate and its samples.
 
     Raises:
-        RuntimeError: no candidate of a field is right.
+        RuntimeError: no candidate of a field gives right results.
     """
     small = make_features(case._replace(images=CHECKED_IMAGES, locations=CHECKED_LOCATIONS))
     wide = small._replace(src=_double(small.src), trg=_double(small.trg))
@@ -218,7 +218,7 @@ def tune(
             else:
                 right[describe(tile)] = tile_set
         if not right:
-            raise RuntimeError(f"no candidate for {field} is right on this GPU")
+            raise RuntimeError(f"no candidate for {field} gives right results on this GPU")
         best = fastest(field, right)
     ways = {name: best._replace(fused=name == "fused") for name in ("fused", "elementwise")}
     return fastest("forward + backward", ways)
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _obstacle(file: Path | None) -> str | None:
     """Why nothing can be tuned, in one sentence, or None."""
     if not torch.cuda.is_available():
-        return "torch finds no CUDA device here; tiles are measured on the GPU they are for"
+        return "torch finds no CUDA device here; tiles must be measured on the GPU that uses them"
     if file is None:
         return f"no file for the row is named; give --file or set {VARIABLE}"
     try:

@@ -34,7 +34,8 @@ from amdim_fast.nce.plan import Plan, last_plan
 OURS, REFERENCE = "amdim_fast", "reference"
 FIRST, LAST = 32, 1 << 20  # images
 ROUNDS = 15
-# Expected of twice the batch: a warm-up, a call for memory, the least rounds, of thrice the time.
+# Cost of twice the batch: a warm-up, a call for memory and the fewest rounds, at three times the
+# time of a call now.
 GROWTH = 3 * (LEAST_ROUNDS + 2)
 SHARE = 0.8  # of the free memory, for a size to be tried
 # Largest difference, relative to each tensor's largest value; a wrong mask or scale makes 1e-2.
@@ -51,7 +52,7 @@ class Measurement(NamedTuple):
         images: B.
         provider: "amdim_fast" or "reference".
         milliseconds: q20, q50 and q80 of forward + backward.
-        rounds: samples behind them.
+        rounds: number of samples.
         extra_bytes: at the peak, beside inputs and gradients.
         plan: how our loss spent its memory; None for the reference.
     """
@@ -65,7 +66,7 @@ class Measurement(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """All of it; ``facts`` are ready for JSON, ``largest`` is B that fits in ``free`` bytes."""
+    """The result; ``facts`` are ready for JSON, ``largest`` is the B that fits ``free`` bytes."""
 
     facts: dict[str, Any]
     measurements: list[Measurement]
@@ -81,15 +82,15 @@ def compare(
 ) -> Comparison:
     """Measure forward and backward of the multiscale loss at 32, 64, ... images, float32.
 
-    Values and gradients of both are held to each other first. The batch doubles while the next is
-    expected to end within ``seconds`` and to take no more than 0.8 of the free memory; each goes
-    on without the other, ours is given time first. The smallest size is always measured.
+    First the values and gradients of both are compared. Then the batch doubles as long as the next
+    one is expected to end within ``seconds`` and to fit in 0.8 of the free memory. Either loss may
+    go on without the other; ours is given time first. The smallest batch is always measured.
 
     Args:
         device: CPU or CUDA.
         dim: D.
-        seconds: of it all.
-        report: is called with each measurement as it is made.
+        seconds: for the whole comparison.
+        report: called with each measurement as soon as it is made.
 
     Raises:
         ValueError: an argument is out of range, or the smallest batch does not fit.
@@ -151,9 +152,9 @@ def feature_bytes(images: int, dim: int) -> int:
 def expected_bytes(rows: Sequence[Measurement], dim: int, images: int) -> int:
     """Bytes at the peak for another batch, inputs included, calculated from one provider's rows.
 
-    The reference's peak is taken as a B + c B squared through its last two rows, or c B squared
-    through its only one. Ours: the memory budget, all of it, and as much an image beside inputs,
-    gradients and blocks of scores as in its last row; it may need less.
+    The reference's peak is taken to be a B + c B squared through its last two rows, or c B squared
+    through its only one. Ours is taken to be the whole memory budget, inputs and gradients, and for
+    each image whatever else the last row had; it may need less.
     """
     last = rows[-1]
     features = feature_bytes(images, dim)
@@ -184,7 +185,7 @@ def _of(provider: str, found: Sequence[Measurement]) -> list[Measurement]:
 
 
 def _affordable(made: Sequence[Measurement], seconds: float) -> list[str]:
-    """Providers that twice the batch leaves time for, ours first."""
+    """Providers for which there is time to measure twice the batch, ours first."""
     kept = []
     for measurement in made:
         cost = GROWTH * measurement.milliseconds[1] / 1e3

@@ -20,7 +20,7 @@ def measurement_line(found: Measurement) -> str:
 
 
 def summary(result: Comparison) -> str:
-    """The factors at the largest size both were measured at, and the largest batch that fits."""
+    """The factors at the largest size measured for both, and the largest batch that fits."""
     both = {(m.images, m.provider): m for m in result.measurements}
     images = max(b for b, provider in both if {(b, OURS), (b, REFERENCE)} <= both.keys())
     ours, reference = both[images, OURS], both[images, REFERENCE]
@@ -29,7 +29,9 @@ def summary(result: Comparison) -> str:
     if ours.extra_bytes:
         lines[0] += f", extra memory {reference.extra_bytes / ours.extra_bytes:.2f}"
     if result.free is None:
-        return "\n".join([*lines, "largest batch: not known, the system does not say what is free"])
+        return "\n".join(
+            [*lines, "largest batch: not known, the system does not report its free memory"]
+        )
     lines.append(
         f"largest batch of the loss alone in the {result.free / 1e9:.1f} GB free now, calculated"
         f" from the bytes above, not tried: {OURS} {result.largest[OURS]:,},"
@@ -39,7 +41,7 @@ def summary(result: Comparison) -> str:
 
 
 def as_json(result: Comparison) -> bytes:
-    """Every figure, with what it means."""
+    """Every number, with what it means."""
     rows = [
         {
             "B": m.images,
@@ -57,7 +59,7 @@ def as_json(result: Comparison) -> bytes:
 
 
 def check_drawing() -> None:
-    """Raise, one sentence, where no figure can be drawn.
+    """Raise unless figures can be drawn.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.

@@ -52,7 +52,7 @@ def make_inputs(
 
 
 def our_losses(inputs: Inputs) -> Sequence[Tensor]:
-    """Three losses and the regulariser by ``LossMultiNCE``."""
+    """The three losses and the regularizer, by ``LossMultiNCE``."""
     return LossMultiNCE(tclip=CLIP)(*inputs.maps, locations=inputs.locations)
 
 

@@ -65,9 +65,10 @@ def time_interleaved(
     measure: Stopwatch,
     seconds: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """``repeats`` samples a provider, one of each in turn, so that drift reaches all alike.
+    """``repeats`` samples per provider, taken in turn, so that drift affects all equally.
 
-    After ``seconds`` no further round begins, but three are always made where so many are asked.
+    After ``seconds`` no further round begins, except that three, or ``repeats`` if fewer, are
+    always made.
     """
     for _ in range(warm_ups):
         for call in calls.values():
@@ -93,10 +94,10 @@ def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> f
 
 
 def allocated_peak(call: Call, device_type: str) -> int:
-    """Bytes that torch's allocator hands out for a call at its worst moment, above those before.
+    """Peak bytes of torch's allocator during a call, above those allocated before it.
 
     What the call returns counts. On a CPU torch's profiler lists the allocations of this process;
-    scratch memory that a library such as oneDNN takes for itself is not among them.
+    scratch memory of libraries such as oneDNN is not among them.
     """
     gc.collect()
     if device_type == "cuda":
@@ -107,7 +108,7 @@ def allocated_peak(call: Call, device_type: str) -> int:
         torch.cuda.synchronize()
         del result
         return torch.cuda.max_memory_allocated() - before
-    # Its start and stop go to stderr otherwise.
+    # Otherwise the profiler prints its start and stop to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profiler.profile(use_kineto=False, profile_memory=True) as profile:
         result = call()
@@ -119,7 +120,7 @@ def allocated_peak(call: Call, device_type: str) -> int:
 
 
 def free_memory(device_type: str) -> int | None:
-    """Bytes that are free on a GPU, or that the system says are available; None if it says not."""
+    """Bytes free on a GPU, or available according to the system; None if it does not say."""
     if device_type == "cuda":
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + unused

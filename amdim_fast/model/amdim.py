@@ -39,7 +39,7 @@ class AMDIMOutput(NamedTuple):
 
     @property
     def loss(self) -> Tensor:
-        """The sum of the four parts, which pre-training minimises."""
+        """The sum of the four parts, which pre-training minimizes."""
         return self.loss_1t5 + self.loss_1t7 + self.loss_5t5 + self.lgt_reg
 
 
@@ -147,7 +147,7 @@ class AMDIM(nn.Module):
             CheckpointError: the arguments or weights are not those of an AMDIM; names the keys.
         """
         try:
-            # Shapes are compared before memory is taken for sizes that the file only claims.
+            # Shapes are compared first, so that sizes which the file only claims take no memory.
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 expected = AMDIM(**stored.arguments)
         except (IndexError, TypeError, ValueError, RuntimeError) as error:
@@ -165,8 +165,8 @@ class AMDIM(nn.Module):
 
         Args:
             images: uint8 [N, H, W, 3], [N, 3, H, W] or N tensors [H, W, 3], which
-                ``preprocessing`` resizes, crops and normalises; or normalised floating point
-                [N, in_channels, size, size]. They are encoded at once: split large sets.
+                ``preprocessing`` resizes, crops and normalizes; or normalized floating point
+                [N, in_channels, size, size]. All are encoded in one batch: split large sets.
 
         Returns:
             [N, D], dtype and device of the encoder. The modes of its modules are restored.

@@ -153,7 +153,7 @@ def _stem(size: int, ndf: int, in_channels: int, use_bn: bool) -> list[nn.Module
 
 def _checkpointed(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)``, recomputed in backward without updating running statistics again."""
-    if torch.compiler.is_compiling():  # recomputation leaves out updates of buffers
+    if torch.compiler.is_compiling():  # its recomputation skips updates of buffers
         return checkpoint(layer, x, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -274,6 +274,6 @@ class Encoder(nn.Module):
                 f"x is on {x.device}; it must be on {weight.device}, as the encoder is"
             )
         if not x.is_floating_point():
-            raise TypeError(f"x is {x.dtype}; it must be normalised {weight.dtype}")
+            raise TypeError(f"x is {x.dtype}; it must be normalized {weight.dtype}")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x is {x.dtype}; it must be {weight.dtype}, as the encoder's weights")

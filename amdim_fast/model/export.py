@@ -26,10 +26,10 @@ def export_encoder(
 
     The folder holds ``encoder.safetensors`` and ``config.json``: architecture, test-time
     preprocessing, SHA-256 of the weights, versions, recipe and step. The head that makes components
-    is exported too; the probes and the optimiser are not.
+    is exported too; the probes and the optimizer are not.
 
     Args:
-        checkpoint: a file of ours, of the original or of lightning-bolts.
+        checkpoint: a file of this package, of the public code or of lightning-bolts.
         out_dir: folder to create; it takes its name once all of it is on disk.
         policy: as in ``AMDIM.from_pretrained``.
 

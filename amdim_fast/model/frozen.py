@@ -31,8 +31,8 @@ def encode(
     """Global features of images, in evaluation mode and without gradients.
 
     Args:
-        encoder: the modes of its submodules are restored.
-        images: uint8, as in ``center_view``, or normalised floating point
+        encoder: its submodules are left in the modes that they had.
+        images: uint8, as in ``center_view``, or normalized floating point
             [N, in_channels, size, size].
         preprocessing: for uint8 images.
 
@@ -49,7 +49,7 @@ def encode(
     elif preprocessing is None:
         raise ValueError(
             "the model has no preprocessing for uint8 images; set model.preprocessing, such as to"
-            " Preprocessing.of(POLICIES['cifar']), or give normalised floats"
+            " Preprocessing.of(POLICIES['cifar']), or give normalized floats"
         )
     else:
         x = preprocessing(images).to(weight.device, weight.dtype)

@@ -27,7 +27,7 @@ class CachedEncoding:
     calling ``loss.backward()``, but holds the graph of one micro-batch only, beside all features
     and their gradients. It costs a second forward of the encoder. Each view is split evenly into as
     few micro-batches as ``micro_batch`` allows; their sizes differ by at most 1. In training,
-    BatchNorm normalises by the statistics of each micro-batch, not of the batch, and updates its
+    BatchNorm normalizes by the statistics of each micro-batch, not of the batch, and updates its
     running statistics once per micro-batch, in order. The second forward repeats what the encoder
     drew from torch's default generators.
 

@@ -58,7 +58,7 @@ def load_checkpoint(
 
     Sizes that the file does not state are inferred from its weights: use_bn is then whether the
     blocks' BatchNorms have ever run, and tclip is 20. The model has probes if the file has their
-    weights. Unlike in the public code, tclip and use_bn are honoured. The default random generator
+    weights. Unlike in the public code, tclip and use_bn are honored. The default random generator
     is left as it was.
 
     Args:

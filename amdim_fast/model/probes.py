@@ -102,10 +102,10 @@ def probe_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> T
 
     Args:
         logits: [B, n_classes] of one probe, any floating dtype; converted to float32.
-        labels: [B] int64, 0 ... n_classes - 1. Rows labelled -1 do not count in the cross
+        labels: [B] int64, 0 ... n_classes - 1. Rows labeled -1 do not count in the cross
             entropy, but do in the penalty.
         count: divisor of the summed cross entropies; None is the number of labels other than -1.
-            Several processes give the mean of their numbers.
+            Several processes pass the mean of their counts.
 
     Returns:
         float32 scalar. If every label is -1 it is the penalty (the public code gives NaN).

@@ -43,7 +43,7 @@ class Call:
     """Inputs of ``amdim_fast::nce_forward``, and what follows from their shapes.
 
     A pairing is one set of targets [N, L, D] with the sources [S, B, D] stacked against them. Its
-    last source set may be drawn: one location an image of the targets of another pairing, its
+    last source set may be drawn: one location per image of the targets of another pairing, its
     origin. N = B, unless the sources are those of all ranks.
 
     Args:
@@ -194,7 +194,7 @@ class Call:
     def add_drawn(
         self, grad_srcs: Sequence[Tensor | None], grad_trgs: Sequence[Tensor | None]
     ) -> None:
-        """Add the gradients of drawn sources to the targets they came from, one row an image."""
+        """Add the gradients of drawn sources to the targets they came from, one row per image."""
         locations = iter(self.locations)
         for origin, grad_src in zip(self.origins, grad_srcs, strict=True):
             if origin == NO_ORIGIN:
@@ -207,7 +207,7 @@ class Call:
 
 
 def log_prob_of(score: Tensor, neg: Tensor) -> Tensor:
-    """Log-probability of own scores [S, B, L]; log-sums of negatives [S, B, 1] or [S, B, L]."""
+    """Log-probability, from own scores [S, B, L] and log-sums [S, B, 1] or [S, B, L]."""
     return -torch.logaddexp(neg - score, torch.zeros_like(score))
 
 

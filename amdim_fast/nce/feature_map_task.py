@@ -25,7 +25,7 @@ _COMPARISON = re.compile(r"[0-9r]{2}")
 class FeatureMapContrastiveTask(NCEModule):
     """Anchor maps predict positive maps; a replacement for lightning-bolts' task.
 
-    A comparison "ap" draws one location an image of anchor map a, uniformly, and scores it against
+    A comparison "ap" draws one location per image of anchor map a, uniformly, and scores it against
     all locations of positive map p: ``nce_loss(drawn [B, D], map [B, h*w, D], clip=tclip)``. "01,
     02, 11" on (r1, r5, r7) are the six costs of AMDIM.
 

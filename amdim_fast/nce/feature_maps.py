@@ -1,4 +1,4 @@
-"""Feature maps as the losses take them: shapes, checks, and one location an image of a map."""
+"""Feature maps as the losses take them: shapes, checks, and one location per image of a map."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_pair(src_name: str, src: Tensor, trg_name: str, trg: Tensor) -> None:
 def draw_locations(
     trg: Tensor, generator: torch.Generator | None, *, rank: int = 0, world_size: int = 1
 ) -> Tensor:
-    """One location an image of trg [B, L, D], uniform: int64 [B].
+    """One location per image of trg [B, L, D], uniform: int64 [B].
 
     With several ranks, trg is the part of ``rank``. Each rank draws for the whole batch, from
     generators in the same state, so that locations do not depend on the number of ranks.
@@ -53,7 +53,7 @@ def draw_locations(
 
 
 def features_at(trg: Tensor, locations: Tensor) -> Tensor:
-    """[B, D] features of trg [B, L, D] at one location an image; locations is int64 [B]."""
+    """[B, D] features of trg [B, L, D] at one location per image; locations is int64 [B]."""
     index = locations[:, None, None].expand(-1, 1, trg.shape[2])
     return trg.gather(1, index).squeeze(1)
 
@@ -78,7 +78,7 @@ def view_locations(
 
 
 def check_locations(name: str, locations: Tensor, trg: Tensor) -> None:
-    """Raise unless ``locations`` has one int64 an image of trg [B, L, D], on its device."""
+    """Raise unless ``locations`` has one int64 per image of trg [B, L, D], on its device."""
     images = trg.shape[0]
     if locations.dtype != torch.int64:
         raise TypeError(f"{name} is {locations.dtype}; it must be int64")

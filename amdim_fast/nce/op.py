@@ -2,7 +2,7 @@
 
 One call takes several pairings and packs what it returns into flat tensors, so that a whole loss is
 one operator boundary. A pairing has sources [S, B, D] stacked against shared targets [B, L, D], and
-may draw one more source set, one location an image, from the targets of another pairing.
+may draw one more source set, one location per image, from the targets of another pairing.
 
 The schemas say ``picks``, ``pick_from`` and ``pos`` for locations, origins and score.
 """
@@ -50,7 +50,7 @@ def nce_forward(
     Args:
         srcs: [S, B, D] of each pairing.
         trgs: [B, L, D] of each pairing.
-        locations: int64 [B] for each pairing with drawn sources: one location an image.
+        locations: int64 [B] for each pairing with drawn sources: one location per image.
         origins: for each pairing, the pairing whose targets its drawn sources come from, or
             NO_ORIGIN; drawn sources are the pairing's last set.
         clip: bound on |score| in nats, or None.

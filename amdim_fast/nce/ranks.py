@@ -2,15 +2,15 @@
 
 Targets stay on their rank. A rank gathers the sources of all ranks, scores them against its own
 targets and sends each rank the log-sums of that rank's rows; in the backward, the gradients of its
-sources. The rest is local. With B images a rank and W ranks, each rank receives, for each pairing,
-(W - 1) B times
+sources. The rest is local. With B images per rank and W ranks, each rank receives, for each
+pairing, (W - 1) B times
 
     forward:   S D of sources, S M of log-sums twice, S L of own scores
     backward:  S L of upstream gradients, S D of gradients of sources
 
 and a few scalars, where M is 1, or L for same_location. All but the sources have the dtype of the
 scores. Sources that several pairings share are sent once, and so are their gradients. Targets, L D
-a row, are never sent.
+per row, are never sent.
 
 Gradients are those of the sum of all ranks' objectives, so the average that
 DistributedDataParallel takes is the gradient of their mean.
@@ -188,5 +188,5 @@ def _gather_upstream(
     flat = torch.cat([part.flatten() for part in total if part is not None])
     everyone = start_gather(torch.cat([flat, grad_mean_sq]), group).wait()
     of_log_prob, of_mean_sq = everyone.split([len(flat), len(grad_mean_sq)], dim=1)
-    # The mean over all targets is the mean of the ranks' means, and every objective has them all.
+    # Every rank's objective has the mean over all targets, which is the mean of the ranks' means.
     return _join_pairings(of_log_prob, local.shapes), of_mean_sq.mean(dim=0).split(local.sets)

@@ -83,7 +83,7 @@ def flatten_map(feature_map: Tensor) -> Tensor:
 
 
 def features_at(feature_map: Tensor, locations: Tensor) -> Tensor:
-    """[B, D] of [B, D, h, w] at one row-major location an image; ``locations`` is int64 [B]."""
+    """[B, D] of [B, D, h, w] at one row-major location per image; ``locations`` is int64 [B]."""
     rows = torch.arange(feature_map.shape[0], device=feature_map.device)
     return flatten_map(feature_map)[rows, locations]
 

@@ -35,7 +35,7 @@ def _load(name: str) -> bool:
 
 
 def require(device_type: str) -> None:
-    """Raise a RuntimeError, one sentence, unless the ops of this device are there."""
+    """Raise a RuntimeError unless the ops of this device are built."""
     if not load_cpu():
         raise RuntimeError(
             f"the compiled library of amdim_fast is not built: {HOW_TO_BUILD};"

@@ -1,4 +1,4 @@
-"""Pictures for people: images beside their views, test images beside their nearest neighbours."""
+"""Pictures for people: images beside their views, test images beside their nearest neighbors."""
 
 from __future__ import annotations
 
@@ -116,4 +116,4 @@ def check_new(path: Path, *, overwrite: bool = False) -> None:
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name or allow --overwrite")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder; create it to write {path.name}")
+        raise FileNotFoundError(f"{path.parent} is not a folder; create it to write {path.name}")

@@ -90,7 +90,7 @@ def test_what_is_wrong_is_neither_timed_nor_chosen(monkeypatch, recorded, capsys
 def test_nothing_right_is_an_error(monkeypatch):
     clock = Clock(monkeypatch)
     monkeypatch.setattr(autotune, "fault", lambda *_: "is wrong")
-    with pytest.raises(RuntimeError, match="no candidate for forward is right"):
+    with pytest.raises(RuntimeError, match="no candidate for forward gives right results"):
         tune(CASE, tile_set("fused"), CHOICES, clock.measure, print)
 
 

@@ -273,7 +273,7 @@ def test_compiles_without_graph_breaks():
         (torch.zeros(0, 3, 32, 32), ValueError, "0 images.*2 or more in training"),
         (torch.zeros(1, 3, 32, 32), ValueError, "1 images.*2 or more in training"),
         (torch.zeros(2, 3, 32, 32, device="meta"), ValueError, "meta.*cpu"),
-        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "uint8.*normalised.*float32"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "uint8.*normalized.*float32"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.float64), TypeError, "float64.*float32"),
     ],
 )

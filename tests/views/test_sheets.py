@@ -100,7 +100,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(files, tmp_path, capsys):
             "min(sizes) is 4; it must be larger than the policy's max_translation",
         ),
         ([*paths, f"--out={tmp_path}"], "is a folder; it must be the name of a file"),
-        ([*paths, f"--out={tmp_path / 'no' / 'x.png'}"], "is no folder; create it"),
+        ([*paths, f"--out={tmp_path / 'no' / 'x.png'}"], "is not a folder; create it"),
     ]
     for arguments, message in cases:
         given = [] if any("--out" in argument for argument in arguments) else [f"--out={out}"]
