@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_augment --device cpu
 
-On a CPU one core a provider, and ours on all cores too; under a minute. Exit status 1 if the
+On a CPU one core per provider, and ours on all cores too; under a minute. Exit status 1 if the
 compiled views differ from the reference's.
 """
 

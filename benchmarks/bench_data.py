@@ -64,7 +64,7 @@ def providers(folder: Path, images: PackedImages) -> dict[str, Callable[[Tensor]
 
 
 def time_loader(images: PackedImages) -> list[float]:
-    """Milliseconds a batch, asked for without pause; its one thread reads all the time."""
+    """Milliseconds per batch, requested without pause: its one thread reads all the time."""
     with training_batches(images, BATCH, seed=0) as loader:
 
         def run() -> None:

@@ -50,7 +50,7 @@ def measure_loss(out: Path) -> int:
 
 
 def measure_digits(out: Path) -> None:
-    """Rows of peak memory and of the second step's time, a process a provider."""
+    """Rows of peak memory and of the second step's time, one process per provider."""
     recipe = RECIPES["digits"]
     shapes = {**harness.sizes(recipe), "B": BATCH}
     dtype = "bfloat16" if uses_bfloat16(recipe, torch.device("cpu")) else "float32"

@@ -27,7 +27,8 @@ NAME = "nce"
 # thousand terms in another order differ by about 1e-5 here; a wrong mask or scale by 1e-2 or more.
 # The reference rounds bfloat16 products before it sums, which alone is worth a hundredth.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-# Where the reference's memory is counted, to be calculated; at this width scores take all of it.
+# Where the reference's memory is counted, to calculate that of a larger batch. At this width
+# scores are nearly all of it.
 COUNTED_IMAGES, COUNTED_WIDTH = 64, 8
 
 
@@ -53,7 +54,7 @@ class Case:
         return f"{self.device}-b{self.images}-d{self.width}-{self.dtype}"
 
     def inputs(self, images: int) -> Inputs:
-        """As those of the case, of any batch."""
+        """Like those of the case, of any batch size."""
         return make_inputs(images, self.width, self.device, getattr(torch, self.dtype))
 
 

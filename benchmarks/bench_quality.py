@@ -36,7 +36,7 @@ RECIPE = replace(RECIPES["digits"], precision="float32")
 
 
 def run(provider: str, seed: int, steps: tuple[int, ...], recipe: Recipe = RECIPE) -> None:
-    """Train, and print a JSON line a record: step, accuracy in percent, seconds of training."""
+    """Train, and print a JSON line per record: step, accuracy in percent, seconds of training."""
     torch.set_num_threads(1)
     data = load_data(recipe.data, Path("data"))
     seed_everything(seed)

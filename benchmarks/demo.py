@@ -25,7 +25,7 @@ MIXTURE_STEPS = 60
 
 
 def write_digits(folder: Path) -> list[str]:
-    """Test images as PNG files in a folder a class; their paths."""
+    """Test images as PNG files, one folder per class; their paths."""
     test = load_digits().test
     assert isinstance(test, TensorImages)
     paths: list[str] = []

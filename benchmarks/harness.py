@@ -52,12 +52,12 @@ class OtherWork:
         self._start = self._seconds()
 
     def share(self) -> float:
-        """0 for an idle machine, 1 where others had all of it."""
+        """0 if they were idle, 1 if they had all of the machine."""
         wall, busy, own = (b - a for a, b in zip(self._start, self._seconds(), strict=True))
         return max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
 
     def note(self) -> str:
-        """For the rows, where others took too much."""
+        """A note for the rows if others took too much, else empty."""
         share = self.share()
         return f"BUSY MACHINE: other work took {share:.0%} of the CPUs" if share > BUSY else ""
 
@@ -93,7 +93,7 @@ def pretrain(*options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def sizes(recipe: Recipe) -> dict[str, int]:
-    """Shapes of a step of a recipe."""
+    """The sizes of a recipe that its rows name."""
     widths = {"D": recipe.n_rkhs, "ndf": recipe.ndf, "depth": recipe.depth}
     return {"B": recipe.batch_size, **widths}
 
@@ -160,7 +160,7 @@ def record(
 
 
 def parser(name: str, doc: str | None, *devices: str) -> argparse.ArgumentParser:
-    """Of a bench: ``--out``, and ``--device`` where it measures on several."""
+    """The options of a bench: ``--out``, and ``--device`` if it measures on several."""
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument("--out", type=Path, default=RESULTS / f"{name}.jsonl", help="file of rows")
     if devices:

@@ -24,7 +24,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Scores, log-sums and gradients of sources are float32; what ranks agree on is three int64.
 SUM_BYTES, AGREEMENT_BYTES = 4, 24
 RECIPE = RECIPES["imagenet128"]
-# World size and images a rank: the recipe's batch on 1 and 8, then 64 images a GPU.
+# World size and images per rank: the recipe's batch on 1 and 8, then 64 images per GPU.
 CASES = ((1, 480), (8, 60), (64, 64), (1024, 64))
 
 
@@ -90,7 +90,7 @@ def _line(world: int, images: int, width: int, dtype: str) -> list[str]:
 def traffic_table(
     cases: tuple[tuple[int, int], ...] = CASES, width: int = RECIPE.n_rkhs, dtype: str = "bfloat16"
 ) -> str:
-    """A line for each world size and number of images a rank."""
+    """A line for each world size and number of images per rank."""
     header = ["GPUs", "batch", "moved, ours", "moved, gathering targets"]
     header += ["moved, encoder's gradients", "held, ours", "held, gathering targets"]
     said = (

@@ -1,8 +1,8 @@
-"""Everything a GPU is needed for, in parts that go on when one fails: ``make gpu``.
+"""Everything a GPU is needed for, in parts: ``make gpu``. If one fails, the others still run.
 
     python -m benchmarks.gpu --parts test bench
 
-Each part is a process with a time limit; the table at the end has one verdict a part.
+Each part is a process with a time limit; the table at the end has one verdict per part.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
     "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
     "report": (30, lambda: _python("-m", "benchmarks.report")),
 }
-# Calls of their own for the rest: nine minutes do not hold them.
+# The others need calls of their own: nine minutes are too short for all.
 DEFAULT = [name for name in PARTS if name not in ("step", "large")]
 
 

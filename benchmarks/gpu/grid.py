@@ -19,7 +19,7 @@ from benchmarks.nce_providers import FORWARD_BACKWARD, run
 
 GRID = ((256, 1024), (480, 1536), (1024, 2048), (1024, 2560), (4096, 2048), (16384, 2048))
 DTYPES = ("bfloat16", "float32")
-# One compilation of the reference takes longer than all its timings: where goals ask for it.
+# Compiling the reference takes longer than timing it: only where a goal needs it.
 COMPILED = {(256, 1024, "bfloat16"), (1024, 2048, "bfloat16")}
 # The reference keeps about a dozen [B, B, L] tensors; beyond this it does not fit a card.
 LARGEST_REFERENCE = 4096

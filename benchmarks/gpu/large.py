@@ -1,7 +1,7 @@
 """The largest batch that trains imagenet128 on a GPU, in bfloat16, and the loss's share of a step.
 
 Four providers on synthetic views: the reference loss, ours, ours with checkpointed blocks and ours
-with the gradient cache. A batch fits if a whole step, optimiser included, does.
+with the gradient cache. A batch fits if a whole step, optimizer included, does.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def search(
 ) -> Found:
     """From START, double, then bisect, until out of memory or of time.
 
-    ``attempt`` maps images to the milliseconds of a step, or to None if they do not fit. None
-    begins that would end after ``seconds``, if its time grows as the batch squared.
+    ``attempt`` maps images to the milliseconds of a step, or to None if they do not fit. No
+    attempt begins that would end after ``seconds`` if its time grows as the batch squared.
     """
     began = clock()
     found, too_many = Found(0, 0.0, f"{START} did not fit"), 0
