@@ -18,8 +18,7 @@ from amdim_fast.bench.autotune import (
     shared_bytes,
     tune,
 )
-from amdim_fast.nce import tile_file, tiles
-from amdim_fast.nce import triton_backend as nce_triton
+from amdim_fast.nce import tile_file, tiles, triton_backend
 from amdim_fast.nce.tile_file import VARIABLE, Key, read_file
 from tests.nce.cases import DEVICE, TILE, tile_set
 
@@ -34,7 +33,9 @@ class Clock:
     def __init__(self, monkeypatch, elementwise=10.0):
         self.elementwise = elementwise
         for name in ("forward", "backward"):
-            monkeypatch.setattr(nce_triton, name, self.watched(name, getattr(nce_triton, name)))
+            monkeypatch.setattr(
+                triton_backend, name, self.watched(name, getattr(triton_backend, name))
+            )
 
     def watched(self, name, function):
         def wrapped(*arguments, **options):
@@ -72,14 +73,14 @@ def test_the_fastest_of_each_kernel_wins(monkeypatch, recorded, elementwise):
 
 def test_what_is_wrong_is_neither_timed_nor_chosen(monkeypatch, recorded, capsys):
     clock = Clock(monkeypatch)
-    right = nce_triton.backward
+    right = triton_backend.backward
 
     def wrong(*arguments, **options):
         grad_src, grad_trg = right(*arguments, **options)
         chosen = tiles.choose(None, torch.float32, 24)
         return grad_src * (1.01 if chosen.fused and chosen.backward == FAST else 1.0), grad_trg
 
-    monkeypatch.setattr(nce_triton, "backward", wrong)
+    monkeypatch.setattr(triton_backend, "backward", wrong)
     best = tune(CASE, tile_set("fused"), CHOICES, clock.measure, lambda *row: recorded.append(row))
     assert (best.forward, best.backward, best.read_backward) == (FAST, SLOW, FAST)
     assert len(recorded) == 2 * len(FIELDS) + 2 - 1

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from amdim_fast.bench import comparison
-from amdim_fast.bench import files as comparison_files
-from amdim_fast.bench import measure as measuring
+from amdim_fast.bench import comparison, measure
+from amdim_fast.bench import files as bench_files
 from amdim_fast.bench.comparison import (
     OURS,
     REFERENCE,
@@ -106,8 +105,8 @@ def test_allocations_are_counted_at_the_worst_moment():
         return two
 
     kept = torch.ones(1000)
-    assert measuring.allocated_peak(call, "cpu") == 8_000_000
-    assert measuring.allocated_peak(lambda: kept.view(10, 100), "cpu") == 0
+    assert measure.allocated_peak(call, "cpu") == 8_000_000
+    assert measure.allocated_peak(lambda: kept.view(10, 100), "cpu") == 0
 
 
 def test_calculated_bytes_of_the_reference_are_those_of_a_larger_batch():
@@ -132,7 +131,7 @@ def test_on_a_gpu(tmp_path, capsys):
 
 def reference_extra(images, dim):
     inputs = make_inputs(images, dim)
-    peak = measuring.allocated_peak(lambda: forward_backward(reference_losses, inputs), "cpu")
+    peak = measure.allocated_peak(lambda: forward_backward(reference_losses, inputs), "cpu")
     return peak - feature_bytes(images, dim) // 2
 
 
@@ -151,7 +150,7 @@ def test_ours_is_bounded_by_the_budget_and_what_grows_with_the_batch():
 def test_ours_takes_no_more_than_calculated(images):
     (row,) = (m for m in compare(CPU, 64, 1e-9).measurements if m.provider == OURS)
     inputs = make_inputs(images, 64)
-    peak = measuring.allocated_peak(lambda: forward_backward(our_losses, inputs), "cpu")
+    peak = measure.allocated_peak(lambda: forward_backward(our_losses, inputs), "cpu")
     assert peak + feature_bytes(images, 64) // 2 <= expected_bytes([row], 64, images)
 
 
@@ -172,7 +171,7 @@ def test_features_are_counted():
 def test_factors_are_of_the_largest_batch_of_both(alone):
     rows = [our_row(32, 10, 0, 0, 0), reference_row(32, 40), alone]
     result = comparison.Comparison({}, rows, 10**9, {OURS: 7000, REFERENCE: 600})
-    text = comparison_files.summary(result)
+    text = bench_files.summary(result)
     assert "at B = 32, reference / amdim_fast: time 1.00, extra memory 4.00" in text
     assert "amdim_fast 7,000, reference 600" in text
 
@@ -207,7 +206,7 @@ def test_unknown_free_memory_is_said(monkeypatch, tmp_path, capsys):
 
 
 def test_free_memory_of_this_machine():
-    free = measuring.free_memory("cpu")
+    free = measure.free_memory("cpu")
     assert free is None or 0 < free < 1 << 50
 
 
@@ -219,11 +218,11 @@ def test_a_system_without_proc_and_a_machine_without_triton(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(Path, "read_text", absent)
-    monkeypatch.setattr(measuring.platform, "processor", lambda: "some processor")
-    monkeypatch.setattr(measuring.metadata, "version", no_package)
-    assert measuring.free_memory("cpu") is None
-    assert measuring.device_name("cpu") == f"some processor, {torch.get_num_threads()} threads"
-    assert measuring.versions()["triton"] is None
+    monkeypatch.setattr(measure.platform, "processor", lambda: "some processor")
+    monkeypatch.setattr(measure.metadata, "version", no_package)
+    assert measure.free_memory("cpu") is None
+    assert measure.device_name("cpu") == f"some processor, {torch.get_num_threads()} threads"
+    assert measure.versions()["triton"] is None
 
 
 @pytest.mark.parametrize(
@@ -253,7 +252,7 @@ def test_an_existing_folder_is_refused_before_work(tmp_path, monkeypatch, capsys
 
 def test_without_matplotlib_nothing_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("amdim_fast.cli.bench.compare", pytest.fail)
-    monkeypatch.setitem(comparison_files.require.__globals__, "import_module", missing)
+    monkeypatch.setitem(bench_files.require.__globals__, "import_module", missing)
     assert main(["bench", "--out", str(tmp_path / "new")]) == 2
     assert "drawing the comparison needs matplotlib" in capsys.readouterr().err
 

@@ -12,9 +12,7 @@ import torch
 from amdim_fast.kernels import nce_tile_table
 from amdim_fast.kernels.nce_tiles import TileSet
 
-from amdim_fast.nce import tiles
-from amdim_fast.nce import triton_backend as nce_triton
-from amdim_fast.nce import triton_problem as nce_problem
+from amdim_fast.nce import tiles, triton_backend, triton_problem
 from amdim_fast.nce.plan import PairingPlan
 from amdim_fast.nce.torch_backend import Pairing
 from tests.kernels import aot
@@ -137,16 +135,16 @@ def test_every_launch_is_compiled_by_the_gate(monkeypatch, row, descriptors):
         read = tile_set.read_forward, tile_set.read_backward
         tile_set = TileSet(tile_set.fused, *fused, *read)
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set)
-    monkeypatch.setattr(nce_problem, "arithmetic", lambda dtype: arithmetic)
+    monkeypatch.setattr(triton_problem, "arithmetic", lambda dtype: arithmetic)
     expected = {
         (v.dtype, *compiled_for(v.kernel, v.constants, v.tile.warps, v.tile.stages))
         for v in aot.variants((arch,))
     }
     seen = []
     for module, name in (
-        (nce_triton.forward_kernels, "nce_forward"),
-        (nce_triton.forward_kernels, "nce_combine"),
-        (nce_triton.backward_kernels, "nce_backward"),
+        (triton_backend.forward_kernels, "nce_forward"),
+        (triton_backend.forward_kernels, "nce_combine"),
+        (triton_backend.backward_kernels, "nce_backward"),
     ):
         monkeypatch.setattr(module, name, Recorder(name, seen))
     for dtype, clip, same_location, mode, width in itertools.product(
@@ -155,8 +153,10 @@ def test_every_launch_is_compiled_by_the_gate(monkeypatch, row, descriptors):
         src, trg = (t.detach().to(TORCH_TYPES[dtype]) for t in features(6, 4, width, sets=2))
         pairing = Pairing(src, trg, clip, same_location, PairingPlan(mode, 4, 0, 0))
         seen.clear()
-        score, neg, _, kept = nce_triton.forward(pairing)
-        nce_triton.backward(pairing, kept, score, neg, score, None, need_src=True, need_trg=True)
+        score, neg, _, kept = triton_backend.forward(pairing)
+        triton_backend.backward(
+            pairing, kept, score, neg, score, None, need_src=True, need_trg=True
+        )
         assert {name for name, _ in seen} == {"nce_forward", "nce_combine", "nce_backward"}
         for name, settings in seen:
             of = "fp32" if name == "nce_combine" else dtype

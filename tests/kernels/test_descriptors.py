@@ -5,8 +5,7 @@ import torch
 from amdim_fast.kernels import nce_layout
 
 from amdim_fast import last_plan, nce_log_prob
-from amdim_fast.nce import tiles
-from amdim_fast.nce import triton_problem as nce_problem
+from amdim_fast.nce import tiles, triton_problem
 from amdim_fast.nce.plan import PairingPlan
 from amdim_fast.nce.torch_backend import Pairing
 from tests.nce.cases import DEVICE, TILE, check, evaluate, features, tile_set, upstream_like
@@ -16,7 +15,7 @@ WANTED = TILE._replace(descriptors=True)
 
 def use(monkeypatch, way):
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
-    monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 9)
+    monkeypatch.setattr(triton_problem, "PROGRAMS_PER_PROCESSOR", 9)
 
 
 # Rows, columns and features off the tiles of 16 rows, 32 columns and 16 features, and on them.
@@ -146,9 +145,11 @@ def test_what_is_not_is_copied_once(monkeypatch, copied):
     use(monkeypatch, "descriptors")
     src = torch.randn(1, 5, 16, device=DEVICE)
     trg = torch.randn(5, 4, 17 if copied else 24, device=DEVICE)[..., :16]
-    problem = nce_problem.make_problem(Pairing(src, trg, 20.0, False, PairingPlan("", 5, 0, 0)), 0)
+    problem = triton_problem.make_problem(
+        Pairing(src, trg, 20.0, False, PairingPlan("", 5, 0, 0)), 0
+    )
     assert (problem.trg.data_ptr() != trg.data_ptr()) == copied
     assert torch.equal(problem.trg, trg)
-    planned = nce_problem.make_problem(problem.pairing, 0, copy=False)
+    planned = triton_problem.make_problem(problem.pairing, 0, copy=False)
     assert planned.trg.is_meta == copied
     assert planned.forward_route == problem.forward_route

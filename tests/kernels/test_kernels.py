@@ -4,10 +4,7 @@ import pytest
 import torch
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss
-from amdim_fast.nce import reference, tiles
-from amdim_fast.nce import torch_backend as nce_torch
-from amdim_fast.nce import triton_backend as nce_triton
-from amdim_fast.nce import triton_problem as nce_problem
+from amdim_fast.nce import reference, tiles, torch_backend, triton_backend, triton_problem
 from amdim_fast.nce.inputs import NEGATIVES
 from amdim_fast.nce.plan import PairingPlan
 from tests.nce.cases import (
@@ -33,7 +30,7 @@ DTYPES = [
 @pytest.fixture(params=WAYS)
 def small_tiles(request, monkeypatch):
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(request.param))
-    monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 9)
+    monkeypatch.setattr(triton_problem, "PROGRAMS_PER_PROCESSOR", 9)
 
 
 @pytest.fixture
@@ -103,14 +100,14 @@ def test_float16_gradients_of_any_size(scale):
     upstream = upstream_like(src, trg, scale)
     upstream[0][0] *= 1e-2
     upstream[0][:, ::3] *= 1e-2
-    pairing = nce_torch.Pairing(
+    pairing = torch_backend.Pairing(
         src.detach(), trg.detach(), 20.0, False, PairingPlan("keep", 8, 0, 0)
     )
-    wide = nce_torch.Pairing(
+    wide = torch_backend.Pairing(
         pairing.src.double(), pairing.trg.double(), 20.0, False, PairingPlan("recompute", 20, 0, 0)
     )
     results = []
-    for module, inputs in ((nce_triton, pairing), (nce_torch, wide)):
+    for module, inputs in ((triton_backend, pairing), (torch_backend, wide)):
         score, neg, _, kept = module.forward(inputs)
         results.append(
             module.backward(
@@ -154,7 +151,7 @@ def test_strips_only_change_the_order_of_sums(monkeypatch):
     src, trg = features(30, 7, 20)
     results = []
     for programs in (1, 4, 1000, 1000):
-        monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", programs)
+        monkeypatch.setattr(triton_problem, "PROGRAMS_PER_PROCESSOR", programs)
         results.append(nce_log_prob(src, trg, backend="triton"))
     for result in results[1:]:
         for value, expected in zip(result, results[0], strict=True):
@@ -183,10 +180,10 @@ def test_strided_inputs():
 def test_channels_last_maps_are_not_copied():
     feature_map = torch.randn(6, 16, 5, 5, device=DEVICE).to(memory_format=torch.channels_last)
     trg = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
-    pairing = nce_torch.Pairing(
+    pairing = torch_backend.Pairing(
         feature_map[None, :, :, 0, 0], trg, 20.0, False, PairingPlan("", 6, 0, 0)
     )
-    assert nce_problem.make_problem(pairing, 0).trg.data_ptr() == feature_map.data_ptr()
+    assert triton_problem.make_problem(pairing, 0).trg.data_ptr() == feature_map.data_ptr()
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 from amdim_fast.kernels import nce_tile_table
 
-from amdim_fast.nce import tiles
-from amdim_fast.nce import triton_backend as nce_triton
-from amdim_fast.nce import triton_problem as nce_problem
+from amdim_fast.nce import tiles, triton_backend, triton_problem
 from tests.nce.cases import budget_of, check, features, tile_set, upstream_like
 
 KERNELS = Path(nce_tile_table.__file__).parent
@@ -119,15 +117,15 @@ def planted(monkeypatch, folder, name, text, wrong):
         ("backward_kernels", "nce_backward"),
     ):
         changed = importlib.import_module(f"{folder.name}_{module}")
-        monkeypatch.setattr(nce_triton, attribute, changed)
+        monkeypatch.setattr(triton_backend, attribute, changed)
 
 
 def run(monkeypatch, way, clip):
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
-    monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 6)
-    new_empty = nce_triton.torch.Tensor.new_empty
+    monkeypatch.setattr(triton_problem, "PROGRAMS_PER_PROCESSOR", 6)
+    new_empty = triton_backend.torch.Tensor.new_empty
     monkeypatch.setattr(
-        nce_triton.torch.Tensor,
+        triton_backend.torch.Tensor,
         "new_empty",
         lambda *a, **o: new_empty(*a, **o).fill_(float("nan")),
     )

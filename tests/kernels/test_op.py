@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
-from amdim_fast.nce import tiles
-from amdim_fast.nce import triton_backend as nce_triton
+from amdim_fast.nce import tiles, triton_backend
 from amdim_fast.nce.backend import _warn_once, resolve_backend
 from amdim_fast.nce.op import NO_ORIGIN
 from tests.nce.cases import DEVICE, WAYS, evaluate, features, tile_set, upstream_like
@@ -96,9 +95,11 @@ def test_two_backwards_agree_and_runs_repeat_bit_for_bit(budget, dtype):
 @pytest.mark.parametrize("need", [(True, False), (False, True)])
 def test_frozen_inputs_cost_no_product(monkeypatch, need):
     counted = []
-    monkeypatch.setattr(nce_triton, "write_product", lambda *_: counted.append("trg"))
-    multiply = nce_triton.multiply
-    monkeypatch.setattr(nce_triton, "multiply", lambda a, b: counted.append("") or multiply(a, b))
+    monkeypatch.setattr(triton_backend, "write_product", lambda *_: counted.append("trg"))
+    multiply = triton_backend.multiply
+    monkeypatch.setattr(
+        triton_backend, "multiply", lambda a, b: counted.append("") or multiply(a, b)
+    )
     src, trg = features(9, 4, 8)
     src.requires_grad_(need[0])
     trg.requires_grad_(need[1])

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from amdim_fast import last_plan, nce_log_prob, nce_loss
-from amdim_fast.nce import reference
-from amdim_fast.nce import torch_backend as nce_torch
+from amdim_fast.nce import reference, torch_backend
 from amdim_fast.nce.clip import LARGEST_SHIFTED_CLIP
 from amdim_fast.nce.inputs import NEGATIVES
 from tests.nce.cases import evaluate, make_extreme, relative_error
@@ -166,7 +165,7 @@ def test_frozen_inputs_cost_no_product(monkeypatch):
         return lambda *arguments: counted.append(1) or function(*arguments)
 
     for name in ("product", "product_into"):
-        monkeypatch.setattr(nce_torch, name, count(getattr(nce_torch, name)))
+        monkeypatch.setattr(torch_backend, name, count(getattr(torch_backend, name)))
     for need_src, need_trg, expected in ((True, True, 3), (True, False, 2), (False, True, 2)):
         counted.clear()
         src, trg = features(6, 4, 8, dtype=torch.float32)
@@ -179,8 +178,8 @@ def test_frozen_inputs_cost_no_product(monkeypatch):
 
 def test_channels_last_map_is_not_copied(monkeypatch):
     seen = []
-    product = nce_torch.product
-    monkeypatch.setattr(nce_torch, "product", lambda a, b: seen.append(a) or product(a, b))
+    product = torch_backend.product
+    monkeypatch.setattr(torch_backend, "product", lambda a, b: seen.append(a) or product(a, b))
     feature_map = torch.randn(6, 16, 5, 5).contiguous(memory_format=torch.channels_last)
     trg = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
     with torch.no_grad():
@@ -239,7 +238,7 @@ def test_no_result_is_left_unwritten(monkeypatch, budget):
 
 def planted(name):
     """Replace one piece of the blocked arithmetic by a wrong one."""
-    own, slope = nce_torch._own, nce_torch.row_gradients
+    own, slope = torch_backend._own, torch_backend.row_gradients
     return {
         "own image shifted by one": ("_own", lambda b, i, j: own(b.roll(1, 1), i, j)),
         "weights of the wrong sign": (
@@ -267,6 +266,6 @@ def planted(name):
     ],
 )
 def test_planted_errors_are_caught(monkeypatch, name):
-    monkeypatch.setattr(nce_torch, *planted(name))
+    monkeypatch.setattr(torch_backend, *planted(name))
     with pytest.raises(AssertionError):
         test_equals_reference(2, 20.0, "other_images")

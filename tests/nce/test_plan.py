@@ -9,10 +9,7 @@ from amdim_fast.kernels import nce_tile_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from amdim_fast.nce import tile_file, tiles
-from amdim_fast.nce import torch_backend as nce_torch
-from amdim_fast.nce import triton_backend as nce_triton
-from amdim_fast.nce import triton_problem as nce_problem
+from amdim_fast.nce import tile_file, tiles, torch_backend, triton_backend, triton_problem
 from amdim_fast.nce.plan import (
     DEFAULT_MEMORY_BUDGET,
     ROW_UNIT,
@@ -78,8 +75,8 @@ WAYS = ("fused", "descriptors", "elementwise", "torch")
 @pytest.mark.parametrize("keep", [False, True])
 def test_work_buffers_take_what_the_plan_says(monkeypatch, keep, block_images, same_location, way):
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
-    monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 1)
-    module = nce_torch if way == "torch" else nce_triton
+    monkeypatch.setattr(triton_problem, "PROGRAMS_PER_PROCESSOR", 1)
+    module = torch_backend if way == "torch" else triton_backend
     sets, images, locations, width = 3, 48, 4, 8
     src, trg = (tensor.detach() for tensor in features(images, locations, width, sets=sets))
     upstream = upstream_like(src, trg)
@@ -95,7 +92,7 @@ def test_work_buffers_take_what_the_plan_says(monkeypatch, keep, block_images, s
     )
     assert (plan.mode, plan.block_images) == ("keep" if keep else "recompute", block_images)
     assert (plan.block_bytes, plan.kept_bytes) == (work, keep * kept)
-    pairing = nce_torch.Pairing(src, trg, 20.0, same_location, plan)
+    pairing = torch_backend.Pairing(src, trg, 20.0, same_location, plan)
     with LargeTensors(scores) as forward:
         score, neg, _, found = module.forward(pairing)
     with LargeTensors(scores, found) as backward:
@@ -115,14 +112,14 @@ def test_the_gradient_of_wide_targets_takes_no_second_tensor_of_its_size(dtype):
     images, locations, width = 16, 24, 4096
     src, trg = (tensor.detach().to(dtype) for tensor in features(images, locations, width, sets=1))
     upstream = upstream_like(src, trg)
-    rule = nce_torch.work_rule(dtype, src.device, width, False)
+    rule = torch_backend.work_rule(dtype, src.device, width, False)
     (plan,) = plan_pairings(
         [(images, images, locations)], rule, memory_budget=2**22, with_grad=True
     )
-    pairing = nce_torch.Pairing(src, trg, 20.0, False, plan)
-    score, neg, _, kept = nce_torch.forward(pairing)
+    pairing = torch_backend.Pairing(src, trg, 20.0, False, plan)
+    score, neg, _, kept = torch_backend.forward(pairing)
     with LargeTensors(src.numel() + 1, (trg, *kept)) as backward:
-        _, grad = nce_torch.backward(
+        _, grad = torch_backend.backward(
             pairing, kept, score, neg, *upstream, need_src=True, need_trg=True
         )
     part = PART_BYTES["cpu"] if dtype == torch.float32 else 0
@@ -133,15 +130,15 @@ def test_the_gradient_of_wide_targets_takes_no_second_tensor_of_its_size(dtype):
 def test_torch_counts_three_blocks_and_triton_what_its_kernels_hold():
     half, single = torch.bfloat16, torch.float32
     cpu = torch.device("cpu")
-    assert nce_torch.work_rule(half, cpu, 64, False).work_itemsize == 12
-    assert nce_torch.work_rule(torch.float64, cpu, 64, False).work_itemsize == 24
+    assert torch_backend.work_rule(half, cpu, 64, False).work_itemsize == 12
+    assert torch_backend.work_rule(torch.float64, cpu, 64, False).work_itemsize == 24
     for dtype, width, same_location, expected in (
         (half, 64, False, 2),  # the gradients in the type of the inputs
         (half, 64, True, 6),  # and the products, read by the backward
         (half, 63, False, 6),
         (single, 64, False, 8),  # IEEE products are cuBLAS's, by the tile table
     ):
-        rule = nce_triton.work_rule(dtype, cpu, width, same_location)
+        rule = triton_backend.work_rule(dtype, cpu, width, same_location)
         assert (rule.work_itemsize, rule.kept_itemsize) == (expected, 4)
 
 
@@ -175,7 +172,7 @@ def test_plans_stay_within_the_budget(rule):
 
 
 def test_rows_past_32_bits_within_a_tile_are_not_kept():
-    rule = nce_triton.work_rule(torch.float16, torch.device("cpu"), 8, False)
+    rule = triton_backend.work_rule(torch.float16, torch.device("cpu"), 8, False)
     for locations, mode in ((2**19 - 16, "keep"), (2**19, "recompute")):
         (plan,) = plan_pairings([(16, 16, locations)], rule, memory_budget=2**40, with_grad=True)
         assert plan.mode == mode
@@ -188,7 +185,7 @@ def test_rows_past_32_bits_within_a_tile_are_not_kept():
 def test_blocks_of_large_batches_on_a_large_gpu(monkeypatch, images):
     """Sizes of the two pairings of a direction of AMDIM at D = 2048 in bfloat16, default budget."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    rule = nce_triton.work_rule(torch.bfloat16, GPU, 2048, False)
+    rule = triton_backend.work_rule(torch.bfloat16, GPU, 2048, False)
     shapes = [(2 * images, images, 25), (images, images, 49)]
     plans = plan_pairings(shapes, rule, memory_budget=DEFAULT_MEMORY_BUDGET, with_grad=True)
     for plan, (rows, _, locations) in zip(plans, shapes, strict=True):

@@ -5,17 +5,14 @@ import itertools
 import pytest
 import torch
 
-from amdim_fast.nce import reference, tiles
-from amdim_fast.nce import torch_backend as nce_torch
-from amdim_fast.nce import triton_backend as nce_triton
-from amdim_fast.nce import triton_problem as nce_problem
+from amdim_fast.nce import reference, tiles, torch_backend, triton_backend, triton_problem
 from amdim_fast.nce.plan import PairingPlan
 from tests.nce.cases import DEVICE, features, tile_set, upstream_like
 
 SETS, IMAGES, LOCATIONS, WIDTH = 2, 21, 4, 24
 # The last has a slice of one image; rows whose own image is elsewhere are in each.
 CUTS = [(0, 8, 21), (0, 1, 7, 13, 21)]
-BACKENDS = {"torch": (nce_torch, torch.float64), "triton": (nce_triton, torch.float32)}
+BACKENDS = {"torch": (torch_backend, torch.float64), "triton": (triton_backend, torch.float32)}
 
 
 def parts_of(cuts):
@@ -36,7 +33,7 @@ def truth(src, trg, upstream, **options):
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 def test_slices_equal_the_whole(monkeypatch, cuts, clip, same_location, mode, way):
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
-    monkeypatch.setattr(nce_problem, "PROGRAMS_PER_PROCESSOR", 5)
+    monkeypatch.setattr(triton_problem, "PROGRAMS_PER_PROCESSOR", 5)
     module, dtype = BACKENDS["torch" if way == "torch" else "triton"]
     src, trg = (t.detach().to(dtype) for t in features(IMAGES, LOCATIONS, WIDTH, sets=SETS))
     upstream = [tensor.to(dtype) for tensor in upstream_like(src, trg)]
@@ -44,7 +41,7 @@ def test_slices_equal_the_whole(monkeypatch, cuts, clip, same_location, mode, wa
     output, grads = truth(src, trg, upstream, **options)
 
     pairings = [
-        nce_torch.Pairing(src, trg[i:j], clip, same_location, PairingPlan(mode, 4, 0, 0))
+        torch_backend.Pairing(src, trg[i:j], clip, same_location, PairingPlan(mode, 4, 0, 0))
         for i, j in parts_of(cuts)
     ]
     offsets = [-i for i, _ in parts_of(cuts)]
@@ -80,7 +77,7 @@ def test_a_wrong_offset_is_caught(monkeypatch, backend, offset):
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set("fused"))
     module, dtype = BACKENDS[backend]
     src, trg = (t.detach().to(dtype) for t in features(9, 4, 8, sets=1))
-    pairing = nce_torch.Pairing(src, trg, 20.0, False, PairingPlan("recompute", 4, 0, 0))
+    pairing = torch_backend.Pairing(src, trg, 20.0, False, PairingPlan("recompute", 4, 0, 0))
     (expected, *_), (found, *_) = module.forward(pairing), module.forward(pairing, offset)
     assert (found - expected).abs().max() > 0.1
     outside = 0 if offset < 0 else -1

@@ -20,8 +20,8 @@ from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model import probes
 from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
 from amdim_fast.training import checkpoints as run_checkpoints
-from amdim_fast.training import run as pretraining
-from amdim_fast.training import step as training
+from amdim_fast.training import run as training_run
+from amdim_fast.training import step as training_step
 from amdim_fast.training.step import Training
 from tests.processes import gloo_rank
 from tests.training.tiny import SIXTY_STEPS, few_digits
@@ -62,9 +62,9 @@ def replaced(owner, name, value):
 @contextlib.contextmanager
 def float64():
     """Encoder, losses and their gradients in double; the probes' loss stays in float32."""
-    build, views = pretraining.build_model, Training.views
+    build, views = training_run.build_model, Training.views
     with (
-        replaced(pretraining, "build_model", lambda *given: build(*given).double()),
+        replaced(training_run, "build_model", lambda *given: build(*given).double()),
         replaced(Training, "views", lambda *given: views(*given).double()),
     ):
         yield
@@ -116,17 +116,17 @@ def sentence_of(function):
 
 
 def own_negatives(rank):
-    build = pretraining.build_model
-    return replaced(pretraining, "build_model", lambda recipe, classes, _: build(recipe, classes))
+    build = training_run.build_model
+    return replaced(training_run, "build_model", lambda recipe, classes, _: build(recipe, classes))
 
 
 def first_locations(rank):
-    draw = training.draw_locations
+    draw = training_step.draw_locations
 
     def wrong(*given, rank, world_size):
         return draw(*given, rank=0, world_size=world_size)
 
-    return replaced(training, "draw_locations", wrong)
+    return replaced(training_step, "draw_locations", wrong)
 
 
 def own_gradients(rank):
@@ -134,8 +134,8 @@ def own_gradients(rank):
 
 
 def own_count(rank):
-    loss = training.probe_loss
-    return replaced(training, "probe_loss", lambda logits, labels, _: loss(logits, labels))
+    loss = training_step.probe_loss
+    return replaced(training_step, "probe_loss", lambda logits, labels, _: loss(logits, labels))
 
 
 def own_views(rank):
@@ -149,7 +149,7 @@ def own_views(rank):
 
 
 def own_statistics(rank):
-    return replaced(training, "synchronize_batchnorm", lambda *_: None)
+    return replaced(training_step, "synchronize_batchnorm", lambda *_: None)
 
 
 PLANTED = (

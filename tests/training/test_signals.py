@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from amdim_fast.training import signals as stopping
+from amdim_fast.training import signals as signals_module
 from amdim_fast.training.signals import Stopped, StopSignals
 
 
@@ -22,7 +22,7 @@ def _usual_handlers():
 def clock(monkeypatch):
     """Seconds that only the test moves."""
     now = [100.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals_module.time, "monotonic", lambda: now[0])
     return now
 
 
