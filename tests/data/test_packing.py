@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from amdim_fast.cli.main import main
 from amdim_fast.data import packing
@@ -84,7 +85,6 @@ def test_one_size_is_a_tensor_with_memory_of_its_own(tmp_path):
     ],
 )
 def test_resize_is_torchvisions_and_never_enlarges(tmp_path, size, height, width, expected):
-    transforms = pytest.importorskip("torchvision.transforms")
     (tmp_path / "source").mkdir()
     image = Image.fromarray(picture(0, height, width))
     image.save(tmp_path / "source" / "a.png")
