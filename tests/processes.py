@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parents[1]
 # One thread each; the scripts import what else is under tests/.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+READERS = {"pt": torch.load, "json": lambda path: json.loads(path.read_text())}
 
 
 def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE):
@@ -48,6 +51,18 @@ def run_ranks(script, world, folder, seconds):
     with started_ranks(script, world, folder, stderr=subprocess.STDOUT) as ranks:
         said = [process.communicate(timeout=seconds)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0] * world, "\n".join(said)
+
+
+def found_by_ranks(script, parent, seconds, suffix="pt"):
+    """World size -> what each rank left as RANK.SUFFIX in its folder; each size is started once."""
+
+    @functools.cache
+    def of(world):
+        folder = parent / str(world)
+        run_ranks(script, world, folder, seconds)
+        return [READERS[suffix](folder / f"{rank}.{suffix}") for rank in range(world)]
+
+    return of
 
 
 @contextlib.contextmanager

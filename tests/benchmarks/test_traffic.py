@@ -1,12 +1,10 @@
 """The model of ``benchmarks/traffic.py`` against bytes counted in 2 and 4 gloo processes."""
 
-import json
-
 import pytest
 
 from benchmarks import traffic
 from tests.benchmarks import traffic_cases as cases
-from tests.processes import run_ranks
+from tests.processes import found_by_ranks
 
 WORLDS = (2, 4)
 SECONDS = 120
@@ -18,16 +16,8 @@ COSTS = (traffic.SIX_COSTS, ONE_COST)
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Of each world size, started once, what each rank counted."""
-    done = {}
-
-    def of(world):
-        if world not in done:
-            folder = tmp_path_factory.mktemp("ranks")
-            run_ranks(cases.__file__, world, folder, SECONDS)
-            done[world] = [json.loads((folder / f"{r}.json").read_text()) for r in range(world)]
-        return done[world]
-
-    return of
+    parent = tmp_path_factory.mktemp("ranks")
+    return found_by_ranks(cases.__file__, parent, SECONDS, suffix="json")
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -1,13 +1,10 @@
 """One rank's error is raised, with its type and one sentence, on 1, 2 and 4 gloo processes."""
 
-import json
-from functools import cache
-
 import pytest
 
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from tests.distributed import agreement_cases as cases
-from tests.processes import run_ranks
+from tests.processes import found_by_ranks
 
 WORLDS = (1, 2, 4)
 
@@ -16,14 +13,7 @@ WORLDS = (1, 2, 4)
 def found(tmp_path_factory):
     """Of each world size, started once, what each rank found."""
     parent = tmp_path_factory.mktemp("ranks")
-
-    @cache
-    def of(world):
-        folder = parent / str(world)
-        run_ranks(cases.__file__, world, folder, seconds=120)
-        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
-
-    return of
+    return found_by_ranks(cases.__file__, parent, seconds=120, suffix="json")
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -6,7 +6,7 @@ import torch
 from amdim_fast import FeatureMapContrastiveTask, LossMultiNCE, nce_log_prob
 from amdim_fast.nce import reference, reference_mixture
 from tests.nce import group_cases as cases
-from tests.processes import run_ranks
+from tests.processes import found_by_ranks
 
 WORLDS = (1, 2, 3, 4)
 SECONDS = 120
@@ -14,23 +14,10 @@ LOSS, GRADIENT = 1e-6, 1e-5
 DTYPES = (torch.float32, torch.float64)
 
 
-def start(world, folder):
-    """What each rank found."""
-    run_ranks(cases.__file__, world, folder, SECONDS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Of each world size, started once, what each rank found."""
-    folder, done = tmp_path_factory.mktemp("ranks"), {}
-
-    def of(world):
-        if world not in done:
-            done[world] = start(world, folder / str(world))
-        return done[world]
-
-    return of
+    return found_by_ranks(cases.__file__, tmp_path_factory.mktemp("ranks"), SECONDS)
 
 
 def error(value, truth):
@@ -154,7 +141,7 @@ def leaves(tree):
 
 
 def test_every_run_gives_the_same_bits(found, tmp_path):
-    first, second = found(3), start(3, tmp_path / "again")
+    first, second = found(3), found_by_ranks(cases.__file__, tmp_path, SECONDS)(3)
     compared = 0
     for one, two in zip(leaves(first), leaves(second), strict=True):
         if isinstance(one, torch.Tensor):

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from amdim_fast.data.datasets import LOADERS
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.probes import probe_loss
 from amdim_fast.nce.feature_maps import draw_locations
-from tests.processes import run_ranks, start, started_ranks
+from tests.processes import found_by_ranks, start, started_ranks
 from tests.training import ranks_cases as cases
 from tests.training import tiny
 from tests.training.tiny import wait_for_step
@@ -31,14 +30,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 def found(tmp_path_factory):
     """Of each world size, started once, what each rank found, and its folder."""
     parent = tmp_path_factory.mktemp("ranks")
-
-    @cache
-    def of(world):
-        folder = parent / str(world)
-        run_ranks(cases.__file__, world, folder, SECONDS)
-        return [torch.load(folder / f"{rank}.pt") for rank in range(world)], folder
-
-    return of
+    of = found_by_ranks(cases.__file__, parent, SECONDS)
+    return lambda world: (of(world), parent / str(world))
 
 
 @pytest.fixture(scope="module")
