@@ -9,8 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from amdim_fast.nce.feature_map_task import FeatureMapContrastiveTask
-from amdim_fast.nce.functional import NCEOutput, nce_log_prob, nce_loss
-from amdim_fast.nce.losses import LossMultiNCE
+from amdim_fast.nce.functional import (
+    NCEObjective,
+    NCEOutput,
+    nce_log_prob,
+    nce_loss,
+    nce_objective,
+)
+from amdim_fast.nce.losses import LossMultiNCE, MultiNCEObjective
 from amdim_fast.nce.mixture import MixtureHead, MixtureLosses, MixtureNCELoss, responsibilities
 from amdim_fast.nce.plan import last_plan
 from amdim_fast.version import __version__ as __version__
@@ -74,6 +80,8 @@ __all__ = [
     "MixtureHead",
     "MixtureLosses",
     "MixtureNCELoss",
+    "MultiNCEObjective",
+    "NCEObjective",
     "NCEOutput",
     "Preprocessing",
     "Recipe",
@@ -88,6 +96,7 @@ __all__ = [
     "load_pretrained",
     "nce_log_prob",
     "nce_loss",
+    "nce_objective",
     "posterior_maps",
     "pretrain",
     "responsibilities",

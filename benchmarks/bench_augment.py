@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amdim_fast.bench.graphs import captured
 from amdim_fast.views.augment import augment
 from amdim_fast.views.params import POLICIES, ViewPolicy
 from amdim_fast.views.sampling import sample_view_params
@@ -65,20 +66,8 @@ def ours(policy: ViewPolicy, images: Tensor, dtype: torch.dtype) -> dict[str, Ca
 
     if images.is_cuda:
         kernel = with_drawn(policy, images, dtype=dtype, channels_last=True)
-        return {OURS: partial(two_views, images), KERNEL: captured(kernel)}
+        return {OURS: partial(two_views, images), KERNEL: captured(kernel).replay}
     return {OURS: partial(two_views, images), OURS_ALL: on_all_cores}
-
-
-def captured(call: Callable[[], object]) -> Callable[[], object]:
-    """A CUDA graph of the call, which times the device alone."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def measure(device: str, policy_name: str, out: Path) -> bool:

@@ -38,11 +38,11 @@ PROVIDERS = {WHOLE: "--no-checkpoint-blocks", CHECKPOINTED: "--checkpoint-blocks
 def measure_loss(out: Path) -> int:
     """Row of the extra peak memory; 1 if the loss disagrees with the reference."""
     inputs = make_inputs(CHECKED_IMAGES, WIDTH)
-    found, expected = (run(p, FORWARD_BACKWARD, inputs) for p in ("torch", "reference"))
+    found, expected = (run(p, FORWARD_BACKWARD, inputs) for p in ("torch_objective", "reference"))
     if not (difference := largest_difference(found, expected)) <= TOLERANCE:
         print(f"{difference:.1e} from the reference, {TOLERANCE:.0e} allowed; no row")
         return 1
-    size, note = extra_peak("torch", FORWARD_BACKWARD, make_inputs(IMAGES, WIDTH))
+    size, note = extra_peak("torch_objective", FORWARD_BACKWARD, make_inputs(IMAGES, WIDTH))
     shapes = {"B": IMAGES, "D": WIDTH, "L": [side**2 for side in MAP_SIDES[1:]]}
     condition = harness.Condition(NAME, LOSS, OURS, FORWARD_BACKWARD, shapes, "float32")
     harness.record(out, condition, "extra_peak_memory", "bytes", [size], note=note)

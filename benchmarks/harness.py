@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.bench.measure import (
+    Stopwatch,
     device_name,
     quantiles,
     stopwatch,
@@ -70,13 +71,29 @@ class OtherWork:
         return time.monotonic(), busy, sum(os.times()[:4])  # ended children included
 
 
+def end_compile_workers() -> None:
+    """End the processes that torch.compile has started; they would be other work."""
+    compiler = sys.modules.get("torch._inductor.async_compile")
+    if compiler is not None:
+        compiler.shutdown_compile_workers()
+
+
 def timed(
-    calls: Mapping[str, Callable[[], object]], device: str = "cpu", **options: Any
+    calls: Mapping[str, Callable[[], object]],
+    device: str = "cpu",
+    *,
+    warm_ups: int,
+    measure: Stopwatch | None = None,
+    **options: Any,
 ) -> tuple[dict[str, list[float]], str]:
     """Milliseconds by ``time_interleaved`` with its options, and the note of ``OtherWork``."""
+    for _ in range(warm_ups):
+        for call in calls.values():
+            call()
+    end_compile_workers()
     other_work = OtherWork()
-    samples = time_interleaved(calls, measure=stopwatch(device), **options)
-    return samples, other_work.note()
+    measure = measure or stopwatch(device)
+    return time_interleaved(calls, warm_ups=0, measure=measure, **options), other_work.note()
 
 
 def pretrain(*options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from amdim_fast.nce.losses import MultiNCEObjective
 from amdim_fast.nce.reference import multiscale_nce
 from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.step import Training
@@ -23,4 +25,10 @@ def reference_loss(recipe: Recipe) -> Any:
 
 def use_reference(training: Training) -> None:
     """Replace the training's loss by it; locations are those that the training draws."""
-    training.model.g2l_loss.forward = reference_loss(training.recipe)  # type: ignore[method-assign]
+    loss, forward = training.model.g2l_loss, reference_loss(training.recipe)
+
+    def objective(*maps: Tensor, **options: Any) -> MultiNCEObjective:
+        values = forward(*maps, **options)
+        return MultiNCEObjective(torch.stack(values).sum(), *values)
+
+    loss.forward, loss.objective = forward, objective  # type: ignore[method-assign]

@@ -54,9 +54,11 @@ def of_sources(world: int, images: int, width: int, dtype: str, costs: Costs) ->
     forward = features * ITEMSIZE[dtype] + (2 * sums + scores) * SUM_BYTES
     backward = (scores + features) * SUM_BYTES
     fixed = 2 * sums * SUM_BYTES + AGREEMENT_BYTES
-    held = features * ITEMSIZE[dtype] + (scores + sums) * SUM_BYTES
+    # Of every rank's rows log-sums and squares too; own scores are held twice.
+    every = features * ITEMSIZE[dtype] + (scores + 2 * sums) * SUM_BYTES
+    held = images * (world * every + scores * SUM_BYTES)
     moved = (world - 1) * (images * (forward + backward) + fixed)
-    return Traffic(moved, world * images * held if world > 1 else 0)
+    return Traffic(moved, held if world > 1 else 0)
 
 
 def of_targets(world: int, images: int, width: int, dtype: str, costs: Costs) -> Traffic:

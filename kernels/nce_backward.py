@@ -1,11 +1,14 @@
-"""Backward of the contrastive op: gradients of the products of one block of target images."""
+"""Fused backward: gradients of the products of one block of target images, products inside.
+
+For other images' locations as negatives. ``nce_row_gradients`` prepares what it needs of each row.
+"""
 
 import triton
 import triton.language as tl
-from amdim_fast.kernels.nce_clip import probability_and_slope
+from amdim_fast.kernels.nce_clip import LOG2_E, probability_and_slope
+from amdim_fast.kernels.nce_rows import half_exponent, own_upstream, set_upstream
 from amdim_fast.kernels.nce_scores import (
     PRODUCT_UNIT,
-    READ,
     SIZES,
     own_rows,
     product_tile,
@@ -13,16 +16,85 @@ from amdim_fast.kernels.nce_scores import (
 )
 
 
-@triton.jit(do_not_specialize=[*SIZES, "grad_units"])
+@triton.jit(
+    do_not_specialize=["first_set", "first_own", "first_sum", "source_images", "locations", "parts"]
+)
+def nce_row_gradients(
+    score,  # as in nce_rows
+    neg,
+    row_square,
+    exponents,
+    grad_log_prob,
+    grad_loss,
+    grad_mean_sq,
+    grad_totals,
+    grad_own,  # [R, L] float32, out: gradients of the products with the own image
+    weight,  # [R] float32, out: factor of the negatives' probabilities
+    penalty,  # [R] float32, out: factor of the product in its own gradient
+    first_set,
+    first_own,
+    first_sum,
+    source_images,
+    locations,
+    parts,
+    loss_weight,
+    mean_sq_weight,
+    own_share,
+    square_share,
+    scale,
+    inverse_clip,
+    GRADIENTS: tl.constexpr,
+    TILE_OWN: tl.constexpr,
+):
+    """One program: one row. Grid: (R,)."""
+    row = tl.program_id(0)
+    set_index = first_set + row // source_images
+    flat = first_set.to(tl.int64) * source_images + row
+    location = tl.arange(0, TILE_OWN)[None, :]
+    is_location = location < locations
+    row_place = first_own + row.to(tl.int64) * locations
+    own = tl.load(score + row_place + location, mask=is_location, other=0.0)
+    log_sum = tl.load(neg + first_sum + row)
+    uniform, of_square = set_upstream(
+        set_index,
+        grad_loss,
+        grad_mean_sq,
+        grad_totals,
+        parts,
+        loss_weight,
+        mean_sq_weight,
+        own_share,
+        square_share,
+        GRADIENTS,
+    )
+    upstream = own_upstream(uniform, grad_log_prob, row_place, location, is_location)
+    of_own = upstream / (1.0 + tl.exp2((own - log_sum) * LOG2_E))
+    total = -tl.sum(tl.sum(of_own, axis=1), axis=0)
+    factor = scale
+    of_product = 2.0 * scale * scale * of_square
+    if exponents is not None:
+        squares = tl.load(row_square + flat) / square_share
+        exponent = half_exponent(of_own, total, of_product, squares, scale)
+        tl.store(exponents + row, exponent)
+        factor *= tl.exp2(exponent)
+        of_product *= tl.exp2(exponent)
+    ratio = own * inverse_clip
+    of_own *= (1.0 - ratio * ratio) * factor
+    tl.store(grad_own + row.to(tl.int64) * locations + location, of_own, mask=is_location)
+    tl.store(weight + row, total * factor)
+    tl.store(penalty + row, of_product)
+
+
+@triton.jit(do_not_specialize=[*SIZES, "first_sum", "grads_units"])
 def nce_backward(
     src,  # [R, D] sources, R = S * B, or their descriptor
     trg,  # [N, L, D] targets of the block, or the descriptor of [N * L, D]
-    scores,  # [R, >= N * L] float32 products, read if SCORES is READ
-    grad_scores,  # [R, >= N * L], out: gradients of the products in the type of the inputs
+    grads,  # [R, >= N * L], out: gradients of the products in the type of the inputs
     grad_own,  # [R, L] float32: gradients of the products with the own image
-    weight,  # [R] or, for SAME_LOCATION, [R, L] float32: factor of the negatives' probabilities
-    neg,  # as weight: log-sum over the negatives
+    weight,  # [R] float32: factor of the negatives' probabilities
+    neg,  # [..] float32: log-sums over the negatives of all rows of the call
     penalty,  # [R] float32: factor of the product in its own gradient
+    first_sum,  # of the pairing, in neg
     rows,
     images,  # N
     locations,  # L
@@ -32,15 +104,11 @@ def nce_backward(
     src_units,  # strides of src and trg
     trg_image_units,
     trg_location_units,
-    scores_units,  # stride of scores, in units of 16 columns
-    scores_limit_units,  # columns of scores in memory, in the same units
-    grad_units,  # stride of grad_scores, in units of 16 columns; padding is written too
+    grads_units,  # stride of grads, in units of 16 columns; padding is written too
     scale,  # raw = scale * product
     steep,  # as depth, a factor of the clip: see nce_clip
     depth,
-    SCORES: tl.constexpr,
     CLIP: tl.constexpr,
-    SAME_LOCATION: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
     TILE_WIDTH: tl.constexpr,
@@ -50,8 +118,7 @@ def nce_backward(
 ):
     """One program: a tile of TILE_ROWS rows and TILE_COLUMNS columns.
 
-    Grid: (row tiles * column tiles,). The caller folds the remaining factors of the gradient,
-    1 / sqrt(D) and for float16 a power of two for each row, into weight, grad_own and penalty.
+    Grid: (row tiles * column tiles,).
     """
     columns = images * locations
     row_tile, column_tile = swizzled_order(
@@ -66,39 +133,26 @@ def nce_backward(
     column = first_column + offset
     is_row = row < rows
     row_index = tl.minimum(row, rows - 1).to(tl.int64)
-
-    if SCORES == READ:
-        score_rows = scores + row_index * (scores_units * PRODUCT_UNIT)
-        is_stored = is_row[:, None] & (column < scores_limit_units * PRODUCT_UNIT)[None, :]
-        score_tile = (score_rows + first_column)[:, None] + offset[None, :]
-        product = tl.load(score_tile, mask=is_stored, other=0.0)
-    else:
-        product = product_tile(
-            src,
-            trg,
-            row_index,
-            row_tile * TILE_ROWS,
-            tl.minimum(column, columns - 1),
-            first_column,
-            locations,
-            width_units,
-            src_units,
-            trg_image_units,
-            trg_location_units,
-            TILE_ROWS,
-            TILE_COLUMNS,
-            TILE_WIDTH,
-            DESCRIPTORS,
-            PRECISION,
-        )
-
-    if SAME_LOCATION:
-        statistic = row_index[:, None] * locations + (column % locations)[None, :]
-        log_sum = tl.load(neg + statistic)
-        factor = tl.load(weight + statistic)
-    else:
-        log_sum = tl.load(neg + row_index)[:, None]
-        factor = tl.load(weight + row_index)[:, None]
+    product = product_tile(
+        src,
+        trg,
+        row_index,
+        row_tile * TILE_ROWS,
+        tl.minimum(column, columns - 1),
+        first_column,
+        locations,
+        width_units,
+        src_units,
+        trg_image_units,
+        trg_location_units,
+        TILE_ROWS,
+        TILE_COLUMNS,
+        TILE_WIDTH,
+        DESCRIPTORS,
+        PRECISION,
+    )
+    log_sum = tl.load(neg + first_sum + row_index)[:, None]
+    factor = tl.load(weight + row_index)[:, None]
     log_sum = tl.where(log_sum == float("-inf"), 0.0, log_sum)  # no negatives: weight is 0
     probability, slope = probability_and_slope(product, log_sum, scale, steep, depth, CLIP)
     grad = factor * probability * slope
@@ -125,7 +179,7 @@ def nce_backward(
             is_own = (row[:, None] == own_row[None, :]) & is_here[None, :]
             grad = tl.where(is_own, found[None, :], grad)
     grad += tl.load(penalty + row_index)[:, None] * product
-    out_rows = grad_scores + row_index * (grad_units * PRODUCT_UNIT)
+    out_rows = grads + row_index * (grads_units * PRODUCT_UNIT)
     out_tile = (out_rows + first_column)[:, None] + offset[None, :]
-    is_stored = is_row[:, None] & (column < grad_units * PRODUCT_UNIT)[None, :]
-    tl.store(out_tile, grad.to(grad_scores.dtype.element_ty), mask=is_stored)
+    is_stored = is_row[:, None] & (column < grads_units * PRODUCT_UNIT)[None, :]
+    tl.store(out_tile, grad.to(grads.dtype.element_ty), mask=is_stored)

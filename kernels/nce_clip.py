@@ -52,6 +52,24 @@ def probability_and_slope(product, log_sum, scale, steep, depth, CLIP: tl.conste
 
 
 @triton.jit
+def own_score(product, scale, inverse_clip):
+    """The score without cancellation; inverse_clip is 1 / clip, or 0 for no clip."""
+    raw = product * scale
+    bounded = tanh(raw * inverse_clip) / tl.where(inverse_clip > 0.0, inverse_clip, 1.0)
+    return tl.where(inverse_clip > 0.0, bounded, raw)
+
+
+@triton.jit
+def log_probability(own, log_sum):
+    """-log(1 + exp(log_sum - own)); 0 without negatives, where log_sum is -inf."""
+    gap = log_sum - own
+    decay = tl.exp2(-tl.abs(gap) * LOG2_E)
+    series = decay * (1.0 - decay * (0.5 - decay * (0.33333333 - decay * (0.25 - decay * 0.2))))
+    logarithm = tl.where(decay < 0.01, series, tl.log2(1.0 + decay) * LN_2)
+    return -(tl.maximum(gap, 0.0) + logarithm)
+
+
+@triton.jit
 def tanh(x):
     """Hyperbolic tangent to about 2 ulp of float32, in instructions that every GPU has."""
     size = tl.abs(x)

@@ -1,27 +1,28 @@
-"""Forward of the contrastive op: sums over the negatives of each row, in strips of columns."""
+"""Fused forward: sums over the negatives of each row, in strips of columns; products stay inside.
+
+For other images' locations as negatives; nothing of the size of the scores is stored.
+"""
 
 import triton
 import triton.language as tl
-from amdim_fast.kernels.nce_clip import LN_2, LOG2_E, SHIFTED, clipped, exp_shifted
-from amdim_fast.kernels.nce_scores import (
-    COMPUTE_AND_STORE,
-    FEATURE_UNIT,
-    PRODUCT_UNIT,
-    READ,
-    SIZES,
-    own_rows,
-    product_tile,
-    swizzled_order,
+from amdim_fast.kernels.nce_clip import (
+    LN_2,
+    LOG2_E,
+    SHIFTED,
+    clipped,
+    exp_shifted,
+    log_probability,
+    own_score,
 )
+from amdim_fast.kernels.nce_scores import SIZES, own_rows, product_tile, swizzled_order
 
 
-@triton.jit(do_not_specialize=[*SIZES, "softmax_stride", "strips", "tiles_per_strip"])
+@triton.jit(do_not_specialize=[*SIZES, "strips", "tiles_per_strip"])
 def nce_forward(
     src,  # [R, D] sources, R = S * B, or their descriptor
     trg,  # [N, L, D] targets, or the descriptor of [N * L, D]
-    scores,  # [R, >= N * L] float32 products: read, written or unused, as SCORES says
     own,  # [R, L] float32, out: products with the own image; other rows are left as they are
-    totals,  # [M, strips, R] float32, out: sum of exp(score - shift); M = L for SAME_LOCATION, or 1
+    totals,  # [strips, R] float32, out: sum of exp(score - shift)
     maxima,  # as totals, out: the shift of each total; unused for SHIFTED, whose shift is the clip
     squares,  # as totals, out: sum of raw^2
     rows,
@@ -33,17 +34,12 @@ def nce_forward(
     src_units,  # strides of src and trg
     trg_image_units,
     trg_location_units,
-    scores_units,  # stride of scores, in units of 16 columns
-    scores_limit_units,  # columns of scores in memory, in the same units
-    softmax_stride,  # elements from one softmax to the next in totals, maxima and squares
     strips,
     tiles_per_strip,
     scale,  # raw = scale * product
     steep,  # as depth, a factor of the clip: see nce_clip
     depth,
-    SCORES: tl.constexpr,
     CLIP: tl.constexpr,
-    SAME_LOCATION: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
     TILE_WIDTH: tl.constexpr,
@@ -53,36 +49,23 @@ def nce_forward(
 ):
     """One program: TILE_ROWS rows against a strip of tiles of TILE_COLUMNS columns.
 
-    Grid: (row tiles * strips, M), M softmaxes per row. Columns are the N * L locations or, for
-    SAME_LOCATION, the N images at location program_id(1). Each strip stores its own partial
-    results, so programs may run in any order.
+    Grid: (row tiles * strips,). Each strip stores its own partial results, so programs may run in
+    any order.
     """
     row_tile, strip = swizzled_order(
         tl.program_id(0), tl.cdiv(rows, TILE_ROWS), strips, SWIZZLE_ROWS
     )
-    softmax = tl.program_id(1)
-    # Columns per image, and entries from one column to the next in scores.
-    span = 1 if SAME_LOCATION else locations
-    step = locations if SAME_LOCATION else 1
-    columns = images * span
+    columns = images * locations
     row = row_tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
     is_row = row < rows
     row_index = tl.minimum(row, rows - 1).to(tl.int64)
-    own_start = (row % source_images + image_offset) * span
+    own_start = (row % source_images + image_offset) * locations
     first_own = tl.min(own_start, axis=0)
-    last_own = tl.max(own_start, axis=0) + span - 1
+    last_own = tl.max(own_start, axis=0) + locations - 1
     first_set = row_tile * TILE_ROWS // source_images
     last_set = tl.minimum(row_tile * TILE_ROWS + TILE_ROWS, rows) - 1
     last_set = last_set // source_images
-    if SAME_LOCATION:
-        trg += softmax.to(tl.int64) * (trg_location_units * FEATURE_UNIT)
-        scores += softmax
-        own += softmax
 
-    # Within a tile 32-bit offsets are enough: plans never keep longer rows.
-    stride_scores = scores_units * PRODUCT_UNIT
-    score_rows = scores + (row_tile * TILE_ROWS).to(tl.int64) * stride_scores
-    score_offset = tl.arange(0, TILE_ROWS) * stride_scores
     offset = tl.arange(0, TILE_COLUMNS)
     total = tl.zeros([TILE_ROWS], dtype=tl.float32)
     square = tl.zeros([TILE_ROWS], dtype=tl.float32)
@@ -91,41 +74,30 @@ def nce_forward(
         first_column = (strip * tiles_per_strip + tile) * TILE_COLUMNS
         column = first_column + offset
         is_column = column < columns
-        score_tile = score_rows + first_column * step
-        score_tile = score_tile + (score_offset[:, None] + (offset * step)[None, :])
-        # Padding is read and written too: a limit at N * L would prevent vector accesses.
-        is_stored = is_column if SAME_LOCATION else column < scores_limit_units * PRODUCT_UNIT
-        is_stored = is_row[:, None] & is_stored[None, :]
-        if SCORES == READ:
-            product = tl.load(score_tile, mask=is_stored, other=0.0)
-        else:
-            product = product_tile(
-                src,
-                trg,
-                row_index,
-                row_tile * TILE_ROWS,
-                tl.minimum(column, columns - 1),
-                first_column,
-                span,
-                width_units,
-                src_units,
-                trg_image_units,
-                trg_location_units,
-                TILE_ROWS,
-                TILE_COLUMNS,
-                TILE_WIDTH,
-                DESCRIPTORS,
-                PRECISION,
-            )
-        if SCORES == COMPUTE_AND_STORE:
-            tl.store(score_tile, product, mask=is_stored)
-
+        product = product_tile(
+            src,
+            trg,
+            row_index,
+            row_tile * TILE_ROWS,
+            tl.minimum(column, columns - 1),
+            first_column,
+            locations,
+            width_units,
+            src_units,
+            trg_image_units,
+            trg_location_units,
+            TILE_ROWS,
+            TILE_COLUMNS,
+            TILE_WIDTH,
+            DESCRIPTORS,
+            PRECISION,
+        )
         if (first_own < first_column + TILE_COLUMNS) & (last_own >= first_column):
             for set_index in range(first_set, last_set + 1):
                 own_row, is_here = own_rows(
                     column,
                     set_index,
-                    span,
+                    locations,
                     columns,
                     source_images,
                     image_offset,
@@ -135,59 +107,79 @@ def nce_forward(
                 )
                 is_own = row[:, None] == own_row[None, :]
                 found = tl.sum(tl.where(is_own, product, 0.0), axis=0)
-                place = own_row.to(tl.int64) * locations + column % span
+                place = own_row.to(tl.int64) * locations + column % locations
                 tl.store(own + place, found, mask=is_here)
         raw = product * scale
         square += tl.sum(tl.where(is_column[None, :], raw * raw, 0.0), axis=1)
         is_before = column[None, :] < own_start[:, None]
-        is_after = column[None, :] >= own_start[:, None] + span
+        is_after = column[None, :] >= own_start[:, None] + locations
         is_negative = is_column[None, :] & (is_before | is_after)
         if CLIP == SHIFTED:
             exponential = exp_shifted(product, steep, depth)
             total += tl.sum(tl.where(is_negative, exponential, 0.0), axis=1)
         else:
-            score = clipped(product, scale, steep, depth, CLIP)
-            score = tl.where(is_negative, score, float("-inf"))
-            larger = tl.maximum(maximum, tl.max(score, axis=1))
+            value = clipped(product, scale, steep, depth, CLIP)
+            value = tl.where(is_negative, value, float("-inf"))
+            larger = tl.maximum(maximum, tl.max(value, axis=1))
             shift = tl.where(larger == float("-inf"), 0.0, larger)
             total *= tl.exp2((maximum - shift) * LOG2_E)
-            total += tl.sum(tl.exp2((score - shift[:, None]) * LOG2_E), axis=1)
+            total += tl.sum(tl.exp2((value - shift[:, None]) * LOG2_E), axis=1)
             maximum = larger
 
-    partial = softmax.to(tl.int64) * softmax_stride + strip.to(tl.int64) * rows + row
+    partial = strip.to(tl.int64) * rows + row
     tl.store(totals + partial, total, mask=is_row)
     tl.store(squares + partial, square, mask=is_row)
     if CLIP != SHIFTED:
         tl.store(maxima + partial, maximum, mask=is_row)
 
 
-@triton.jit(do_not_specialize=["rows", "slots", "strips", "softmaxes"])
+COMBINE_SIZES = (
+    "rows",
+    "strips",
+    "locations",
+    "first_row",
+    "first_own",
+    "source_images",
+    "images",
+    "image_offset",
+)
+
+
+@triton.jit(do_not_specialize=[*COMBINE_SIZES])
 def nce_combine(
-    totals,  # [M, slots, R] float32
-    maxima,  # [M, slots, R] float32; unused for SHIFTED
-    squares,  # [M, slots, R] float32
-    neg,  # [R, M] float32, out: log of the sum over all strips
-    row_squares,  # [M, R] float32, out
+    totals,  # [strips, R] float32
+    maxima,  # [strips, R] float32; unused for SHIFTED
+    squares,  # [strips, R] float32
+    own,  # [R, L] float32 products with the own image; not read where there is none
+    score,  # flat results of all rows of the call, out; [.., L] float32: clipped own scores
+    log_prob,  # [.., L] float32
+    neg,  # [..] float32: log-sums over the negatives
+    row_loss,  # [..] float32: share of the row in its set's loss
+    row_square,  # [..] float32: share of the row in its set's mean of raw^2
     rows,
-    slots,
-    strips,  # slots in use
-    softmaxes,  # M
-    clip,
+    strips,
+    locations,
+    first_row,  # of the pairing, in neg, row_loss and row_square
+    first_own,  # of the pairing, in score and log_prob
+    source_images,
+    images,
+    image_offset,
+    own_share,  # 1 / (B * L)
+    square_share,  # 1 / (B * all targets * L)
+    scale,
+    depth,  # for SHIFTED, -2 log2(e) clip
+    inverse_clip,
     CLIP: tl.constexpr,
     TILE_ROWS: tl.constexpr,
 ):
-    """One program: the strips of TILE_ROWS rows, added in order. Grid: (row tiles, M).
-
-    The sums are also left in the first slot, from which the next block of columns continues.
-    """
-    softmax = tl.program_id(1)
+    """One program: the strips of TILE_ROWS rows, added in order. Grid: (row tiles,)."""
     row = tl.program_id(0) * TILE_ROWS + tl.arange(0, TILE_ROWS)
     is_row = row < rows
     total = tl.zeros([TILE_ROWS], dtype=tl.float32)
     square = tl.zeros([TILE_ROWS], dtype=tl.float32)
     maximum = tl.full([TILE_ROWS], float("-inf"), dtype=tl.float32)
     for strip in range(strips):
-        partial = (softmax.to(tl.int64) * slots + strip) * rows + row
+        partial = row.to(tl.int64) + strip * rows
         square += tl.load(squares + partial, mask=is_row, other=0.0)
         part = tl.load(totals + partial, mask=is_row, other=0.0)
         if CLIP == SHIFTED:
@@ -199,16 +191,25 @@ def nce_combine(
             total = total * tl.exp2((maximum - shift) * LOG2_E)
             total += part * tl.exp2((other - shift) * LOG2_E)
             maximum = larger
-    first = softmax.to(tl.int64) * slots * rows + row
-    tl.store(totals + first, total, mask=is_row)
-    tl.store(squares + first, square, mask=is_row)
-    if CLIP != SHIFTED:
-        tl.store(maxima + first, maximum, mask=is_row)
-    shift = clip if CLIP == SHIFTED else tl.where(maximum == float("-inf"), 0.0, maximum)
-    logarithm = tl.log2(tl.where(total > 0.0, total, 1.0)) * LN_2 + shift
-    result = tl.where(total > 0.0, logarithm, float("-inf"))
-    tl.store(neg + row.to(tl.int64) * softmaxes + softmax, result, mask=is_row)
-    tl.store(row_squares + softmax.to(tl.int64) * rows + row, square, mask=is_row)
+    if CLIP == SHIFTED:
+        shift = -0.5 * LN_2 * depth
+    else:
+        shift = tl.where(maximum == float("-inf"), 0.0, maximum)
+    log_sum = tl.log2(tl.where(total > 0.0, total, 1.0)) * LN_2 + shift
+    log_sum = tl.where(total > 0.0, log_sum, float("-inf"))
+    own_image = row % source_images + image_offset
+    has_own = is_row & (own_image >= 0) & (own_image < images)
+    loss = tl.zeros([TILE_ROWS], dtype=tl.float32)
+    for location in range(locations):
+        place = row.to(tl.int64) * locations + location
+        value = own_score(tl.load(own + place, mask=has_own, other=0.0), scale, inverse_clip)
+        found = log_probability(value, log_sum)
+        tl.store(score + first_own + place, value, mask=is_row)
+        tl.store(log_prob + first_own + place, found, mask=is_row)
+        loss -= found
+    tl.store(neg + first_row + row, log_sum, mask=is_row)
+    tl.store(row_loss + first_row + row, loss * own_share, mask=is_row)
+    tl.store(row_square + first_row + row, square * square_share, mask=is_row)
 
 
 INTERPRETED = not isinstance(nce_forward, triton.JITFunction)

@@ -30,23 +30,18 @@ def loadable(tensor: Tensor) -> bool:
     return contiguous and whole and tensor.data_ptr() % POINTER_BYTES == 0
 
 
-def descriptor_obstacle(
-    trg: Tensor, tile: Tile, capability: tuple[int, int] | None, same_location: bool
-) -> str | None:
+def descriptor_obstacle(trg: Tensor, tile: Tile, capability: tuple[int, int] | None) -> str | None:
     """Why loadable features are read through pointers, or None where descriptors apply.
 
     Args:
         trg: targets [N, L, D]; a descriptor sees them as one matrix [N * L, D].
         tile: the kernel's, which says whether to use descriptors.
         capability: of the GPU; None in the interpreter, which has descriptors.
-        same_location: whether the columns are the images at one location.
     """
     if not tile.descriptors:
         return "the tile table uses pointers here"
     if capability is not None and capability < DESCRIPTOR_CAPABILITY:
         return f"compute capability {'.'.join(map(str, capability))} has no descriptors"
-    if same_location:
-        return "the targets of one location are not adjacent"
     if _row_stride(trg) is None:
         return "the targets are not rows of one matrix"
     return None

@@ -1,15 +1,10 @@
-"""Pieces that both contrastive kernels share: the order of tiles, and their products.
+"""Pieces that both fused kernels share: the order of tiles, and their products.
 
 A product is the plain dot product of a source row and a target column; raw = scale * product.
 """
 
 import triton
 import triton.language as tl
-
-# Whether a kernel computes the [rows, columns] products, also stores them, or reads stored ones.
-COMPUTE = tl.constexpr(0)
-COMPUTE_AND_STORE = tl.constexpr(1)
-READ = tl.constexpr(2)
 
 # Feature lengths are passed in units of 8 entries and product lengths in units of 16, so that the
 # compiler sees the divisibility; it ignores ``tl.multiple_of`` on a scalar.
@@ -27,8 +22,6 @@ SIZES = (
     "src_units",
     "trg_image_units",
     "trg_location_units",
-    "scores_units",
-    "scores_limit_units",
 )
 
 

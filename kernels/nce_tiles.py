@@ -13,13 +13,15 @@ SMALL_WIDTH = 512
 class Tile(NamedTuple):
     """Launch parameters of one kernel; sizes are powers of two.
 
+    Over stored products a program has one row, and only columns and warps count.
+
     Attributes:
-        rows: sources in a tile.
+        rows: sources in a tile; 1 over stored products.
         columns: target locations in a tile.
-        width: features per step of the product; 0 where no product is computed.
-        swizzle: row tiles that run side by side over the same columns.
+        width: features per step of the product; 0 over stored products.
+        swizzle: row tiles that run side by side over the same columns; 1 over stored products.
         warps: warps per program.
-        stages: steps in flight.
+        stages: steps in flight; 1 over stored products.
         descriptors: whether to load features through tensor descriptors (TMA) where possible.
     """
 
@@ -36,11 +38,11 @@ class TileSet(NamedTuple):
     """How one architecture computes one type and width: a row of the tile table.
 
     Attributes:
-        fused: whether the kernels compute the products themselves; else they read torch's.
+        fused: whether kernels may compute products themselves; else torch always does.
         forward: tile of the fused forward.
         backward: tile of the fused backward.
-        read_forward: tile of the forward over stored products.
-        read_backward: tile of the backward over stored products.
+        read_forward: tile of ``nce_rows`` without gradients.
+        read_backward: tile of ``nce_rows`` with gradients.
     """
 
     fused: bool

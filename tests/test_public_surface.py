@@ -2,6 +2,10 @@
 
 ``tests/golden/public_surface.json`` was written by the version before the package had folders;
 ``python -m tests.test_public_surface`` prints today's. Names may be added, none may go or change.
+
+Of the private ops of the loss, the names ``nce_forward`` and ``nce_backward`` are of that version.
+Their schemas are those of today's family, which has ``nce_objective`` and ``nce_scale_`` too and a
+process group as an argument. The public names that came with it are in the record.
 """
 
 import argparse

@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from amdim_fast.bench.candidates import FIELDS, candidates_of, is_read
 from amdim_fast.bench.measure import (
     Stopwatch,
     device_name,
@@ -32,65 +32,18 @@ from amdim_fast.bench.measure import (
     versions,
 )
 from amdim_fast.kernels import nce_tile_table
-from amdim_fast.kernels.nce_layout import DESCRIPTOR_CAPABILITY
 from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Tile, TileSet, arithmetic
 from amdim_fast.nce import reference, tiles
-from amdim_fast.nce.functional import nce_log_prob
+from amdim_fast.nce.functional import nce_log_prob, nce_objective
 from amdim_fast.nce.plan import DEFAULT_MEMORY_BUDGET
 from amdim_fast.nce.tile_file import VARIABLE, Key, read_file, write_row
 
-CLIP = 10.0
-FIELDS = ("forward", "read_forward", "backward", "read_backward")
+CLIP, WEIGHT = 10.0, 0.5
 # Not multiples of the tiles, so that every mask is used.
 CHECKED_IMAGES, CHECKED_LOCATIONS = 70, 9
 # Largest difference from float64, relative to each tensor's largest value; one rounding of a tf32
 # or half product, accumulated, is worth a hundredth of these, a wrong mask much more.
 TOLERANCE = {"half": 3e-2, "tf32": 1e-2, "ieee": 1e-4}
-
-AREAS = ((64, 128), (128, 64), (128, 128), (64, 256), (128, 256))
-READ_AREAS = {
-    "read_forward": ((8, 256), (16, 128), (16, 256), (32, 128), (32, 256)),
-    "read_backward": ((4, 512), (8, 256), (8, 512), (16, 256), (16, 512)),
-}
-# Features of a step by bytes of one: 64 and 128 bytes a row.
-WIDTHS = {2: (32, 64), 4: (16, 32)}
-WARPS, STAGES, SWIZZLE = (4, 8), (3, 4), 8
-# Products a thread holds: of its 255 registers at most half, since the epilogue needs the others.
-PRODUCTS, THREADS_PER_WARP = (32, 128), 32
-
-
-def shared_bytes(tile: Tile, itemsize: int) -> int:
-    """Shared memory of the steps in flight; the compiler takes a few bytes more at most."""
-    return tile.stages * (tile.rows + tile.columns) * tile.width * itemsize
-
-
-def fused_tiles(itemsize: int, capability: tuple[int, int], shared_limit: int) -> list[Tile]:
-    """Tiles that compute products and fit the shared memory and the registers of a program."""
-    loads = (False, True) if capability >= DESCRIPTOR_CAPABILITY else (False,)
-    found = (
-        Tile(*area, width, SWIZZLE, warps, stages, descriptors)
-        for area, width, warps, stages, descriptors in product(
-            AREAS, WIDTHS[itemsize], WARPS, STAGES, loads
-        )
-        if PRODUCTS[0] <= area[0] * area[1] // (warps * THREADS_PER_WARP) <= PRODUCTS[1]
-    )
-    return [tile for tile in found if shared_bytes(tile, itemsize) <= shared_limit]
-
-
-def read_tiles(field: str) -> list[Tile]:
-    """Tiles of "read_forward" or "read_backward"."""
-    return [Tile(*area, 0, SWIZZLE, warps, 1) for area, warps in product(READ_AREAS[field], WARPS)]
-
-
-def candidates_of(
-    dtype: torch.dtype, capability: tuple[int, int], start: TileSet
-) -> dict[str, list[Tile]]:
-    """What is tried on a GPU of this capability, by field, the tiles of the built-in row first."""
-    architecture = nce_tile_table.ARCHITECTURES.get(capability, "default")
-    limit = nce_tile_table.SHARED_BYTES[architecture]
-    fused = fused_tiles(dtype.itemsize, capability, limit)
-    tried = {field: read_tiles(field) if field in READ_AREAS else fused for field in FIELDS}
-    return {field: list(dict.fromkeys([getattr(start, field), *tried[field]])) for field in FIELDS}
 
 
 class Case(NamedTuple):
@@ -134,6 +87,11 @@ def evaluate(function: Callable[..., Any], features: Features, **options: Any) -
     return [tensor.detach() for tensor in found]
 
 
+def gradients(objective: Tensor, features: Features) -> list[Tensor]:
+    """An objective and its gradients."""
+    return [objective.detach(), *torch.autograd.grad(objective, (features.src, features.trg))]
+
+
 @contextmanager
 def using(tile_set: TileSet) -> Iterator[None]:
     """Make the kernels use these tiles, whatever the table says."""
@@ -154,12 +112,30 @@ def run(tile_set: TileSet, features: Features) -> list[Tensor]:
         return evaluate(nce_log_prob, features, backend="triton", memory_budget=budget)
 
 
+def run_one_pass(tile_set: TileSet, features: Features) -> list[Tensor]:
+    """The objective with its gradients, as training calls it: sums and gradients of stored rows."""
+    with using(tile_set):
+        found = nce_objective(
+            features.src, features.trg, mean_sq_weight=WEIGHT, clip=CLIP, backend="triton"
+        )
+        return gradients(found.objective, features)
+
+
+def truth(features: Features) -> list[Tensor]:
+    """What ``run`` and ``run_one_pass`` give, by the reference in float64."""
+    wide = features._replace(src=_double(features.src), trg=_double(features.trg))
+    loss, mean_sq = reference.nce_loss(wide.src, wide.trg, clip=CLIP)
+    general = evaluate(reference.nce_log_prob, wide)
+    return [*general, *gradients(loss + WEIGHT * mean_sq, wide)]
+
+
 def fault(tile_set: TileSet, features: Features, expected: Sequence[Tensor]) -> str | None:
     """Why these tiles must not be timed, or None."""
     from amdim_fast.kernels.nce_forward import triton
 
     try:
-        difference = largest_difference(run(tile_set, features), expected)
+        found = [*run(tile_set, features), *run_one_pass(tile_set, features)]
+        difference = largest_difference(found, expected)
     except (triton.OutOfResources, triton.CompilationError) as error:
         return f"does not launch ({str(error).splitlines()[0]})"
     allowed = TOLERANCE[arithmetic(features.src.dtype)]
@@ -188,13 +164,12 @@ def tune(
         RuntimeError: no candidate of a field gives right results.
     """
     small = make_features(case._replace(images=CHECKED_IMAGES, locations=CHECKED_LOCATIONS))
-    wide = small._replace(src=_double(small.src), trg=_double(small.trg))
-    expected = evaluate(reference.nce_log_prob, wide)
+    expected = truth(small)
     features = make_features(case)
 
     def call(field: str, tile_set: TileSet) -> None:
         with torch.set_grad_enabled("backward" in field):
-            run(tile_set, features)
+            (run_one_pass if field == "read_backward" else run)(tile_set, features)
 
     def fastest(field: str, choices: Mapping[str, TileSet]) -> TileSet:
         samples = time_interleaved(
@@ -211,7 +186,7 @@ def tune(
     for field in FIELDS:
         right = {}
         for tile in candidates[field]:
-            tile_set = best._replace(**{"fused": field not in READ_AREAS, field: tile})
+            tile_set = best._replace(**{"fused": not is_read(field), field: tile})
             wrong = fault(tile_set, small, expected)
             if wrong:
                 print(f"  {field} {describe(tile)} {wrong}; left out")

@@ -16,6 +16,7 @@ from amdim_fast.bench.inputs import (
     forward_backward,
     make_inputs,
     our_losses,
+    planned_bytes,
     reference_losses,
 )
 from amdim_fast.bench.measure import (
@@ -42,7 +43,7 @@ SHARE = 0.8  # of the free memory, for a size to be tried
 TOLERANCE = 1e-4
 MEMORY = "bytes of torch's allocator at the peak of forward and backward, less inputs and gradients"
 
-LOSSES: dict[str, Losses] = {OURS: our_losses, REFERENCE: reference_losses}
+LOSSES: dict[str, Losses] = {OURS: our_losses(), REFERENCE: reference_losses}
 
 
 class Measurement(NamedTuple):
@@ -122,7 +123,9 @@ def compare(
         images *= 2
         left = seconds - (time.monotonic() - started)
         limit = math.inf if free is None else SHARE * free
-        running = [p for p in running if expected_bytes(_of(p, found), dim, images) <= limit]
+        running = [
+            p for p in running if expected_bytes(_of(p, found), dim, device, images) <= limit
+        ]
         running = _affordable([m for m in made if m.provider in running], left)
     plan = next(m.plan for m in found if m.plan is not None)
     facts = {
@@ -139,7 +142,7 @@ def compare(
     largest = {}
     if free is not None:
         for provider in (OURS, REFERENCE):
-            needed = partial(expected_bytes, _of(provider, found), dim)
+            needed = partial(expected_bytes, _of(provider, found), dim, device)
             largest[provider] = largest_batch(needed, free)
     return Comparison(facts, found, free, largest)
 
@@ -149,18 +152,19 @@ def feature_bytes(images: int, dim: int) -> int:
     return 2 * 2 * 4 * images * dim * sum(side**2 for side in MAP_SIDES)
 
 
-def expected_bytes(rows: Sequence[Measurement], dim: int, images: int) -> int:
+def expected_bytes(rows: Sequence[Measurement], dim: int, device: torch.device, images: int) -> int:
     """Bytes at the peak for another batch, inputs included, calculated from one provider's rows.
 
     The reference's peak is taken to be a B + c B squared through its last two rows, or c B squared
-    through its only one. Ours is taken to be the whole memory budget, inputs and gradients, and for
-    each image whatever else the last row had; it may need less.
+    through its only one. Ours is taken to be what the plan of that batch has at its worst moment,
+    inputs and gradients, and for each image whatever else the last row had.
     """
     last = rows[-1]
     features = feature_bytes(images, dim)
     if last.plan is not None:
-        rest = max(0, last.extra_bytes - last.plan.kept_bytes - last.plan.work_bytes)
-        return features + last.plan.memory_budget + math.ceil(rest * images / last.images)
+        rest = max(0, last.extra_bytes - last.plan.peak_bytes)
+        planned = planned_bytes(images, dim, device, torch.float32)
+        return features + planned + math.ceil(rest * images / last.images)
     gradient = feature_bytes(1, dim) / 2
     (b0, y0), (b1, y1) = (
         [(0, 0.0)] + [(row.images, row.extra_bytes / row.images + gradient) for row in rows]
@@ -226,8 +230,9 @@ def _measure(
 def _checked_difference(device: torch.device, dim: int) -> float:
     """Largest difference of ours from the reference; ArithmeticError if it is too large."""
     inputs = make_inputs(FIRST, dim, device)
-    found, expected = (forward_backward(LOSSES[name], inputs) for name in (OURS, REFERENCE))
-    worst = largest_difference(found, expected)
+    expected = forward_backward(LOSSES[REFERENCE], inputs)
+    ours = (LOSSES[OURS], our_losses(objective=False))
+    worst = max(largest_difference(forward_backward(loss, inputs), expected) for loss in ours)
     if worst > TOLERANCE:
         raise ArithmeticError(
             f"our loss or its gradient is {worst:.1e} from the reference on {device}, which is"

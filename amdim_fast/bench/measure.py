@@ -31,8 +31,14 @@ def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
     return float(low), float(middle), float(high)
 
 
-def stopwatch(device_type: str) -> Stopwatch:
-    """Milliseconds of one call: the wall clock on a CPU, events and a cold L2 cache on a GPU."""
+def stopwatch(device_type: str, *, idle: bool = False) -> Stopwatch:
+    """Milliseconds of one call: the wall clock on a CPU, events and a cold L2 cache on a GPU.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        idle: whether a GPU has nothing to do when the call begins, so that all of the host's time
+            before its last kernel counts; else the host is ahead while the cache is overwritten.
+    """
     if device_type == "cpu":
         return _cpu_milliseconds
     flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device_type)
@@ -40,6 +46,8 @@ def stopwatch(device_type: str) -> Stopwatch:
     def measure(call: Call) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         flush.zero_()
+        if idle:
+            torch.cuda.synchronize()
         start.record()
         call()
         end.record()
@@ -47,6 +55,12 @@ def stopwatch(device_type: str) -> Stopwatch:
         return float(start.elapsed_time(end))
 
     return measure
+
+
+def host_milliseconds(call: Call) -> float:
+    """Milliseconds until a call on an idle GPU returns, with its work enqueued and not awaited."""
+    torch.cuda.synchronize()
+    return _cpu_milliseconds(call)
 
 
 def _cpu_milliseconds(call: Call) -> float:
@@ -91,6 +105,12 @@ def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> f
         difference = float((actual.detach() - truth.detach()).abs().max() / scale)
         worst = max(worst, difference if math.isfinite(difference) else math.inf)
     return worst
+
+
+def relative_errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
+    """Norm of each difference, relative to that of the truth."""
+    pairs = [(a.detach().double(), b.detach()) for a, b in zip(found, truth, strict=True)]
+    return [float((a - b).norm() / b.norm()) for a, b in pairs]
 
 
 def allocated_peak(call: Call, device_type: str) -> int:

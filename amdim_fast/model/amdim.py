@@ -36,10 +36,13 @@ class AMDIMOutput(NamedTuple):
     r1_x2: Tensor  # [B, D, 1, 1]
     entropy: Tensor | None = None  # mean over locations of the posterior's, nats; with components
     usage: Tensor | None = None  # [K] mean posterior; with components
+    total: Tensor | None = None  # the sum of the four where it was made with its gradients
 
     @property
     def loss(self) -> Tensor:
         """The sum of the four parts, which pre-training minimizes."""
+        if self.total is not None:
+            return self.total
         return self.loss_1t5 + self.loss_1t7 + self.loss_5t5 + self.lgt_reg
 
 
@@ -231,6 +234,11 @@ class AMDIM(nn.Module):
                     f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they must be equal"
                 )
             first, second = self.encoder(x1), self.encoder(x2)
+        if isinstance(self.g2l_loss, LossMultiNCE):
+            loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(
+                *first, *second, locations=locations, generator=generator
+            )
+            return AMDIMOutput(loss_1t5, loss_1t7, loss_5t5, lgt_reg, first.r1, second.r1)
         return self.objective(first, second, locations=locations, generator=generator)
 
     def objective(
@@ -241,14 +249,31 @@ class AMDIM(nn.Module):
         locations: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> AMDIMOutput:
-        """As ``forward``, from the features of the two views."""
-        drawn = {"locations": locations, "generator": generator}
-        if self.mixture is None:
-            loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(*first, *second, **drawn)
-            return AMDIMOutput(loss_1t5, loss_1t7, loss_5t5, lgt_reg, first.r1, second.r1)
+        """The objective from the features of the two views, for ``loss.backward()``.
+
+        Values are those of ``forward``. Without components, ``loss`` comes with its gradients from
+        one pass, as in ``LossMultiNCE.objective``, and the four parts are detached.
+        """
+        if isinstance(self.g2l_loss, LossMultiNCE):
+            made = self.g2l_loss.objective(
+                *first, *second, locations=locations, generator=generator
+            )
+            return AMDIMOutput(
+                made.loss_1t5,
+                made.loss_1t7,
+                made.loss_5t5,
+                made.lgt_reg,
+                first.r1,
+                second.r1,
+                total=made.objective,
+            )
+        assert self.mixture is not None
         components = self.mixture(first.r1), self.mixture(second.r1)
         found: MixtureLosses = self.g2l_loss(
-            *(components[0], *first[1:]), *(components[1], *second[1:]), **drawn
+            *(components[0], *first[1:]),
+            *(components[1], *second[1:]),
+            locations=locations,
+            generator=generator,
         )
         return AMDIMOutput(*found[:4], first.r1, second.r1, found.entropy, found.usage)
 

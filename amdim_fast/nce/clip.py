@@ -20,7 +20,7 @@ LOG2_E = math.log2(math.e)
 
 def clip_value(clip: float | None) -> float | None:
     """The clip as the op takes it; an infinite one is None."""
-    return None if clip is None or math.isinf(clip) else float(clip)
+    return None if clip is None or clip == math.inf else float(clip)
 
 
 def shifted_clip(clip: float | None) -> float | None:

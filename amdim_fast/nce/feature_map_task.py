@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
+from amdim_fast.nce import op
 from amdim_fast.nce.feature_maps import check_pair, draw_locations, features_at, flatten_local
 from amdim_fast.nce.module import NCEModule
 
@@ -36,6 +37,7 @@ class FeatureMapContrastiveTask(NCEModule):
         bidirectional: whether a comparison is averaged with that of the views exchanged.
         memory_budget: byte limit for score-shaped buffers, as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
+        precision: as in ``nce_log_prob``.
         group: as in ``nce_log_prob``: the images of all its ranks are negatives. Each loss is the
             mean over this rank's images, the penalty that of the whole batch. Kept by name.
 
@@ -60,6 +62,7 @@ class FeatureMapContrastiveTask(NCEModule):
         *,
         memory_budget: int | None = None,
         backend: str = "auto",
+        precision: str = "auto",
         group: ProcessGroup | None = None,
     ) -> None:
         pairs = [part.strip() for part in comparisons.split(",")]
@@ -74,7 +77,13 @@ class FeatureMapContrastiveTask(NCEModule):
                 f"comparisons is {comparisons!r} and a group is given, whose ranks would draw"
                 " different maps for 'r'; name the maps"
             )
-        super().__init__(tclip=tclip, memory_budget=memory_budget, backend=backend, group=group)
+        super().__init__(
+            tclip=tclip,
+            memory_budget=memory_budget,
+            backend=backend,
+            precision=precision,
+            group=group,
+        )
         self.comparisons = comparisons
         self.pairs = tuple((pair[0], pair[1]) for pair in pairs)
         self.bidirectional = bidirectional
@@ -130,9 +139,12 @@ class FeatureMapContrastiveTask(NCEModule):
                     places.append((target, len(stack)))
                     stack.append(features_at(src_map, draw_locations(src_map, generator)))
 
-        loss, _, mean_sq, _ = self._nce_forward(
+        outputs = op.nce_forward(
             [torch.stack(stack) for stack in sources.values()],
             [views[view][index] for view, index in sources],
+            self._settings(),
+            op.Weights(1, 1.0, 1.0),
+            group_name=self.group_name,
         )
         starts = {}
         total = 0
@@ -142,7 +154,7 @@ class FeatureMapContrastiveTask(NCEModule):
         order = [starts[target] + offset for target, offset in places]
         losses, squares = (
             torch.stack([values[index] for index in order]).view(len(self.pairs), -1).mean(1)
-            for values in (loss, mean_sq)
+            for values in (outputs.loss, outputs.mean_sq)
         )
         return losses, REG_WEIGHT * squares.sum()
 

@@ -35,9 +35,14 @@ def check_pair(src_name: str, src: Tensor, trg_name: str, trg: Tensor) -> None:
 
 
 def draw_locations(
-    trg: Tensor, generator: torch.Generator | None, *, rank: int = 0, world_size: int = 1
+    trg: Tensor,
+    generator: torch.Generator | None,
+    *,
+    count: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Tensor:
-    """One location per image of trg [B, L, D], uniform: int64 [B].
+    """``count`` locations per image of trg [B, L, D], uniform: int64 [count * B].
 
     With several ranks, trg is the part of ``rank``. Each rank draws for the whole batch, from
     generators in the same state, so that locations do not depend on the number of ranks.
@@ -47,9 +52,9 @@ def draw_locations(
             f"generator is on {generator.device}; it must be on the features' device, {trg.device}"
         )
     images, n_locations = trg.shape[:2]
-    batch = (world_size * images,)
+    batch = (count * world_size * images,)
     drawn = torch.randint(0, n_locations, batch, generator=generator, device=trg.device)
-    return drawn[rank * images : (rank + 1) * images]
+    return drawn if world_size == 1 else drawn[rank * images : (rank + 1) * images]
 
 
 def features_at(trg: Tensor, locations: Tensor) -> Tensor:
@@ -71,7 +76,13 @@ def view_locations(
         generator: as in ``draw_locations``.
     """
     if locations is None:
-        locations = draw_locations(maps[0], generator), draw_locations(maps[1], generator)
+        if maps[0].shape == maps[1].shape:
+            # On CPUs the same values as from two draws.
+            both = draw_locations(maps[0], generator, count=2)
+            first, second = both.split(len(maps[0]))
+            locations = first, second
+        else:
+            locations = draw_locations(maps[0], generator), draw_locations(maps[1], generator)
     for index, trg in enumerate(maps):
         check_locations(f"locations[{index}]", locations[index], trg)
     return locations
@@ -86,3 +97,13 @@ def check_locations(name: str, locations: Tensor, trg: Tensor) -> None:
         raise ValueError(f"{name} has shape {list(locations.shape)}; it must be [{images}]")
     if locations.device != trg.device:
         raise ValueError(f"{name} is on {locations.device}; it must be on {trg.device}")
+
+
+def locations_inside(locations: Tensor, trg: Tensor) -> Tensor:
+    """The locations, if they lie in trg [B, L, D]; on a GPU they are not looked at."""
+    count = trg.shape[1]
+    if locations.device.type == "cpu" and not ((locations >= 0) & (locations < count)).all():
+        raise ValueError(
+            f"locations has an entry outside 0..{count - 1}; each must be the index of a location"
+        )
+    return locations

@@ -1,4 +1,4 @@
-"""The contrastive functions: ``nce_log_prob`` and ``nce_loss``."""
+"""The contrastive functions: ``nce_log_prob``, ``nce_loss`` and ``nce_objective``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from amdim_fast.nce import op
 from amdim_fast.nce.clip import clip_value
 from amdim_fast.nce.inputs import (
     NEGATIVES,
-    budget_value,
     check_features,
     check_options,
+    check_weight,
     group_name,
 )
 
@@ -27,6 +27,14 @@ class NCEOutput(NamedTuple):
     mean_sq: Tensor  # [...] float32, differentiable, unweighted
 
 
+class NCEObjective(NamedTuple):
+    """The objective and its parts; the leading [S] is absent for a single source."""
+
+    objective: Tensor  # scalar, float32, differentiable
+    loss: Tensor  # [...] float32, detached
+    mean_sq: Tensor  # [...] float32, detached, unweighted
+
+
 def nce_log_prob(
     src: Tensor,
     trg: Tensor,
@@ -34,6 +42,7 @@ def nce_log_prob(
     clip: float | None = 20.0,
     negatives: str = "other_images",
     backend: str = "auto",
+    precision: str = "auto",
     memory_budget: int | None = None,
     group: ProcessGroup | None = None,
 ) -> NCEOutput:
@@ -57,13 +66,17 @@ def nce_log_prob(
             or later, not for float64; "auto", triton on CUDA, torch elsewhere and for float64. If
             the kernels cannot run on the GPU, "auto" warns once and uses torch.
             ``amdim_fast.last_plan()`` tells which ran.
-        memory_budget: byte limit for score-shaped buffers (sources x targets): blocks of scores and
-            of their gradients, and scores kept from forward to backward. None is 256 MiB; 0 keeps
-            nothing and works on one target image at a time. Scores that fit are kept, and the
+        precision: of the products of float32 features. "auto" is torch's own setting,
+            ``torch.backends.cuda.matmul.fp32_precision``; "limbs" splits them into float16 numbers,
+            whose products run on tensor cores (``amdim_fast.nce.limbs``): as close as IEEE for sums
+            of many like terms, but up to some times its error where few terms dominate, and lost
+            digits where an entry is below 2**-16 of the largest of its row. Others ignore it.
+        memory_budget: byte limit for score-shaped memory (sources x targets): blocks of scores and
+            of their gradients, and scores kept from forward to backward. None is 256 MiB and, on a
+            GPU, the bytes of the features if that is more. Scores that fit are kept, and the
             backward takes two matrix products; otherwise they are computed again, and it takes
-            three. ``amdim_fast.last_plan()`` tells which. With B in the tens of thousands on a GPU,
-            a larger budget is faster: every block adds to the whole gradient of src, so few large
-            blocks cost less than many small ones.
+            three. Blocks are never smaller than the smallest that are still fast, so 0 keeps
+            nothing and works in those. ``amdim_fast.last_plan()`` tells what was done, and why.
         group: torch.distributed process group; the images of all its ranks form the batch, and all
             other images are negatives. Each rank passes its own images, equally many on each, and
             gets their log_prob and score, and the mean_sq of all pairs. Gradients are those of the
@@ -92,11 +105,13 @@ def nce_log_prob(
     Source: arXiv:1906.00910, section 3; unlike the public code it does not overflow for clips
     above 44.
     """
-    _, log_prob, mean_sq, score = _one_pairing(
-        src, trg, clip, negatives, backend, memory_budget, group
-    )
+    outputs = _one_pairing(src, trg, clip, negatives, backend, precision, memory_budget, group)
     shape = (*src.shape[:-1], trg.shape[1])
-    return NCEOutput(log_prob.view(shape), score.view(shape), mean_sq.view(src.shape[:-2]))
+    return NCEOutput(
+        outputs.log_prob.view(shape),
+        outputs.score.view(shape),
+        outputs.mean_sq.view(src.shape[:-2]),
+    )
 
 
 def nce_loss(
@@ -106,6 +121,7 @@ def nce_loss(
     clip: float | None = 20.0,
     negatives: str = "other_images",
     backend: str = "auto",
+    precision: str = "auto",
     memory_budget: int | None = None,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -114,8 +130,70 @@ def nce_loss(
     Returns:
         loss [...] and the unweighted mean_sq [...]; float32, and float64 for float64 inputs.
     """
-    loss, _, mean_sq, _ = _one_pairing(src, trg, clip, negatives, backend, memory_budget, group)
-    return loss.view(src.shape[:-2]), mean_sq.view(src.shape[:-2])
+    outputs = _one_pairing(src, trg, clip, negatives, backend, precision, memory_budget, group)
+    return outputs.loss.view(src.shape[:-2]), outputs.mean_sq.view(src.shape[:-2])
+
+
+def nce_objective(
+    src: Tensor,
+    trg: Tensor,
+    *,
+    mean_sq_weight: float,
+    clip: float | None = 20.0,
+    negatives: str = "other_images",
+    backend: str = "auto",
+    precision: str = "auto",
+    memory_budget: int | None = None,
+) -> NCEObjective:
+    """The scalar that training minimizes, with its gradients from the same pass.
+
+        objective = sum over S of (loss + mean_sq_weight * mean_sq)
+
+    Equal to what ``nce_loss`` gives, for less: three matrix products, a chunk of source rows at a
+    time, and nothing of the size of the scores from forward to backward. The
+    gradients for an upstream of 1 are made in the forward; the backward multiplies them by the
+    upstream on the device. A second backward of the same graph computes them again.
+
+    Args:
+        src: as in ``nce_log_prob``.
+        trg: as in ``nce_log_prob``.
+        mean_sq_weight: weight of each mean squared raw score; finite, 0 or more.
+        clip: as in ``nce_log_prob``.
+        negatives: as in ``nce_log_prob``.
+        backend: as in ``nce_log_prob``.
+        precision: as in ``nce_log_prob``.
+        memory_budget: byte limit for a chunk of scores and for the float32 sums of gradients of
+            bfloat16 targets that several chunks need. None is 256 MiB and, on a GPU, the bytes of
+            the features if that is more. Where they do not fit, as with 0, scores are computed
+            twice, four products, in the smallest blocks that are still fast.
+
+    Returns:
+        NCEObjective; float32, and float64 for float64 inputs. Only ``objective`` is differentiable.
+
+    Raises:
+        As ``nce_log_prob``.
+
+    Bitwise reproducible. Holds the inputs and their gradients until the backward.
+    """
+    check_features(src, trg)
+    check_options(clip, "clip", backend, precision, memory_budget)
+    _check_negatives(negatives)
+    check_weight("mean_sq_weight", mean_sq_weight)
+    sets = src.shape[0] if src.dim() == 3 else 1
+    found = op.nce_objective(
+        [src if src.dim() == 3 else src[None]],
+        [trg],
+        op.Settings(
+            clip=clip_value(clip),
+            same_location=negatives == "same_location",
+            backend=backend,
+            precision=precision,
+            memory_budget=memory_budget,
+        ),
+        op.Weights(sets, 1.0, mean_sq_weight),
+    )
+    shape = src.shape[:-2]
+    return NCEObjective(found.objective, found.loss.view(shape), found.mean_sq.view(shape))
 
 
 def _one_pairing(
@@ -124,23 +202,30 @@ def _one_pairing(
     clip: float | None,
     negatives: str,
     backend: str,
+    precision: str,
     memory_budget: int | None,
     group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> op.Outputs:
     name = group_name(group)
     with ErrorsOnAllRanks(name):
         check_features(src, trg)
-        check_options(clip, "clip", backend, memory_budget)
-        if negatives not in NEGATIVES:
-            raise ValueError(
-                f"negatives is {negatives!r}; it must be one of {', '.join(NEGATIVES)}"
-            )
+        check_options(clip, "clip", backend, precision, memory_budget)
+        _check_negatives(negatives)
     return op.nce_forward(
         [src if src.dim() == 3 else src[None]],
         [trg],
-        clip=clip_value(clip),
-        same_location=negatives == "same_location",
-        backend=backend,
-        memory_budget=budget_value(memory_budget),
+        op.Settings(
+            clip=clip_value(clip),
+            same_location=negatives == "same_location",
+            backend=backend,
+            precision=precision,
+            memory_budget=memory_budget,
+        ),
+        op.Weights(1, 1.0, 1.0),
         group_name=name,
     )
+
+
+def _check_negatives(negatives: str) -> None:
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives is {negatives!r}; it must be one of {', '.join(NEGATIVES)}")

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from amdim_fast.checks import whole_number
-from amdim_fast.nce.plan import DEFAULT_MEMORY_BUDGET
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NEGATIVES = ("other_images", "same_location")
 BACKENDS = ("auto", "torch", "triton")
+PRECISIONS = ("auto", "limbs")
 
 
 def check_features(src: Tensor, trg: Tensor) -> None:
@@ -50,13 +50,15 @@ def check_features(src: Tensor, trg: Tensor) -> None:
 
 
 def check_options(
-    clip: float | None, clip_name: str, backend: str, memory_budget: int | None
+    clip: float | None, clip_name: str, backend: str, precision: str, memory_budget: int | None
 ) -> None:
     """Raise unless the options that functions and loss modules share are in range."""
     if clip is not None and not clip > 0:
         raise ValueError(f"{clip_name} is {clip}; it must be greater than 0, or None for no clip")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if memory_budget is not None:
         if not isinstance(memory_budget, int) or isinstance(memory_budget, bool):
             kind = type(memory_budget).__name__
@@ -68,11 +70,6 @@ def check_weight(name: str, value: float) -> None:
     """Raise unless ``value`` is finite and not negative."""
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} is {value}; it must be a finite number, 0 or more")
-
-
-def budget_value(memory_budget: int | None) -> int:
-    """The budget in bytes as the op takes it; None is the default."""
-    return DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget
 
 
 def group_name(group: ProcessGroup | None) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 LIBRARY = torch.library.Library("amdim_fast", "FRAGMENT")
+OPS = torch.ops.amdim_fast
 
 
 def register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -17,10 +18,15 @@ def register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[
     torch.library.register_fake(f"amdim_fast::{name}", fake, lib=LIBRARY)
 
 
-def register_autograd(
-    name: str, backward: Callable[..., Any], setup_context: Callable[..., Any] | None = None
-) -> None:
-    """Give ``amdim_fast::name`` its backward."""
-    torch.library.register_autograd(
-        f"amdim_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY
-    )
+def register_autograd(name: str, function: Callable[..., Any]) -> None:
+    """Call ``function(keyset, *arguments)`` where gradients may be wanted.
+
+    An autograd.Function of the op's own costs less than ``torch.library.register_autograd``.
+    """
+    LIBRARY.impl(name, function, "Autograd", with_keyset=True)
+
+
+def below_autograd(op: Any, keyset: Any, arguments: Sequence[Any]) -> Any:
+    """The op without its derivative."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)

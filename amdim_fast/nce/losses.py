@@ -7,12 +7,14 @@ by default in the public class. Both are arguments.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
-from amdim_fast.nce.call import NO_ORIGIN
+from amdim_fast.nce import op
 from amdim_fast.nce.feature_maps import (
     check_pair,
     flatten_global,
@@ -21,6 +23,20 @@ from amdim_fast.nce.feature_maps import (
 )
 from amdim_fast.nce.inputs import check_weight
 from amdim_fast.nce.module import NCEModule
+from amdim_fast.nce.wiring import NO_ORIGIN
+
+# In each direction: 1->5 with the drawn sources of 5->5, then 1->7.
+PICK_FROM = (2, NO_ORIGIN, 0, NO_ORIGIN)
+
+
+class MultiNCEObjective(NamedTuple):
+    """The objective and its four parts, scalars, float32 (float64 for float64 inputs)."""
+
+    objective: Tensor  # differentiable
+    loss_1t5: Tensor  # detached, as the rest
+    loss_1t7: Tensor
+    loss_5t5: Tensor
+    lgt_reg: Tensor  # weighted
 
 
 class LossMultiNCE(NCEModule):
@@ -37,6 +53,7 @@ class LossMultiNCE(NCEModule):
             mean over this rank's images, the penalty that of the whole batch. Kept by name.
         memory_budget: byte limit for score-shaped buffers, as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
+        precision: as in ``nce_log_prob``.
 
     It has no parameters and no buffers, and works on any device.
     """
@@ -49,8 +66,15 @@ class LossMultiNCE(NCEModule):
         *,
         memory_budget: int | None = None,
         backend: str = "auto",
+        precision: str = "auto",
     ) -> None:
-        super().__init__(tclip=tclip, memory_budget=memory_budget, backend=backend, group=group)
+        super().__init__(
+            tclip=tclip,
+            memory_budget=memory_budget,
+            backend=backend,
+            precision=precision,
+            group=group,
+        )
         check_weight("reg_weight", reg_weight)
         self.reg_weight = reg_weight
 
@@ -95,29 +119,96 @@ class LossMultiNCE(NCEModule):
         Channels_last maps are read in place; others are copied once.
         """
         with ErrorsOnAllRanks(self.group_name):
-            src_1, src_2 = flatten_global("r1_x1", r1_x1), flatten_global("r1_x2", r1_x2)
-            r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
-            r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
-            maps = {
-                "r5_x1": r5_1,
-                "r7_x1": r7_1,
-                "r1_x2": src_2[:, None],
-                "r5_x2": r5_2,
-                "r7_x2": r7_2,
-            }
-            for name, feature_map in maps.items():
-                check_pair("r1_x1", src_1, name, feature_map)
-            locations = view_locations(locations, (r5_1, r5_2), generator)
-
-        # In each direction: 1->5 and 5->5, which share targets, then 1->7.
-        first, second = src_1[None], src_2[None]
-        loss, _, mean_sq, _ = self._nce_forward(
-            [first, first, second, second],
-            [r5_2, r7_2, r5_1, r7_1],
-            locations=locations,
-            origins=[2, NO_ORIGIN, 0, NO_ORIGIN],
+            features = _features(r1_x1, r5_x1, r7_x1, r1_x2, r5_x2, r7_x2, locations, generator)
+        outputs = op.nce_forward(
+            features.srcs,
+            features.trgs,
+            self._settings(),
+            self._weights(),
+            picks=features.locations,
+            pick_from=PICK_FROM,
+            group_name=self.group_name,
         )
-        loss_1t5, loss_5t5, loss_1t7 = (0.5 * (loss[:3] + loss[3:])).unbind()
-        penalty_1t5, penalty_5t5, penalty_1t7 = (mean_sq[:3] + mean_sq[3:]).unbind()
-        penalty = penalty_1t5 + penalty_5t5 + penalty_1t7
-        return loss_1t5, loss_1t7, loss_5t5, 0.5 * self.reg_weight * penalty
+        loss_1t5, loss_5t5, loss_1t7, penalty = outputs.totals.unbind()
+        return loss_1t5, loss_1t7, loss_5t5, penalty
+
+    def objective(
+        self,
+        r1_x1: Tensor,
+        r5_x1: Tensor,
+        r7_x1: Tensor,
+        r1_x2: Tensor,
+        r5_x2: Tensor,
+        r7_x2: Tensor,
+        *,
+        locations: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MultiNCEObjective:
+        """The sum of what ``forward`` returns, with its gradients from the same pass.
+
+        As ``nce_objective``: faster, and with less memory, than the sum of the four. With a process
+        group it is that sum. Arguments and errors are those of ``forward``.
+
+        Returns:
+            MultiNCEObjective; only ``objective`` is differentiable.
+        """
+        if self.group_name is not None:
+            loss_1t5, loss_1t7, loss_5t5, penalty = self(
+                *(r1_x1, r5_x1, r7_x1, r1_x2, r5_x2, r7_x2),
+                locations=locations,
+                generator=generator,
+            )
+            parts = (loss_1t5, loss_1t7, loss_5t5, penalty)
+            total = loss_1t5 + loss_1t7 + loss_5t5 + penalty
+            return MultiNCEObjective(total, *(part.detach() for part in parts))
+        features = _features(r1_x1, r5_x1, r7_x1, r1_x2, r5_x2, r7_x2, locations, generator)
+        found = op.nce_objective(
+            features.srcs,
+            features.trgs,
+            self._settings(),
+            self._weights(),
+            picks=features.locations,
+            pick_from=PICK_FROM,
+        )
+        loss_1t5, loss_5t5, loss_1t7, penalty = found.totals.unbind()
+        return MultiNCEObjective(found.objective, loss_1t5, loss_1t7, loss_5t5, penalty)
+
+    def _weights(self) -> op.Weights:
+        """Means over both directions."""
+        return op.Weights(parts=3, loss=0.5, mean_sq=0.5 * self.reg_weight)
+
+
+class _Features(NamedTuple):
+    """What the op takes: of each direction 1->5 and 5->5, which share targets, then 1->7."""
+
+    srcs: list[Tensor]
+    trgs: list[Tensor]
+    locations: tuple[Tensor, Tensor]
+
+
+def _features(
+    r1_x1: Tensor,
+    r5_x1: Tensor,
+    r7_x1: Tensor,
+    r1_x2: Tensor,
+    r5_x2: Tensor,
+    r7_x2: Tensor,
+    locations: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator | None,
+) -> _Features:
+    """Checked features, and the locations of the 5x5 sources."""
+    src_1, src_2 = flatten_global("r1_x1", r1_x1), flatten_global("r1_x2", r1_x2)
+    r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
+    r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
+    maps = {
+        "r5_x1": r5_1,
+        "r7_x1": r7_1,
+        "r1_x2": src_2[:, None],
+        "r5_x2": r5_2,
+        "r7_x2": r7_2,
+    }
+    for name, feature_map in maps.items():
+        check_pair("r1_x1", src_1, name, feature_map)
+    locations = view_locations(locations, (r5_1, r5_2), generator)
+    first, second = src_1[None], src_2[None]
+    return _Features([first, first, second, second], [r5_2, r7_2, r5_1, r7_1], locations)

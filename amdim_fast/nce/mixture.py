@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from amdim_fast.checks import whole_number
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
-from amdim_fast.nce.call import NO_ORIGIN
+from amdim_fast.nce import op
 from amdim_fast.nce.feature_maps import (
     check_pair,
     flatten_global,
@@ -24,6 +24,7 @@ from amdim_fast.nce.feature_maps import (
 )
 from amdim_fast.nce.inputs import check_weight
 from amdim_fast.nce.module import NCEModule
+from amdim_fast.nce.wiring import NO_ORIGIN
 
 # Standard deviation of what a component adds to f_1 at first; that of f_1 itself is about 1.
 INITIAL_SPREAD = 0.1
@@ -122,6 +123,7 @@ class MixtureNCELoss(NCEModule):
             mean over this rank's images, the penalty that of the whole batch. Kept by name.
         memory_budget: byte limit for score-shaped buffers, as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
+        precision: as in ``nce_log_prob``.
 
     One call of the op for all 4 K + 2 costs; components are stacked sources, so nothing of size
     K x B x B x L is stored beyond ``memory_budget``. No parameters and no buffers.
@@ -137,8 +139,15 @@ class MixtureNCELoss(NCEModule):
         *,
         memory_budget: int | None = None,
         backend: str = "auto",
+        precision: str = "auto",
     ) -> None:
-        super().__init__(tclip=tclip, memory_budget=memory_budget, backend=backend, group=group)
+        super().__init__(
+            tclip=tclip,
+            memory_budget=memory_budget,
+            backend=backend,
+            precision=precision,
+            group=group,
+        )
         for name, value in (("tau", tau), ("alpha", alpha), ("reg_weight", reg_weight)):
             if value is not None:
                 check_weight(name, value)
@@ -210,11 +219,14 @@ class MixtureNCELoss(NCEModule):
 
         targets = [r5_2, r7_2, r5_1, r7_1]
         # In each direction: 1->5 and 5->5, which share targets, then 1->7.
-        loss, log_prob, mean_sq, _ = self._nce_forward(
+        outputs = op.nce_forward(
             [components_x1, components_x1, components_x2, components_x2],
             targets,
-            locations=locations,
-            origins=[2, NO_ORIGIN, 0, NO_ORIGIN],
+            self._settings(),
+            op.Weights(1, 1.0, 1.0),
+            picks=locations,
+            pick_from=[2, NO_ORIGIN, 0, NO_ORIGIN],
+            group_name=self.group_name,
         )
         count, images, _ = components_x1.shape
         sets = [count + 1, count] * 2
@@ -222,11 +234,11 @@ class MixtureNCELoss(NCEModule):
         log_probs = [
             part.view(shape)[:count]
             for part, shape in zip(
-                log_prob.split(list(map(math.prod, shapes))), shapes, strict=True
+                outputs.log_prob.split(list(map(math.prod, shapes))), shapes, strict=True
             )
         ]
         first_1t5, first_1t7, second_1t5, second_1t7 = (self._expected(part) for part in log_probs)
-        losses, squares = loss.split(sets), mean_sq.split(sets)
+        losses, squares = outputs.loss.split(sets), outputs.mean_sq.split(sets)
         penalty = squares[0][count] + squares[2][count]
         penalty = penalty + torch.stack([part[:count].mean() for part in squares]).sum()
         return MixtureLosses(

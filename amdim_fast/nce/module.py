@@ -1,15 +1,13 @@
-"""The base of the loss modules: the options that they share, and their call of the op."""
+"""The base of the loss modules: the options that they share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import ProcessGroup
 
 from amdim_fast.nce import op
 from amdim_fast.nce.clip import clip_value
-from amdim_fast.nce.inputs import budget_value, check_options, group_name
+from amdim_fast.nce.inputs import check_options, group_name
 
 
 class NCEModule(nn.Module):
@@ -24,31 +22,23 @@ class NCEModule(nn.Module):
         tclip: float | None,
         memory_budget: int | None,
         backend: str,
+        precision: str,
         group: ProcessGroup | None,
     ) -> None:
         super().__init__()
-        check_options(tclip, "tclip", backend, memory_budget)
+        check_options(tclip, "tclip", backend, precision, memory_budget)
         self.tclip = tclip
         self.memory_budget = memory_budget
         self.backend = backend
+        self.precision = precision
         self.group_name = group_name(group)
 
-    def _nce_forward(
-        self,
-        srcs: Sequence[Tensor],
-        trgs: Sequence[Tensor],
-        *,
-        locations: Sequence[Tensor] = (),
-        origins: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``op.nce_forward`` with the module's options."""
-        return op.nce_forward(
-            srcs,
-            trgs,
-            locations=locations,
-            origins=origins,
+    def _settings(self) -> op.Settings:
+        """The module's options as the op takes them."""
+        return op.Settings(
             clip=clip_value(self.tclip),
+            same_location=False,
             backend=self.backend,
-            memory_budget=budget_value(self.memory_budget),
-            group_name=self.group_name,
+            precision=self.precision,
+            memory_budget=self.memory_budget,
         )

@@ -1,4 +1,7 @@
-"""How a call of the contrastive op uses its memory: block sizes, and which scores are kept."""
+"""How a call of the contrastive ops uses its memory: chunks, blocks, and which scores are kept.
+
+Shapes, types, device and budget alone decide, so results do not depend on what memory is free.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +11,98 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Bytes for the work buffers and kept scores of a call, on any device. Inputs, gradients and copies
-# of a block's targets, [n * L, D], are not counted.
+import torch
+
+# Budget on any device; on a GPU the bytes of the features if that is more.
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
-# In the Triton kernels rows of products start at multiples of this many entries.
+# Rows of products in memory start at multiples of this many entries in the Triton kernels.
 ROW_UNIT = 16
-# With rows no longer than this, offsets in a tile of 256 rows of kept scores fit in 32 bits.
-LONGEST_ROW = 2**23 - ROW_UNIT
+# Chunks of rows and blocks of columns are at least this large, where there are as many: smaller
+# ones are slow. On CPUs the least is a number of bytes.
+LEAST_ROWS = 1024
+LEAST_COLUMNS = 4096
+LEAST_CPU_BYTES = 8 * 2**20
+# Larger chunks gain nothing on a CPU where gradients of targets add up in their place.
+CPU_CHUNK_BYTES = 24 * 2**20
+# Blocks of gradients of this size or more gain nothing.
+PREFERRED_BLOCK_BYTES = 128 * 2**20
+# In torch operations elementwise work goes through pieces of this size: on a CPU they stay in the
+# caches.
+PIECE_BYTES = 2 * 2**20
+GPU_PIECE_BYTES = 64 * 2**20
+
+ONE_PASS, KEEP, RECOMPUTE, FORWARD = "one_pass", "keep", "recompute", "forward"
 
 
-class WorkRule(NamedTuple):
-    """What a backend needs in memory for a block of scores.
+class PairingShape(NamedTuple):
+    """Sizes of one pairing: S * B sources against N * L targets of width D.
 
     Attributes:
-        work_itemsize: bytes per score in all work buffers alive at once.
-        kept_itemsize: bytes per score kept from forward to backward.
-        preferred_bytes: size that work buffers do not exceed even if the budget allows more,
-        least_columns: unless blocks would then have fewer columns than this.
-        row_unit: rows are padded to multiples of this many entries, and blocks of kept scores start
-            at such a multiple.
-        longest_row: scores of longer rows, in columns, are not kept.
+        sets: S, the drawn set included.
+        images: B.
+        targets: N, B unless the sources are those of all ranks.
+        locations: L.
+        width: D.
     """
 
-    work_itemsize: int
-    kept_itemsize: int
-    preferred_bytes: int
-    least_columns: int = 0
-    row_unit: int = 1
-    longest_row: int = 2**62
+    sets: int
+    images: int
+    targets: int
+    locations: int
+    width: int
 
-    def columns(self, count: int) -> int:
-        """Entries in memory of a row of ``count`` columns."""
-        return -(-count // self.row_unit) * self.row_unit
+    @property
+    def rows(self) -> int:
+        """S * B."""
+        return self.sets * self.images
 
-    def block_images(self, rows: int, images: int, locations: int, memory_budget: int) -> int:
-        """Target images in a block, at least one."""
-        column_bytes = rows * self.work_itemsize
-        limit = min(memory_budget, max(self.preferred_bytes, self.least_columns * column_bytes))
-        columns = limit // column_bytes // self.row_unit * self.row_unit
-        fitting = max(1, min(images, columns // locations))
-        whole = self.row_unit // math.gcd(self.row_unit, locations)
-        return fitting if fitting == images or fitting < whole else fitting // whole * whole
+    @property
+    def columns(self) -> int:
+        """N * L."""
+        return self.targets * self.locations
 
-    def may_keep(self, images: int, locations: int, block_images: int) -> bool:
-        """Whether every block of kept scores would be aligned, and rows are not too long."""
-        whole = block_images >= images or block_images * locations % self.row_unit == 0
-        return whole and images * locations <= self.longest_row
+
+class Way(NamedTuple):
+    """What decides about memory beside the shapes.
+
+    Attributes:
+        backend: "torch" or "triton".
+        fused: whether kernels multiply without storing products, where nothing is kept.
+        gpu: whether the tensors are on a GPU.
+        dtype: of the inputs.
+        limbs: whether float32 features are multiplied as float16 limbs.
+    """
+
+    backend: str
+    fused: bool
+    gpu: bool
+    dtype: torch.dtype
+    limbs: bool = False
+
+    @property
+    def score_itemsize(self) -> int:
+        """Bytes of a product: float32, float64 for float64 inputs."""
+        return 8 if self.dtype == torch.float64 else 4
+
+    @property
+    def grad_itemsize(self) -> int:
+        """Bytes of the gradient of a product: the type that multiplies it with features."""
+        return self.dtype.itemsize if self.gpu or self.backend == "triton" else self.score_itemsize
+
+    @property
+    def copies_gradients(self) -> bool:
+        """Whether gradients of products, made as float32, are copied to a half type."""
+        return self.backend == "torch" and self.gpu and self.dtype.itemsize == 2
+
+    def row_entries(self, columns: int) -> int:
+        """Entries in memory of a row of products."""
+        return padded(columns) if self.backend == "triton" else columns
+
+    def piece_bytes(self, image_bytes: int, images: int) -> int:
+        """Bytes of a piece of scores in torch operations, where work goes through two of them."""
+        if self.backend == "triton":
+            return 0
+        return image_bytes * min(images, piece_images(image_bytes, gpu=self.gpu))
 
 
 @dataclass(frozen=True)
@@ -61,41 +110,53 @@ class PairingPlan:
     """How one pairing, sources stacked against the same targets, is computed.
 
     Attributes:
-        mode: "keep" (raw scores are kept for the backward, which takes two matrix products),
-            "recompute" (they are computed again, three products) or "forward" (no backward).
-        block_images: target images in a block of scores.
-        block_bytes: bytes of the work buffers while a block is computed.
-        kept_bytes: bytes of scores kept from forward to backward.
+        mode: "one_pass" (gradients are made with the scores, three products in all), "keep" (raw
+            scores are kept for the backward, three), "recompute" (they are computed again, four)
+            or "forward" (no backward, one).
+        chunk_rows: sources whose scores are in memory at once in the forward; 0 if none are.
+        block_images: target images in a block of the backward; all in one pass.
+        block_bytes: score-shaped memory beside what is kept, at its most.
+        sum_bytes: float32 memory in which gradients of targets add up.
+        kept_bytes: scores kept from forward to backward.
+        why: what decided.
     """
 
     mode: str
+    chunk_rows: int
     block_images: int
     block_bytes: int
+    sum_bytes: int
     kept_bytes: int
+    why: str
 
     @property
     def gemms(self) -> int:
         """Matrix products of the size of the scores, in forward and backward together."""
-        return {"forward": 1, "keep": 3, "recompute": 4}[self.mode]
+        return {FORWARD: 1, ONE_PASS: 3, KEEP: 3, RECOMPUTE: 4}[self.mode]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call of the contrastive op was computed.
+    """How a call of a contrastive op was computed.
 
     Attributes:
         backend: the code that ran, "torch" or "triton".
         products: the library of its matrix products: "onednn", "aten" (MKL, cuBLAS, ...) or, for
-            those beside the Triton kernels, "cublas".
+            those beside the Triton kernels, "cublas"; and " in limbs" where float32 is split.
         pairings: one plan per pairing, in the order of the call.
         memory_budget: the bytes that the plan was made for.
-        kernels: for "triton", how the kernels of each pairing got their products, and why.
+        small_bytes: stacked sources, gradients of sources and sums of rows.
+        launches: kernels, products, copies and fills on the device, forward and backward together;
+            None where they are not counted: for "torch", float16 and process groups.
+        kernels: for "triton", where the products of each pairing come from, and why.
     """
 
     backend: str
     products: str
     pairings: tuple[PairingPlan, ...]
     memory_budget: int
+    small_bytes: int = 0
+    launches: int | None = None
     kernels: tuple[str, ...] = ()
 
     @property
@@ -105,44 +166,148 @@ class Plan:
 
     @property
     def work_bytes(self) -> int:
-        """Bytes of the work buffers while a block is computed."""
-        return max(pairing.block_bytes for pairing in self.pairings)
+        """Bytes of blocks and sums while a pairing is computed."""
+        return max(pairing.block_bytes + pairing.sum_bytes for pairing in self.pairings)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes beside inputs, results and gradients, at the most."""
+        return self.kept_bytes + self.work_bytes + self.small_bytes
+
+
+def default_budget(shapes: Sequence[PairingShape], way: Way) -> int:
+    """Bytes for score-shaped memory: 256 MiB; on a GPU those of the features, if more."""
+    entries = sum(shape.width * (shape.rows + shape.columns) for shape in shapes)
+    return max(DEFAULT_MEMORY_BUDGET, way.gpu * entries * way.dtype.itemsize)
 
 
 def plan_pairings(
-    shapes: Sequence[tuple[int, int, int]],
-    rule: WorkRule,
+    shapes: Sequence[PairingShape],
+    way: Way,
     *,
     memory_budget: int,
+    one_pass: bool,
     with_grad: bool,
 ) -> tuple[PairingPlan, ...]:
-    """Split ``memory_budget`` bytes between work blocks and kept scores.
+    """Split ``memory_budget`` bytes between chunks, blocks, sums and kept scores.
 
     Args:
-        shapes: (rows S * B, target images N, locations L) of each pairing.
-        rule: what the backend needs for a block.
-        memory_budget: bytes; at 0 a block is one target image and nothing is kept.
-        with_grad: whether a backward will follow.
+        shapes: of each pairing.
+        way: backend, device and type.
+        memory_budget: bytes; below the smallest blocks that are still fast, those are taken.
+        one_pass: whether the call makes its own gradients.
+        with_grad: whether gradients are wanted.
 
     Returns:
-        One plan per pairing. Work blocks take their share first; then scores are kept, in the order
-        of the pairings, wherever they fit in what remains.
+        One plan per pairing. Work comes first; then scores are kept, in the order of the pairings,
+        wherever they fit in what remains.
     """
-    blocks = []
-    for rows, images, locations in shapes:
-        block_images = rule.block_images(rows, images, locations, memory_budget)
-        row_bytes = rule.columns(block_images * locations) * rule.work_itemsize
-        blocks.append((block_images, rows * row_bytes))
-    remaining = memory_budget - max(block_bytes for _, block_bytes in blocks)
-    pairings = []
-    for (rows, images, locations), (block_images, block_bytes) in zip(shapes, blocks, strict=True):
-        total = rows * rule.columns(images * locations) * rule.kept_itemsize
-        fits = total <= remaining and rule.may_keep(images, locations, block_images)
-        keep = with_grad and fits
-        mode = "keep" if keep else "recompute" if with_grad else "forward"
-        remaining -= total if keep else 0
-        pairings.append(PairingPlan(mode, block_images, block_bytes, total if keep else 0))
-    return tuple(pairings)
+    if not with_grad:
+        return tuple(_forward_only(shape, way, memory_budget) for shape in shapes)
+    if one_pass:
+        return tuple(_one_pass(shape, way, memory_budget) for shape in shapes)
+    plans = [_recompute(shape, way, memory_budget) for shape in shapes]
+    work = max(plan.block_bytes for plan in plans)
+    remaining = memory_budget
+    for index, shape in enumerate(shapes):
+        keep = _keep(shape, way, work)
+        needed = max(work, keep.block_bytes)
+        if keep.kept_bytes + needed <= remaining:
+            work, remaining = needed, remaining - keep.kept_bytes
+            plans[index] = keep
+    return tuple(plans)
+
+
+def piece_size(*, gpu: bool) -> int:
+    """Bytes of a piece of scores in torch operations, unless those of one image are more."""
+    return GPU_PIECE_BYTES if gpu else PIECE_BYTES
+
+
+def piece_images(image_bytes: int, *, gpu: bool) -> int:
+    """Target images of a piece."""
+    return max(1, piece_size(gpu=gpu) // image_bytes)
+
+
+def _chunk(shape: PairingShape, way: Way, limit: int) -> tuple[int, int]:
+    """Rows of a chunk, and its bytes."""
+    row_bytes = way.row_entries(shape.columns) * way.score_itemsize
+    row_bytes += way.copies_gradients * shape.columns * way.grad_itemsize
+    least = LEAST_ROWS if way.gpu else max(1, LEAST_CPU_BYTES // row_bytes)
+    # Its pieces, where more rows may make them larger, are at most so large.
+    most = max(piece_size(gpu=way.gpu), limit // shape.targets) if way.backend == "torch" else 0
+    rows = min(shape.rows, max(_beside(2 * most, limit) // row_bytes, least))
+    count = -(-shape.rows // rows)
+    rows = -(-shape.rows // count)
+    image_bytes = rows * shape.locations * way.score_itemsize
+    return rows, rows * row_bytes + 2 * way.piece_bytes(image_bytes, shape.targets)
+
+
+def _beside(pieces: int, limit: int) -> int:
+    """What pieces, each no larger than all of the work itself, leave of ``limit`` bytes."""
+    return max(limit - pieces, limit // 3) if pieces else limit
+
+
+def _forward_only(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:
+    if way.fused:
+        why = "no gradients are wanted; the kernel stores no products"
+        return PairingPlan(FORWARD, 0, shape.targets, 0, 0, 0, why)
+    rows, chunk_bytes = _chunk(shape, way, min(memory_budget, DEFAULT_MEMORY_BUDGET))
+    why = "no gradients are wanted"
+    return PairingPlan(FORWARD, rows, shape.targets, chunk_bytes, 0, 0, why)
+
+
+def _one_pass(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:
+    sums_apart, sum_bytes = way.dtype == torch.bfloat16, 0
+    largest = DEFAULT_MEMORY_BUDGET if way.gpu or sums_apart else CPU_CHUNK_BYTES
+    limit = min(memory_budget, largest)
+    rows, chunk_bytes = _chunk(shape, way, limit)
+    if rows < shape.rows and sums_apart:
+        sum_bytes = shape.columns * shape.width * 4
+        rows, chunk_bytes = _chunk(shape, way, min(limit, memory_budget - sum_bytes))
+    if chunk_bytes + sum_bytes > memory_budget:
+        plan = _recompute(shape, way, memory_budget)
+        if plan.block_bytes < chunk_bytes + sum_bytes:
+            return plan
+    why = "the budget holds all rows" if rows == shape.rows else "the budget holds some rows"
+    return PairingPlan(ONE_PASS, rows, shape.targets, chunk_bytes, sum_bytes, 0, why)
+
+
+def _block(shape: PairingShape, way: Way, limit: int, *, products: bool) -> tuple[int, int]:
+    """Images of a block of the backward, and its bytes; ``products``: whether it stores them."""
+    itemsize = way.score_itemsize if products else way.grad_itemsize
+    if way.copies_gradients:
+        itemsize += way.grad_itemsize if products else way.score_itemsize
+    column_bytes = shape.rows * itemsize
+    least = LEAST_COLUMNS if way.gpu else max(1, LEAST_CPU_BYTES // column_bytes)
+    image_bytes = shape.rows * shape.locations * way.score_itemsize
+    pieces = 2 * way.piece_bytes(image_bytes, shape.targets)
+    fitting = _beside(pieces, min(limit, PREFERRED_BLOCK_BYTES)) // column_bytes
+    if way.backend == "triton":
+        fitting = fitting // ROW_UNIT * ROW_UNIT
+    columns = max(fitting, least)
+    images = min(shape.targets, max(1, columns // shape.locations))
+    images = -(-shape.targets // -(-shape.targets // images))  # blocks of equal size
+    whole = ROW_UNIT // math.gcd(ROW_UNIT, shape.locations)
+    if way.backend == "triton" and images < shape.targets:
+        images = min(shape.targets, max(1, images // whole) * whole)
+    entries = shape.rows * way.row_entries(images * shape.locations)
+    return images, entries * itemsize + 2 * way.piece_bytes(image_bytes, images)
+
+
+def _recompute(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:
+    images, block_bytes = _block(shape, way, memory_budget, products=not way.fused)
+    why = "the budget holds no more than blocks"
+    if way.fused:
+        return PairingPlan(RECOMPUTE, 0, images, block_bytes, 0, 0, why)
+    rows, chunk_bytes = _chunk(shape, way, min(memory_budget, PREFERRED_BLOCK_BYTES))
+    return PairingPlan(RECOMPUTE, rows, images, max(block_bytes, chunk_bytes), 0, 0, why)
+
+
+def _keep(shape: PairingShape, way: Way, limit: int) -> PairingPlan:
+    kept = shape.rows * way.row_entries(shape.columns) * way.score_itemsize
+    images, block_bytes = _block(shape, way, limit, products=False)
+    why = "the budget holds all scores"
+    return PairingPlan(KEEP, shape.rows, images, block_bytes, 0, kept, why)
 
 
 def padded(columns: int) -> int:

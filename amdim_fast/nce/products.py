@@ -1,54 +1,162 @@
-"""The matrix product of the torch backend, and the library that runs it."""
+"""The matrix products of the contrastive ops, and the library that runs them.
+
+Half types are multiplied as they are on a GPU and accumulated in float32; on CPUs they are
+converted, some target images at a time.
+"""
 
 from __future__ import annotations
+
+import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 # Number of rows of ``a`` that oneDNN optimizes packed weights for; others work too.
 PACKED_FOR_ROWS = 1024
-# Temporary memory of ``product_into`` where the library cannot write into the output itself.
-PART_BYTES = {"cpu": 4 * 2**20}
-GPU_PART_BYTES = 64 * 2**20
+# Temporary memory where a library cannot write into the output itself.
+PART_BYTES = 4 * 2**20
 
 
-def product_library(tensor: Tensor, backend: str = "torch") -> str:
+def product_library(device: torch.device, dtype: torch.dtype, backend: str = "torch") -> str:
     """Which library multiplies: "onednn" for float32 on CPUs if torch has it, else "aten".
 
     "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS has its own name, "cublas".
-    On AMD CPUs with AVX-512 oneDNN is about twice as fast as MKL, which runs its AVX2 code there.
+    On AMD CPUs with AVX-512 oneDNN is about twice as fast as MKL, which runs its AVX2 code there;
+    on Intel's MKL is faster, and writes where it is told to.
     """
     if backend == "triton":
-        return "cublas" if tensor.device.type == "cuda" else "aten"
-    onednn = (
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-    return "onednn" if onednn else "aten"
+        return "cublas" if device.type == "cuda" else "aten"
+    if device.type != "cpu" or dtype != torch.float32:
+        return "aten"
+    return _cpu_library()
+
+
+@functools.cache
+def _cpu_library() -> str:
+    """The faster library for float32 on this CPU; where its maker is not known, oneDNN."""
+    try:
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        intel = False
+    if intel and torch.backends.mkl.is_available():
+        return "aten"
+    onednn = torch.backends.mkldnn.is_available()
+    return "onednn" if onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "aten"
 
 
 def packed(b: Tensor) -> Tensor:
     """``b`` [n, k] in the layout that its library multiplies fastest; only ``product`` takes it."""
-    if product_library(b) == "onednn":
+    if product_library(b.device, b.dtype) == "onednn":
         return torch.ops.mkldnn._reorder_linear_weight(b.contiguous(), PACKED_FOR_ROWS)
     return b
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` for a [m, k] and b [n, k] or packed b, one dtype, any strides; no autograd."""
-    if product_library(a) == "onednn":
+    if product_library(a.device, a.dtype) == "onednn":
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return torch.mm(a, b.t())
 
 
-def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out[...] = product(a, b)``, rounded to the dtype of the contiguous ``out`` [m, n]."""
-    if product_library(a) == "aten" and out.dtype == a.dtype:
-        torch.mm(a, b.t(), out=out)
+def product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
+    """``out[...] = product(a, b)`` or, with ``add``, ``+=``; rounded to the dtype of ``out``."""
+    if product_library(a.device, a.dtype) == "aten":
+        multiply_into(out, a, b.t(), add=add)
         return
-    part_bytes = PART_BYTES.get(a.device.type, GPU_PART_BYTES)
-    rows = max(1, part_bytes // (out.shape[1] * a.element_size()))
+    rows = max(1, PART_BYTES // (out.shape[1] * a.element_size()))
     for part, factor in zip(out.split(rows), a.split(rows), strict=True):
-        part.copy_(product(factor, b))
+        if add:
+            part.add_(product(factor, b))
+        else:
+            part.copy_(product(factor, b))
+
+
+def multiply_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
+    """``out = a @ b`` or, with ``add``, ``out += a @ b``, accumulated in float32 or wider.
+
+    Any types, where the widest is no wider than float32 or all are float64.
+    """
+    if a.dtype == b.dtype == out.dtype and (a.device.type == "cuda" or a.dtype.itemsize >= 4):
+        if add:
+            torch.addmm(out, a, b, out=out)
+        else:
+            torch.mm(a, b, out=out)
+    elif a.device.type == "cuda":
+        # cuBLAS takes a single row for a bias.
+        if add and len(out) > 1 and _adds_in_float32(a.device):
+            torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+        elif add:
+            out.add_(torch.mm(a, b, out_dtype=torch.float32))
+        else:
+            torch.mm(a, b, out_dtype=torch.float32, out=out)
+    else:
+        _multiply_parts(out, a, b, add=add)
+
+
+@functools.cache
+def _adds_in_float32(device: torch.device) -> bool:
+    """Whether ``torch.addmm`` adds products of half types to a float32 matrix; it once did not."""
+    half = torch.zeros((16, 16), dtype=torch.bfloat16, device=device)
+    total = half.float()
+    try:
+        torch.addmm(total, half, half, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _multiply_parts(out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
+    """As ``multiply_into`` on a CPU, for half types: converted in parts of the longest side."""
+    (m, k), n = a.shape, b.shape[1]
+    second = sorted((m, k, n))[1]
+    part = max(1, PART_BYTES // (4 * second))
+    if k > max(m, n):
+        total = out if out.dtype == torch.float32 else torch.empty(out.shape)
+        if not add:
+            total.zero_()
+        elif total is not out:
+            total.copy_(out)
+        for left, right in zip(a.split(part, 1), b.split(part), strict=True):
+            total.addmm_(left.float(), right.float())
+        if total is not out:
+            out.copy_(total)
+    elif m >= n:
+        right = b.float()
+        for o, left in zip(out.split(part), a.split(part), strict=True):
+            _multiply_wide(o, left.float(), right, add=add)
+    else:
+        left = a.float()
+        for o, right in zip(out.split(part, 1), b.split(part, 1), strict=True):
+            _multiply_wide(o, left, right.float(), add=add)
+
+
+def _multiply_wide(out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
+    """As ``multiply_into`` for float32 factors."""
+    if out.dtype == torch.float32:
+        multiply_into(out, a, b, add=add)
+    else:
+        found = torch.mm(a, b)
+        out.copy_(found.add_(out) if add else found)
+
+
+def folded(src: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Sources, and a factor, that together undo the power of two on each row of gradients.
+
+    The smallest exponent is left to the factor, so that no source grows.
+    """
+    least = exponents.amin()
+    return (src * torch.exp2(least - exponents)[:, None]).to(src.dtype), torch.exp2(-least)
+
+
+def add_scaled(total: Tensor, a: Tensor, b: Tensor, factor: Tensor, *, add: bool) -> None:
+    """``total (+)= factor * (a @ b)``, accumulated in float32, some rows at a time."""
+    rows = max(1, 16 * PART_BYTES // (total.shape[1] * 4))
+    for part, left in zip(total.split(rows), a.split(rows), strict=True):
+        found = torch.empty_like(part, dtype=torch.float32)
+        multiply_into(found, left, b)
+        found.mul_(factor)
+        if add:
+            part.add_(found)
+        else:
+            part.copy_(found)

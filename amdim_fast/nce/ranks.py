@@ -19,11 +19,13 @@ DistributedDataParallel takes is the gradient of their mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from amdim_fast.distributed.agreement import ErrorsOnAllRanks, agree, resolve
 from amdim_fast.distributed.collectives import (
     Pending,
     join_rows,
@@ -31,122 +33,174 @@ from amdim_fast.distributed.collectives import (
     start_exchange,
     start_gather,
 )
-from amdim_fast.nce.call import NO_ORIGIN, Call, log_prob_of, record
-
-ForwardOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
-
-
-def stack_sources(local: Call, src_of: Sequence[int], all_srcs: Sequence[Tensor]) -> list[Tensor]:
-    """Stacked sources of each pairing, of all ranks; in all_srcs the drawn ones come last."""
-    drawn = iter(all_srcs[len(all_srcs) - len(local.locations) :])
-    return [
-        all_srcs[place] if origin == NO_ORIGIN else torch.cat([all_srcs[place], next(drawn)])
-        for place, origin in zip(src_of, local.origins, strict=True)
-    ]
+from amdim_fast.nce import algorithm
+from amdim_fast.nce.algorithm import SourceGradient
+from amdim_fast.nce.feature_maps import features_at
+from amdim_fast.nce.layout import Layout
+from amdim_fast.nce.op_inputs import Gradients, Inputs, new_gradients
+from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
+from amdim_fast.nce.plan import KEEP, record_plan
+from amdim_fast.nce.torch_passes import finish_sources, log_probability
+from amdim_fast.nce.wiring import NO_ORIGIN
 
 
-def forward(
-    local: Call, sent: Sequence[Tensor], src_of: Sequence[int], group: ProcessGroup
-) -> ForwardOutput:
-    """What ``nce_group_forward`` returns.
+def forward(inputs: Inputs, needs: Sequence[bool], group_name: str) -> tuple[Any, ...]:
+    """What ``nce_forward`` returns; mean_sq is over all pairs of all ranks and equal on each."""
+    group = resolve(group_name)
+    with ErrorsOnAllRanks(group_name):
+        layout = inputs.layout(one_pass=False, needs=needs, world_size=group.size())
+        sent = [*inputs.srcs, *_drawn_sources(inputs)]
+    src = inputs.srcs[0]
+    settings = inputs.pick_from, inputs.clip, inputs.same_location, inputs.src_of, list(needs)
+    shapes = [(shape.sets, shape.locations) for shape in layout.shapes], src.shape[-1], src.dtype
+    agree(group_name, src.shape[1], (src.device.type, shapes, settings))
 
-    Args:
-        local: the call of this rank alone.
-        sent: its sources, each once, and then the drawn ones: [S, B, D] each.
-        src_of: for each pairing, which of ``sent`` its given sources are.
-        group: process group.
-    """
-    images, device = sent[0].shape[1], sent[0].device
-    rank, world = group.rank(), group.size()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        gathers = [start_gather(part, group) for part in sent]
-        all_srcs = [join_rows(gather.wait()).contiguous() for gather in gathers]
-        call = local.of_all_ranks(stack_sources(local, src_of, all_srcs))
-        pairings = call.pairings()
-        scores, exchanges, squares, kept = [], [], [], []
-        for pairing in pairings:
-            score, neg, mean_sq, blocks = call.implementation.forward(pairing, -rank * images)
-            exchanges.append(start_exchange(split_rows(neg, world), group))
-            scores.append(score[:, rank * images : (rank + 1) * images])
-            squares.append(mean_sq)
-            kept += blocks
-        negs = [torch.logsumexp(exchange.wait(), dim=0) for exchange in exchanges]
-        log_probs = [log_prob_of(score, neg) for score, neg in zip(scores, negs, strict=True)]
-        losses = [-log_prob.mean(dim=(1, 2)) for log_prob in log_probs]
-        loss, log_prob, mean_sq, score, neg = (
-            torch.cat([part.flatten() for part in parts])
-            for parts in (losses, log_probs, squares, scores, negs)
-        )
-        everyone = start_gather(torch.cat([score, neg, mean_sq]), group).wait()
-        of_score, of_neg, of_mean_sq = everyone.split([len(score), len(neg), len(mean_sq)], dim=1)
-        all_scores = _join_pairings(of_score, local.shapes)
-        all_negs = _join_pairings(of_neg, local.sum_shapes)
-    record(call, pairings)
-    return loss, log_prob, of_mean_sq.mean(dim=0), score, all_scores, all_negs, all_srcs, kept
+    all_srcs = [join_rows(start_gather(part, group).wait()).contiguous() for part in sent]
+    results = layout.new_results(src)
+    images = src.shape[1]
+    own = slice(group.rank() * images, (group.rank() + 1) * images)
+    scores, exchanges, squares, kept = [], [], [], []
+    for pairing in _pairings(inputs, layout, all_srcs, group):
+        block = algorithm.forward(layout.passes, pairing, results)
+        kept += [] if block is None else [block]
+        by_set = pairing.shape.sets, pairing.shape.images, -1
+        neg = pairing.sums(results.neg).view(by_set)
+        exchanges.append(start_exchange(split_rows(neg, group.size()), group))
+        scores.append(pairing.own(results.score).view(by_set)[:, own])
+        squares.append(pairing.rows(results.row_square).view(by_set[:2]).sum(1))
+    negs = [torch.logsumexp(exchange.wait(), dim=0) for exchange in exchanges]
+    log_probs = [log_probability(score, neg) for score, neg in zip(scores, negs, strict=True)]
+    losses = [-log_prob.mean(dim=(1, 2)) for log_prob in log_probs]
+    loss, log_prob, mean_sq, score, neg = (
+        torch.cat([part.flatten() for part in parts])
+        for parts in (losses, log_probs, squares, scores, negs)
+    )
+    everyone = start_gather(torch.cat([score, neg, mean_sq]), group).wait()
+    of_score, of_neg, of_mean_sq = everyone.split([len(score), len(neg), len(mean_sq)], dim=1)
+    mean_sq = of_mean_sq.mean(dim=0)
+    all_scores = _join_pairings(of_score, [(*part.shape,) for part in scores])
+    all_negs = _join_pairings(of_neg, [(*part.shape,) for part in negs])
+    record_plan(layout.plan)
+    totals = _totals(loss, mean_sq, layout.options)
+    saved = [all_scores, all_negs, results.row_square, *all_srcs, *kept]
+    return totals, loss, log_prob, mean_sq, score, saved
+
+
+def forward_fake(inputs: Inputs, needs: Sequence[bool], group_name: str) -> tuple[Any, ...]:
+    """Tensors of the shapes that ``forward`` returns."""
+    src, world_size = inputs.srcs[0], resolve(group_name).size()
+    layout = inputs.layout(one_pass=False, needs=needs, world_size=world_size)
+    images, width = src.shape[1:]
+    score, neg, rows = layout.sizes
+    own = sum(shape.sets * images * shape.locations for shape in layout.shapes)
+    totals, loss, log_prob, mean_sq, own_score, *sums = (
+        src.new_empty(size, dtype=layout.dtype)
+        for size in (layout.options.parts + 1, layout.sets, own, layout.sets, own, score, neg, rows)
+    )
+    sets = [part.shape[0] for part in inputs.srcs] + [1] * len(inputs.picks)
+    all_srcs = [src.new_empty((count, world_size * images, width)) for count in sets]
+    kept = [src.new_empty(shape, dtype=layout.dtype) for shape in layout.kept_shapes()]
+    return totals, loss, log_prob, mean_sq, own_score, [*sums, *all_srcs, *kept]
 
 
 def backward(
-    local: Call,
-    srcs: Sequence[Tensor],
-    src_of: Sequence[int],
-    all_scores: Tensor,
-    all_negs: Tensor,
-    all_srcs: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    grad_loss: Tensor | None,
-    grad_log_prob: Tensor | None,
-    grad_mean_sq: Tensor | None,
-    *,
-    need_srcs: Sequence[bool],
-    need_trgs: Sequence[bool],
-    group: ProcessGroup,
+    inputs: Inputs,
+    needs: Sequence[bool],
+    group_name: str,
+    saved: Sequence[Tensor],
+    upstream: Upstream,
 ) -> list[Tensor]:
-    """Gradients of the needed ones of ``srcs`` and of this rank's targets, in order."""
-    call = local.of_all_ranks(stack_sources(local, src_of, all_srcs))
-    images, blocks = srcs[0].shape[1], iter(kept)
-    totals: list[Tensor | None] = [None] * len(srcs)
-    of_srcs: list[Pending | None] = [None] * len(srcs)
-    of_drawn: list[Pending | None] = [None] * len(local.trgs)
-    grad_trgs: list[Tensor | None] = []
-    with torch.no_grad(), torch.autocast(srcs[0].device.type, enabled=False):
-        upstream, of_mean_sq = _gather_upstream(
-            local, group, grad_loss, grad_log_prob, grad_mean_sq
+    """Gradients of the needed ones of this rank's sources and targets, in order."""
+    group = resolve(group_name)
+    layout = inputs.layout(one_pass=False, needs=needs, world_size=group.size())
+    _, all_scores, all_negs, row_square, *rest = saved  # first the own score of this rank
+    count = len(inputs.srcs) + len(inputs.picks)
+    all_srcs, blocks = rest[:count], iter(rest[count:])
+    results = Results(all_scores, all_scores, all_negs, row_square, row_square)
+    gathered = _gather_upstream(inputs, layout, upstream, group)
+    gradients = new_gradients(inputs, needs)
+    last_of = {place: index for index, place in enumerate(inputs.src_of)}
+    totals: dict[int, Tensor] = {}
+    of_srcs: dict[int, Pending] = {}
+    of_drawn: dict[int, Pending] = {}
+    for index, pairing in enumerate(_pairings(inputs, layout, all_srcs, group)):
+        place = inputs.src_of[index]
+        found = None
+        if layout.wiring.needs_src(index):
+            found = results.score.new_empty((pairing.shape.rows, pairing.shape.width))
+        algorithm.backward(
+            layout.passes,
+            pairing,
+            results,
+            gathered,
+            next(blocks) if pairing.plan.mode == KEEP else None,
+            grad_src=None if found is None else SourceGradient(found),
+            grad_trg=gradients.trgs[index],
         )
-        upstreams = _split(upstream, call.shapes)
-        scores, negs = _split(all_scores, call.shapes), _split(all_negs, call.sum_shapes)
-        for index, pairing in enumerate(call.pairings()):
-            origin, place = local.origins[index], src_of[index]
-            need_drawn = origin != NO_ORIGIN and need_trgs[origin]
-            grad_src, grad_trg = call.implementation.backward(
-                pairing,
-                [next(blocks) for _ in call.kept_shapes(index)],
-                scores[index],
-                negs[index],
-                upstreams[index],
-                of_mean_sq[index],
-                need_src=need_srcs[place] or need_drawn,
-                need_trg=need_trgs[index],
-                image_offset=-group.rank() * images,
-            )
-            grad_trgs.append(grad_trg)
-            if need_drawn:
-                parts = split_rows(grad_src[-1:], group.size())
-                of_drawn[index] = start_exchange(parts, group)
-            if need_srcs[place]:
-                given, before = grad_src[: srcs[place].shape[0]], totals[place]
-                total = given if before is None else before + given
-                totals[place] = total
-                if place not in src_of[index + 1 :]:
-                    of_srcs[place] = start_exchange(split_rows(total, group.size()), group)
-        local.add_drawn([_sum(pending) for pending in of_drawn], grad_trgs)
-        grad_srcs = [_sum(pending) for pending in of_srcs]
-    wanted = [
-        grad.to(src.dtype) for grad, src in zip(grad_srcs, srcs, strict=True) if grad is not None
-    ]
-    return wanted + [grad for grad in grad_trgs if grad is not None]
+        if found is None:
+            continue
+        by_set = found.view(pairing.shape.sets, pairing.shape.images, -1)
+        if layout.wiring.needs_drawn(index):
+            of_drawn[index] = start_exchange(split_rows(by_set[-1:], group.size()), group)
+        if needs[place]:
+            given = by_set[: len(inputs.srcs[place])]
+            totals[place] = totals[place] + given if place in totals else given
+            if last_of[place] == index:
+                parts = split_rows(totals[place], group.size())
+                of_srcs[place] = start_exchange(parts, group)
+    _finish(inputs, gradients, of_srcs, of_drawn)
+    return gradients.wanted()
 
 
-def _join_pairings(parts: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
+def _finish(
+    inputs: Inputs,
+    gradients: Gradients,
+    of_srcs: dict[int, Pending],
+    of_drawn: dict[int, Pending],
+) -> None:
+    """Sum what the ranks sent, in rank order, and put it in its place."""
+    for index, pending in of_drawn.items():
+        _, picks = inputs.drawn(index)
+        part = pending.wait().sum(dim=0)[0]
+        finish_sources(part, None, gradients.trgs[inputs.pick_from[index]], picks)
+    for place, pending in of_srcs.items():
+        out = gradients.srcs[place]
+        assert out is not None
+        out.copy_(pending.wait().sum(dim=0))
+
+
+def _drawn_sources(inputs: Inputs) -> list[Tensor]:
+    """[1, B, D] drawn sources of the pairings that have some."""
+    found = []
+    for index, origin in enumerate(inputs.pick_from):
+        trg, picks = inputs.drawn(index)
+        if origin != NO_ORIGIN and trg is not None and picks is not None:
+            found.append(features_at(trg, picks)[None])
+    return found
+
+
+def _pairings(
+    inputs: Inputs, layout: Layout, all_srcs: Sequence[Tensor], group: ProcessGroup
+) -> list[Pairing]:
+    """Sources of all ranks, the drawn ones last in ``all_srcs``, against this rank's targets."""
+    offset = -group.rank() * inputs.srcs[0].shape[1]
+    drawn = iter(all_srcs[len(inputs.srcs) :])
+    found = []
+    for index, (place, origin) in enumerate(zip(inputs.src_of, inputs.pick_from, strict=True)):
+        src = all_srcs[place]
+        if origin != NO_ORIGIN:
+            src = torch.cat([src, next(drawn)])
+        stacked = layout.passes.stack(src, None, None)
+        found.append(layout.pairing(index, stacked, inputs.trgs[index], offset))
+    return found
+
+
+def _totals(loss: Tensor, mean_sq: Tensor, options: Options) -> Tensor:
+    of_parts = options.loss_weight * loss.view(-1, options.parts).sum(0)
+    return torch.cat([of_parts, options.mean_sq_weight * mean_sq.sum()[None]])
+
+
+def _join_pairings(parts: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
     """[W, sum of S * B * X] of the ranks -> flat [S, W * B, X], pairing after pairing."""
     split = parts.split([torch.Size(shape).numel() for shape in shapes], dim=1)
     joined = [
@@ -156,37 +210,32 @@ def _join_pairings(parts: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Ten
     return torch.cat(joined)
 
 
-def _sum(pending: Pending | None) -> Tensor | None:
-    """Sum of what the ranks sent, in rank order."""
-    return None if pending is None else pending.wait().sum(dim=0)
-
-
-def _split(packed: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Tensors of these shapes, packed one after the other."""
-    parts = packed.split([torch.Size(shape).numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
 def _gather_upstream(
-    local: Call,
-    group: ProcessGroup,
-    grad_loss: Tensor | None,
-    grad_log_prob: Tensor | None,
-    grad_mean_sq: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Upstream of the log_prob of all ranks' rows, flat, and of the mean_sq of each pairing."""
-    src = local.srcs[0]
-    if grad_log_prob is None:
-        grad_log_prob = src.new_zeros(sum(local.score_sizes), dtype=local.dtype)
-    if grad_mean_sq is None:
-        grad_mean_sq = src.new_zeros(sum(local.sets), dtype=local.dtype)
-    own = grad_log_prob.split(local.score_sizes)
-    of_loss = [None] * len(own) if grad_loss is None else grad_loss.split(local.sets)
-    total = [
-        local.total_grad_log_prob(index, of_loss[index], part) for index, part in enumerate(own)
-    ]
-    flat = torch.cat([part.flatten() for part in total if part is not None])
-    everyone = start_gather(torch.cat([flat, grad_mean_sq]), group).wait()
-    of_log_prob, of_mean_sq = everyone.split([len(flat), len(grad_mean_sq)], dim=1)
+    inputs: Inputs, layout: Layout, upstream: Upstream, group: ProcessGroup
+) -> Upstream:
+    """Upstream of the log_prob of all ranks' rows, and of the mean_sq of each set."""
+    options, images = layout.options, inputs.srcs[0].shape[1]
+    shapes = [(shape.sets, images, shape.locations) for shape in layout.shapes]
+    src, sets = inputs.srcs[0], layout.sets
+    of_loss = of_mean_sq = src.new_zeros(sets, dtype=layout.dtype)
+    if upstream.totals is not None:
+        of_loss = of_loss + options.loss_weight * upstream.totals[:-1].repeat(sets // options.parts)
+        of_mean_sq = of_mean_sq + options.mean_sq_weight * upstream.totals[-1]
+    if upstream.loss is not None:
+        of_loss = of_loss + upstream.loss
+    if upstream.mean_sq is not None:
+        of_mean_sq = of_mean_sq + upstream.mean_sq
+    flat = torch.cat(
+        [
+            (part / -(shape[1] * shape[2])).view(-1, 1, 1).expand(shape).flatten()
+            for part, shape in zip(
+                of_loss.split([shape[0] for shape in shapes]), shapes, strict=True
+            )
+        ]
+    )
+    if upstream.log_prob is not None:
+        flat = flat + upstream.log_prob
+    everyone = start_gather(torch.cat([flat, of_mean_sq]), group).wait()
+    of_log_prob, of_square = everyone.split([len(flat), sets], dim=1)
     # Every rank's objective has the mean over all targets, which is the mean of the ranks' means.
-    return _join_pairings(of_log_prob, local.shapes), of_mean_sq.mean(dim=0).split(local.sets)
+    return Upstream(log_prob=_join_pairings(of_log_prob, shapes), mean_sq=of_square.mean(dim=0))

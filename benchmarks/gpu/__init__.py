@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Folders of tests that use a GPU where there is one.
-FOLDERS = ("tests/kernels", "tests/nce", "tests/views", "tests/data", "tests/bench")
+# Folders of tests that use a GPU where there is one: of the loss, and others.
+LOSS = ("tests/kernels", "tests/nce", "tests/bench")
+OTHERS = ("tests/views", "tests/data")
 SANITIZED = [
     f"tests/{file}::test_small_case_for_the_sanitizer"
     for file in ("views/test_augment_gpu.py", "nce/test_gpu.py")
@@ -43,10 +44,10 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def lacking() -> dict[str, list[str]]:
+def lacking(folders: tuple[str, ...]) -> dict[str, list[str]]:
     """Test files of the folders that import a package which is not installed -> those packages."""
     found = {}
-    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("test_*.py")):
+    for path in sorted(path for folder in folders for path in (ROOT / folder).glob("test_*.py")):
         missing = sorted(name for name in imported(path) if importlib.util.find_spec(name) is None)
         if missing:
             found[str(path.relative_to(ROOT))] = missing
@@ -57,11 +58,11 @@ def _python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-def _tests() -> list[str]:
-    command = _python("-m", "pytest", "-q", "-W", "default", "--require-gpu", *FOLDERS)
+def _tests(folders: tuple[str, ...]) -> list[str]:
+    command = _python("-m", "pytest", "-q", "-W", "default", "--require-gpu", *folders)
     if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
-    for file, packages in lacking().items():
+        command += ["-n", str(min(12, os.cpu_count() or 1))]
+    for file, packages in lacking(folders).items():
         print(f"left out: {file}; not installed: {', '.join(packages)}")
         command.append(f"--ignore={file}")
     return command
@@ -81,19 +82,21 @@ def _bench(name: str) -> list[str]:
 
 # Name -> seconds that it may take, and its command; None where it cannot run here.
 PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
-    "test": (170, _tests),
+    "test": (90, lambda: _tests(LOSS)),
     "peak": (15, lambda: _python("-m", "benchmarks.gpu.grid", "peak")),
-    "bench": (150, lambda: _bench("nce")),
+    "bench": (175, lambda: _bench("nce")),
+    "largest": (50, lambda: _python("-m", "benchmarks.gpu.grid", "largest")),
+    "sanitize": (40, lambda: _sanitizer("memcheck", SANITIZED)),
+    "report": (25, lambda: _python("-m", "benchmarks.report")),
+    "goals": (15, lambda: _python("-m", "benchmarks.gpu.predictions")),
+    "others": (120, lambda: _tests(OTHERS)),
+    "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
     "views": (45, lambda: _bench("augment")),
     "step": (240, lambda: _bench("train_step")),
     "large": (570, lambda: _bench("large_batch")),
-    "largest": (60, lambda: _python("-m", "benchmarks.gpu.grid", "largest")),
-    "sanitize": (40, lambda: _sanitizer("memcheck", SANITIZED)),
-    "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
-    "report": (30, lambda: _python("-m", "benchmarks.report")),
 }
-# The others need calls of their own: nine minutes are too short for all.
-DEFAULT = [name for name in PARTS if name not in ("step", "large")]
+# The loss, in seven minutes at most: is it right, how fast is it, and does that meet the goals.
+DEFAULT = ["test", "peak", "bench", "largest", "sanitize", "report", "goals"]
 
 
 def run_part(name: str) -> str:

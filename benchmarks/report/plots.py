@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amdim_fast.optional import new_figure
 from benchmarks.bench_augment import ALL_CORES
-from benchmarks.nce_providers import FORWARD_BACKWARD, RECOMPUTE_BUDGET
+from benchmarks.nce_providers import FORWARD_BACKWARD
 from benchmarks.report.goals import OURS, REFERENCE_LOSS, quality_samples, spread
 from benchmarks.report.rows import MISSING, STALE, Row, Rows, conditions, mark, quantity
 from benchmarks.report.tables import COLUMNS, CPU_VIEWS, METHODS
@@ -129,11 +130,9 @@ def _paint_methods(figure: Figure, rows: list[Row]) -> None:
 
 
 LEAST_POINTS = 4
-# Small batches fit the budget of the recompute plan whole: there it is none.
 BATCH_CURVES = {
-    "reference": (METHODS["reference"], GRAY),
-    "torch": (METHODS["torch"], BLUE),
-    "torch_recompute": (f"amdim_fast, {RECOMPUTE_BUDGET // 2**20} MiB", ORANGE),
+    name: (METHODS[name], color)
+    for name, color in (("reference", GRAY), ("torch_objective", BLUE), ("torch_least", ORANGE))
 }
 BATCH_PANELS = {
     "time": ("forward + backward", "s", 1e3),
@@ -151,7 +150,8 @@ def _select_batches(rows: Rows) -> list[Row]:
     ]
     newest = max(found, key=lambda row: str(row["time"]), default=None)
     found = [row for row in found if newest and row["device"] == newest["device"]]
-    return found if len({row["shapes"]["B"] for row in found}) >= LEAST_POINTS else []
+    points = Counter(row["provider"] for row in found if row["metric"] == "time")
+    return found if min(points[name] for name in BATCH_CURVES) >= LEAST_POINTS else []
 
 
 def _paint_batches(figure: Figure, rows: list[Row]) -> None:

@@ -11,6 +11,7 @@ from amdim_fast.views.params import POLICIES
 from benchmarks import sources, traffic
 from benchmarks.bench_augment import ALL_CORES
 from benchmarks.gpu import grid
+from benchmarks.nce_providers import PEERS
 from benchmarks.report.goals import (
     GOALS,
     LARGE,
@@ -27,16 +28,21 @@ from benchmarks.report.rows import MISSING, NO_ROWS, STALE, Row, Rows, cell, mar
 METHODS = {
     "reference": "original algorithm",
     "reference_compiled": "the same, torch.compile",
-    "torch": "amdim_fast",
-    "torch_recompute": "amdim_fast, recompute plan",
+    "torch_objective": "amdim_fast",
+    "torch": "amdim_fast, any upstream gradient",
+    "torch_least": "amdim_fast, least memory",
 }
 FLOORS = {
     "gemms": "matrix products alone, torch.mm",
     "gemms_onednn": "matrix products alone, oneDNN",
 }
-ON_GPU = {"torch": "amdim_fast, torch backend", "triton": "amdim_fast"}
-PEERS = ("reference", "reference_compiled", "triton")
-GPU_METHODS = {name: (METHODS | ON_GPU)[name] for name in PEERS}
+ON_GPU = {name.replace("torch", "triton"): label for name, label in METHODS.items()}
+ON_GPU |= {
+    grid.LIMBS: "amdim_fast, precision=limbs",
+    "torch_objective": "amdim_fast, torch backend",
+    "gemms": FLOORS["gemms"],
+}
+GPU_METHODS = {name: ON_GPU[name] for name in (*PEERS, grid.OURS, "triton_least")}
 
 
 class Column(NamedTuple):
@@ -59,6 +65,10 @@ GPU_COLUMNS = {
     for images, width in ((256, 1024), (1024, 2048), (4096, 2048))
     for suffix, metric in (("", "time"), (", memory", "extra_peak_memory"))
 }
+GPU_METRICS = (
+    *("time", "device_time", "host_time", "launches", "extra_peak_memory"),
+    "gradient_error",
+)
 CPU_VIEWS = {"cpu-256px-imagenet128": "256² to 128²", "cpu-96px-stl10": "96² to 64²"}
 GPU_VIEWS = {
     "cuda-256px-imagenet128": "256 of 256² to 128²",
@@ -84,11 +94,15 @@ def nce(rows: Rows, columns: Mapping[str, Column], methods: Mapping[str, str]) -
 
 def nce_large(rows: Rows) -> str:
     """The case whose scores the original's algorithm could not hold."""
-    metrics = "calculated_bytes", "time", "extra_peak_memory"
-    stored, time, memory = found = [rows.find("nce", case=LARGE, metric=m) for m in metrics]
+    ours = "torch_objective"
+    wanted = ("reference", "calculated_bytes"), (ours, "time"), (ours, "extra_peak_memory")
+    stored, time, memory = found = [
+        rows.find("nce", case=LARGE, provider=provider, metric=metric)
+        for provider, metric in wanted
+    ]
     body = [
         [METHODS["reference"], "", cell(stored) + (" (calculated)" if stored else "")],
-        [METHODS["torch"], cell(time), cell(memory)],
+        [METHODS[ours], cell(time), cell(memory)],
     ]
     header = ["", "forward + backward", "extra peak memory"]
     return table(header, body, [row for row in found if row])
@@ -98,27 +112,31 @@ def nce_grid(rows: Rows) -> str:
     """Every measured point on a GPU; rates count three products of the size of the scores."""
     used: list[Row] = []
     body = []
-    points = [(dtype, *size) for dtype in grid.DTYPES for size in grid.GRID]
-    for dtype, images, width in points:
+    for images, width, dtype in sorted(grid.GRID, key=lambda point: (point[2], *point[:2])):
         peak = rows.find("nce", case=grid.peak_key(dtype), metric="rate")
-        for provider, label in (METHODS | FLOORS | ON_GPU).items():
+        for provider, label in ON_GPU.items():
             key = {"case": grid.grid_key(images, width, dtype), "provider": provider}
-            both = rows.find("nce", **key, mode="forward_backward", metric="time")
+            forward = rows.find("nce", **key, mode="forward", metric="time")
+            both, device, host, launches, memory, error = (
+                rows.find("nce", **key, mode="forward_backward", metric=metric)
+                for metric in GPU_METRICS
+            )
             if both is None:
                 continue
-            forward = rows.find("nce", **key, mode="forward", metric="time")
-            memory = rows.find("nce", **key, mode="forward_backward", metric="extra_peak_memory")
             rate = grid.product_flops(images, width, "forward_backward") / both["q50"] / 1e9
             share = f"{rate / peak['q50']:.0%}{mark(both, peak)}" if peak else MISSING
-            sizes = [f"{label}, {dtype}", str(images), str(width)]
-            rates = [f"{rate:.0f}{mark(both)}", share]
-            body.append([*sizes, cell(forward), cell(both), *rates, cell(memory)])
-            used += [row for row in (forward, both, memory, peak) if row]
+            line = [f"{label}, {dtype}", str(images), str(width), cell(forward), cell(both)]
+            line += [f"{rate:.0f}{mark(both)}", share]
+            rest = (device, host, launches, memory, error)
+            body.append([*line, *(cell(row, absent="") for row in rest)])
+            used += [row for row in (forward, both, device, host, memory, error, peak) if row]
     if not body:
         return NO_ROWS
-    largest = f"Largest batch that fits: {cell(rows.find('nce', metric='largest_batch'))}."
+    largest = rows.named("nce", case=grid.LARGEST_CASE, metric="largest_batch")
+    said = f"Largest batch that ran: {cell(largest[-1] if largest else None)}."
     header = ["", "B", "D", "forward", "forward + backward", "TFLOP/s", "of peak"]
-    return table([*header, "extra peak memory"], body, used) + f"\n\n{largest}"
+    header += ["device alone", "host", "launches", "extra peak memory", "error of gradients"]
+    return table(header, body, used) + f"\n\n{said}"
 
 
 def views(rows: Rows, cases: Mapping[str, str], metric: str) -> str:

@@ -9,39 +9,46 @@ from amdim_fast.kernels import nce_tile_table
 from amdim_fast.kernels.nce_tiles import Tile
 
 from amdim_fast.bench import autotune
-from amdim_fast.bench.autotune import (
+from amdim_fast.bench.autotune import Case, tune
+from amdim_fast.bench.candidates import (
     FIELDS,
-    Case,
     candidates_of,
     fused_tiles,
     read_tiles,
     shared_bytes,
-    tune,
 )
-from amdim_fast.nce import tile_file, tiles, triton_backend
+from amdim_fast.nce import tile_file, tiles, triton_passes
 from amdim_fast.nce.tile_file import VARIABLE, Key, read_file
 from tests.nce.cases import DEVICE, TILE, tile_set
 
-CASE = Case(20, 4, 24, torch.float32, DEVICE, repeats=2, warm_ups=0)
+CASE = Case(5, 4, 24, torch.float32, DEVICE, repeats=2, warm_ups=0)
 SLOW, FAST = TILE, TILE._replace(swizzle=4)
 CHOICES = {field: [SLOW, FAST] for field in FIELDS}
 
 
+# Pass of the kernels -> the tile that it takes.
+PASSES = {
+    "fused_statistics": "forward",
+    "fused_gradients": "backward",
+    "statistics": "read_forward",
+    "gradients": "read_backward",
+}
+
+
 class Clock:
-    """Milliseconds by the tiles in use: 1 for FAST, 2 for others, 10 more for elementwise."""
+    """Milliseconds by the passes that run: 1 with FAST, 2 with others, 10 more over products."""
 
     def __init__(self, monkeypatch, elementwise=10.0):
         self.elementwise = elementwise
-        for name in ("forward", "backward"):
+        for name, field in PASSES.items():
             monkeypatch.setattr(
-                triton_backend, name, self.watched(name, getattr(triton_backend, name))
+                triton_passes, name, self.watched(field, getattr(triton_passes, name))
             )
 
-    def watched(self, name, function):
+    def watched(self, field, function):
         def wrapped(*arguments, **options):
-            chosen = tiles.choose(None, torch.float32, 24)
-            tile = getattr(chosen, name if chosen.fused else f"read_{name}")
-            self.now += (1.0 if tile == FAST else 2.0) + (not chosen.fused) * self.elementwise
+            tile = getattr(tiles.choose(None, torch.float32, 24), field)
+            self.now += (1.0 if tile == FAST else 2.0) + ("read" in field) * self.elementwise
             return function(*arguments, **options)
 
         return wrapped
@@ -59,6 +66,13 @@ def recorded():
     return []
 
 
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    """In the interpreter, sizes that still are no multiples of the tiles."""
+    monkeypatch.setattr(autotune, "CHECKED_IMAGES", 18)
+    monkeypatch.setattr(autotune, "CHECKED_LOCATIONS", 3)
+
+
 @pytest.mark.parametrize("elementwise", [10.0, -0.5])
 def test_the_fastest_of_each_kernel_wins(monkeypatch, recorded, elementwise):
     clock = Clock(monkeypatch, elementwise)
@@ -73,19 +87,38 @@ def test_the_fastest_of_each_kernel_wins(monkeypatch, recorded, elementwise):
 
 def test_what_is_wrong_is_neither_timed_nor_chosen(monkeypatch, recorded, capsys):
     clock = Clock(monkeypatch)
-    right = triton_backend.backward
+    right = triton_passes.fused_gradients
 
-    def wrong(*arguments, **options):
-        grad_src, grad_trg = right(*arguments, **options)
+    def wrong(*arguments):
         chosen = tiles.choose(None, torch.float32, 24)
-        return grad_src * (1.01 if chosen.fused and chosen.backward == FAST else 1.0), grad_trg
+        return right(*arguments) * (1.01 if chosen.backward == FAST else 1.0)
 
-    monkeypatch.setattr(triton_backend, "backward", wrong)
+    monkeypatch.setattr(triton_passes, "fused_gradients", wrong)
     best = tune(CASE, tile_set("fused"), CHOICES, clock.measure, lambda *row: recorded.append(row))
     assert (best.forward, best.backward, best.read_backward) == (FAST, SLOW, FAST)
     assert len(recorded) == 2 * len(FIELDS) + 2 - 1
     assert "backward rows 16" in (printed := capsys.readouterr().out)
     assert "from the reference, 1e-04 allowed; left out" in printed
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_gradients_of_one_pass_and_of_any_upstream_are_both_checked(monkeypatch, one_pass):
+    features = autotune.make_features(CASE)
+    expected = autotune.truth(features)
+    read = tile_set("elementwise")
+    assert autotune.fault(read, features, expected) is None
+    right = triton_passes.gradients
+
+    def wrong(*arguments, **options):
+        grads, exponents = right(*arguments, **options)
+        return grads * (1.01 if options["with_statistics"] == one_pass else 1.0), exponents
+
+    monkeypatch.setattr(
+        triton_passes,
+        "gradients",
+        lambda *a, with_statistics=False, **o: wrong(*a, with_statistics=with_statistics, **o),
+    )
+    assert "from the reference" in autotune.fault(read, features, expected)
 
 
 def test_nothing_right_is_an_error(monkeypatch):
@@ -126,10 +159,10 @@ def test_compiled_kernels_take_no_more_shared_memory_than_is_filtered_by():
         assert row["shared_bytes"] <= shared_bytes(tile, itemsize) + 256
 
 
-def test_read_tiles_multiply_nothing():
-    assert {
-        tile.width for field in ("read_forward", "read_backward") for tile in read_tiles(field)
-    } == {0}
+def test_read_tiles_multiply_nothing_and_differ_in_what_matters():
+    tried = read_tiles()
+    assert {(tile.rows, tile.width) for tile in tried} == {(1, 0)}
+    assert len({(tile.columns, tile.warps) for tile in tried}) == len(tried) == 12
 
 
 @pytest.fixture

@@ -20,13 +20,15 @@ from amdim_fast.bench.comparison import (
     largest_batch,
 )
 from amdim_fast.bench.inputs import (
+    forward,
     forward_backward,
     make_inputs,
     our_losses,
+    planned_bytes,
     reference_losses,
 )
 from amdim_fast.cli.main import main
-from amdim_fast.nce.plan import PairingPlan, Plan
+from amdim_fast.nce.plan import PairingPlan, Plan, last_plan
 
 CPU = torch.device("cpu")
 
@@ -35,9 +37,11 @@ def reference_row(images, extra):
     return Measurement(images, REFERENCE, (1.0, 2.0, 3.0), 3, extra, None)
 
 
-def our_row(images, extra, kept, work, budget):
-    plan = Plan("torch", "aten", (PairingPlan("keep", 1, work, kept),), budget)
-    return Measurement(images, OURS, (1.0, 2.0, 3.0), 3, extra, plan)
+def our_row(images, extra, work=0):
+    pairing = PairingPlan("one_pass", images, images, work, 0, 0, "planted")
+    return Measurement(
+        images, OURS, (1.0, 2.0, 3.0), 3, extra, Plan("torch", "aten", (pairing,), 0)
+    )
 
 
 def test_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
@@ -75,11 +79,12 @@ def test_smallest_batch_is_measured_however_short_the_time(monkeypatch):
     assert result.measurements == seen
 
 
+@pytest.mark.parametrize("general", [False, True])
 @pytest.mark.parametrize("part", [0, 4])
-def test_planted_error_in_a_value_or_a_gradient_is_caught(monkeypatch, part):
+def test_planted_error_in_a_value_or_a_gradient_is_caught(monkeypatch, part, general):
     def wrong(losses, inputs):
         found = list(forward_backward(losses, inputs))
-        if losses is our_losses:
+        if losses is not reference_losses and (losses is not comparison.LOSSES[OURS]) == general:
             found[part] = found[part] * 1.001
         return tuple(found)
 
@@ -112,8 +117,8 @@ def test_allocations_are_counted_at_the_worst_moment():
 def test_calculated_bytes_of_the_reference_are_those_of_a_larger_batch():
     rows = [reference_row(b, reference_extra(b, 8)) for b in (32, 64)]
     truth = reference_extra(192, 8) + feature_bytes(192, 8)
-    assert expected_bytes(rows, 8, 192) == pytest.approx(truth, rel=0.05)
-    assert expected_bytes(rows[:1], 8, 192) > truth
+    assert expected_bytes(rows, 8, CPU, 192) == pytest.approx(truth, rel=0.05)
+    assert expected_bytes(rows[:1], 8, CPU, 192) > truth
 
 
 @pytest.mark.gpu
@@ -138,20 +143,35 @@ def reference_extra(images, dim):
 def test_a_line_and_a_square_are_continued():
     gradient = feature_bytes(1, 5) // 2
     rows = [reference_row(b, (3000 + 7 * b - gradient) * b) for b in (10, 20, 40)]
-    assert expected_bytes(rows, 5, 100) == gradient * 100 + (3000 + 700) * 100
+    assert expected_bytes(rows, 5, CPU, 100) == gradient * 100 + (3000 + 700) * 100
 
 
-def test_ours_is_bounded_by_the_budget_and_what_grows_with_the_batch():
-    row = our_row(10, extra=900, kept=500, work=300, budget=4000)
-    assert expected_bytes([row], 5, 70) == feature_bytes(70, 5) + 4000 + 7 * 100
+def test_ours_is_bounded_by_its_plan_and_what_grows_with_the_batch():
+    row = our_row(10, extra=900, work=300)
+    planned = planned_bytes(70, 5, CPU, torch.float32)
+    assert expected_bytes([row], 5, CPU, 70) == feature_bytes(70, 5) + planned + 7 * 600
+
+
+def test_planned_bytes_are_those_of_the_call():
+    forward_backward(our_losses(), make_inputs(48, 5))
+    assert planned_bytes(48, 5, CPU, torch.float32) == last_plan().peak_bytes > 0
+
+
+@pytest.mark.parametrize("objective", [True, False])
+def test_ours_are_the_references_values_and_gradients(objective):
+    inputs, ours = make_inputs(6, 8), our_losses(objective=objective)
+    expected = forward_backward(reference_losses, inputs.double())
+    for found in (forward(ours, inputs), forward_backward(ours, inputs)):
+        assert measure.largest_difference(found, expected[: len(found)]) < 1e-6
+    assert last_plan().pairings[0].mode == ("one_pass" if objective else "keep")
 
 
 @pytest.mark.parametrize("images", [32, 300])
 def test_ours_takes_no_more_than_calculated(images):
     (row,) = (m for m in compare(CPU, 64, 1e-9).measurements if m.provider == OURS)
     inputs = make_inputs(images, 64)
-    peak = measure.allocated_peak(lambda: forward_backward(our_losses, inputs), "cpu")
-    assert peak + feature_bytes(images, 64) // 2 <= expected_bytes([row], 64, images)
+    peak = measure.allocated_peak(lambda: forward_backward(our_losses(), inputs), "cpu")
+    assert peak + feature_bytes(images, 64) // 2 <= expected_bytes([row], 64, CPU, images)
 
 
 @pytest.mark.parametrize("free", [0, 6, 7, 8, 63, 64, 10**12])
@@ -167,9 +187,9 @@ def test_features_are_counted():
     assert inputs.nbytes == sum(m.numel() * m.element_size() for m in inputs.maps)
 
 
-@pytest.mark.parametrize("alone", [our_row(64, 9, 0, 0, 0), reference_row(64, 9)])
+@pytest.mark.parametrize("alone", [our_row(64, 9), reference_row(64, 9)])
 def test_factors_are_of_the_largest_batch_of_both(alone):
-    rows = [our_row(32, 10, 0, 0, 0), reference_row(32, 40), alone]
+    rows = [our_row(32, 10), reference_row(32, 40), alone]
     result = comparison.Comparison({}, rows, 10**9, {OURS: 7000, REFERENCE: 600})
     text = bench_files.summary(result)
     assert "at B = 32, reference / amdim_fast: time 1.00, extra memory 4.00" in text
@@ -177,7 +197,7 @@ def test_factors_are_of_the_largest_batch_of_both(alone):
 
 
 def test_time_is_given_to_ours_first():
-    slow = [our_row(32, 0, 0, 0, 0), reference_row(32, 0)]
+    slow = [our_row(32, 0), reference_row(32, 0)]
     cost = comparison.GROWTH * 2.0 / 1e3
     assert comparison._affordable(slow, 2.5 * cost) == [OURS, REFERENCE]
     assert comparison._affordable(slow, 1.5 * cost) == [OURS]
@@ -188,9 +208,9 @@ def test_memory_ends_the_series(monkeypatch):
     monkeypatch.setattr(comparison, "FIRST", 8)
     monkeypatch.setattr(comparison, "free_memory", lambda device_type: 2_000_000)
     result = compare(CPU, 8, 60.0)
-    sizes = [m.images for m in result.measurements if m.provider == REFERENCE]
-    assert sizes[-1] <= result.largest[REFERENCE] < 4 * sizes[-1]
-    assert result.largest[OURS] == 0
+    for provider in (OURS, REFERENCE):
+        sizes = [m.images for m in result.measurements if m.provider == provider]
+        assert sizes[-1] <= result.largest[provider] < 4 * sizes[-1]
 
 
 def test_unknown_free_memory_is_said(monkeypatch, tmp_path, capsys):

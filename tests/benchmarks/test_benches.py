@@ -19,9 +19,11 @@ from benchmarks import (
     bench_nce,
     bench_train_step,
     harness,
+    nce_providers,
 )
 from benchmarks.bench_nce import CASES, Case
-from benchmarks.nce_providers import LOSSES, PRODUCTS, extra_peak, run
+from benchmarks.gpu import grid
+from benchmarks.nce_providers import COMPILED, LOSSES, PRODUCTS, extra_peak, run
 from benchmarks.report import tables
 from benchmarks.report.goals import LARGE, SMALL
 from benchmarks.report.rows import read_rows
@@ -112,20 +114,66 @@ def test_difference_is_relative_and_nan_is_infinite():
     )
 
 
+@pytest.mark.parametrize(("mode", "each"), [("forward", 1), ("forward_backward", 3)])
+@pytest.mark.parametrize("provider", PRODUCTS)
+def test_products_are_those_of_all_scores(monkeypatch, provider, mode, each):
+    images, width, flops = 6, 8, []
+    multiply = PRODUCTS[provider]
+
+    def counted(a, b):
+        assert (len(a), len(b)) in {(12, 150), (6, 294), (12, 8), (6, 8), (150, 8), (294, 8)}
+        flops.append(2 * a.shape[0] * a.shape[1] * b.shape[0])
+        return multiply(a, b)
+
+    monkeypatch.setitem(PRODUCTS, provider, counted)
+    assert run(provider, mode, make_inputs(images, width)) == ()
+    assert len(flops) == 4 * each
+    assert sum(flops) == grid.product_flops(images, width, mode)
+
+
+def test_workers_of_the_compiler_are_ended():
+    from torch._inductor import async_compile
+
+    with async_compile.config.patch(compile_threads=2):
+        for _ in range(2):  # a later compilation has new ones
+            pool = async_compile.AsyncCompile.process_pool()
+            assert pool.process.poll() is None
+            harness.timed({"": lambda: None}, warm_ups=0, repeats=1)
+            assert pool.process.poll() is not None
+
+
+def test_compilation_ends_before_the_clock_starts(monkeypatch):
+    done = []
+    monkeypatch.setattr(harness, "end_compile_workers", lambda: done.append("ended"))
+    clock = {"measure": lambda call: done.append("timed") or call() or 1.0}
+    samples, _ = harness.timed({"": lambda: done.append("call")}, warm_ups=2, repeats=1, **clock)
+    assert done == ["call", "call", "ended", "timed", "call"]
+    assert samples == {"": [1.0]}
+
+
 @pytest.mark.parametrize("mode", ["forward", "forward_backward"])
 def test_providers_agree_on_small_inputs(mode):
     inputs = make_inputs(8, 16)
     expected = run("reference", mode, inputs)
     assert len(expected) == (4 if mode == "forward" else 10)
-    for provider in ("torch", "torch_recompute"):
+    for provider in ("torch", "torch_objective", "torch_least"):
         assert measure.largest_difference(run(provider, mode, inputs), expected) < 1e-5
-    for provider in PRODUCTS:
-        assert run(provider, mode, inputs) == ()
+
+
+def test_the_compiled_reference_is_the_reference_in_one_graph(monkeypatch):
+    torch._dynamo.reset()
+    traced = torch.compile(nce_providers._reference_objective, backend="eager", fullgraph=True)
+    monkeypatch.setitem(LOSSES, COMPILED, traced)
+    inputs = make_inputs(4, 8)
+    for mode in ("forward", "forward_backward"):
+        expected = run("reference", mode, inputs)
+        assert measure.largest_difference(run(COMPILED, mode, inputs), expected) < 1e-6
 
 
 def test_cases_name_known_providers():
     for case in CASES:
         assert {*case.providers} <= LOSSES.keys() | PRODUCTS.keys()
+        assert COMPILED in case.providers or case.images == 4096
     on_card = {column.case for column in tables.GPU_COLUMNS.values()}
     assert {SMALL, LARGE, *on_card} <= {case.key for case in CASES}
 
@@ -135,7 +183,7 @@ def test_wrong_provider_gets_no_row(tmp_path, monkeypatch, capsys):
         loss_1t5, *rest = LOSSES["reference"](inputs)
         return (loss_1t5 * 1.01, *rest)
 
-    providers = ("reference", "broken", "torch", "gemms")
+    providers = ("reference", "broken", "torch_objective", "gemms")
     case = Case("cpu", 8, 16, "float32", providers, repeats=3, calculate_reference=True)
     monkeypatch.setitem(LOSSES, "broken", broken)
     monkeypatch.setattr(bench_nce, "CASES", [case])
@@ -145,23 +193,63 @@ def test_wrong_provider_gets_no_row(tmp_path, monkeypatch, capsys):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     found = [(row["provider"], row["metric"], row["n"]) for row in rows]
     assert found == [
+        ("reference", "value_error", 1),
+        ("reference", "gradient_error", 1),
+        ("torch_objective", "value_error", 1),
+        ("torch_objective", "gradient_error", 1),
         ("reference", "time", 3),
         ("reference", "extra_peak_memory", 1),
-        ("torch", "time", 3),
-        ("torch", "extra_peak_memory", 1),
+        ("torch_objective", "time", 3),
+        ("torch_objective", "extra_peak_memory", 1),
         ("gemms", "time", 3),
         ("reference", "calculated_bytes", 0),
     ]
-    assert [row["note"].startswith("plan: ") for row in rows] == [i == 3 for i in range(6)]
+    assert [row["note"] for row in rows if row["note"].startswith("plan: ")] == [
+        "plan: one_pass, one_pass, one_pass, one_pass"
+    ]
     assert all(row.keys() == FIELDS for row in rows)
     assert all(row["q50"] > 0 for row in rows)
+
+
+def test_errors_are_of_each_value_and_gradient(monkeypatch):
+    def rounded(inputs):
+        values = LOSSES["reference"](inputs)
+        return (values[0] * (1 + 2e-5), *values[1:])
+
+    monkeypatch.setitem(LOSSES, "rounded", rounded)
+    case, found = Case("cpu", 8, 16, "float32", ("rounded",)), []
+    assert not bench_nce.disagreeing(case, lambda *row, **more: found.append((*row, more)))
+    (*_, metric, _, worst, said), (*_, of_gradients, _, largest, each) = found
+    assert (metric, of_gradients) == ("value_error", "gradient_error")
+    assert worst == pytest.approx(2e-5, rel=0.1)
+    assert said["note"].startswith("loss_1t5 2.0e-05, loss_1t7 ")
+    errors = dict(part.split() for part in each["note"].split(", "))
+    assert list(errors) == [
+        f"{name}_{view}" for view in ("x1", "x2") for name in ("r1", "r5", "r7")
+    ]
+    assert largest == pytest.approx(max(map(float, errors.values())), rel=0.05)
+    assert not bench_nce.disagreeing(
+        replace(case, images=9, checked_images=8), lambda *_, **__: pytest.fail("another B")
+    )
+
+
+def test_a_provider_without_memory_is_left_out(capsys):
+    def full():
+        raise torch.OutOfMemoryError
+
+    called = []
+    calls = {"full": full, "other": lambda: called.append(1)}
+    assert bench_nce.fitting(calls, 2) == {"other": calls["other"]}
+    assert called == [1, 1]
+    assert "full: out of memory" in capsys.readouterr().out
 
 
 def test_peak_of_a_provider_leaves_out_gradients():
     inputs = make_inputs(16, 8)
     kept, plan = extra_peak("torch", "forward_backward", inputs)
+    once, _ = extra_peak("torch_objective", "forward_backward", inputs)
     reference, note = extra_peak("reference", "forward_backward", inputs)
-    assert 0 < kept < reference
+    assert 0 < once < kept < reference
     assert (plan.startswith("plan: keep"), note) == (True, "")
     assert reference > 3 * 4 * 16 * 16 * (25 + 25 + 49)
 

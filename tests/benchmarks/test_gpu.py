@@ -1,5 +1,6 @@
 """What of the GPU suite can be decided without one: the grid's table, the parts, the search."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from amdim_fast.bench.inputs import make_inputs
 from amdim_fast.bench.measure import largest_difference, stopwatch
 from amdim_fast.training.recipes import RECIPES
 from benchmarks import bench_large_batch, gpu, harness
-from benchmarks.gpu import grid, large
-from benchmarks.nce_providers import FORWARD, FORWARD_BACKWARD, LOSSES, run
+from benchmarks.gpu import grid, large, predictions
+from benchmarks.nce_providers import FORWARD, FORWARD_BACKWARD, LOSSES, PEERS, run
+from benchmarks.report.goals import GOALS
 from benchmarks.report.rows import Rows
 from benchmarks.report.tables import nce_grid
 
@@ -21,16 +23,68 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize("mode", [FORWARD, FORWARD_BACKWARD])
 def test_kernels_agree_with_the_reference(mode):
     inputs = make_inputs(5, 16, DEVICE)
-    found, expected = run("triton", mode, inputs), run("reference", mode, inputs)
-    assert largest_difference(found, expected) < 1e-4
+    expected = run("reference", mode, inputs)
+    for provider in ("triton", "triton_objective", "triton_least"):
+        assert largest_difference(run(provider, mode, inputs), expected) < 1e-4
 
 
-def test_every_point_of_the_grid_has_known_providers():
-    for dtype in grid.DTYPES:
-        for images, width in grid.GRID:
-            measured = grid.providers(images, width, dtype)
-            assert {*measured} <= LOSSES.keys() | {"gemms"}
-            assert {*measured} >= {"triton", "gemms"}
+def test_the_grid_has_known_providers_and_every_peer():
+    assert {*grid.PROVIDERS} <= LOSSES.keys() | {"gemms"}
+    assert {*grid.PROVIDERS} >= {*PEERS, grid.OURS, "triton", "triton_least", "gemms"}
+    assert grid.NOT_CAPTURED in PEERS
+    assert grid.LIMBS in LOSSES
+
+
+def test_the_default_parts_take_seven_minutes_at_most():
+    limits = {name: gpu.PARTS[name][0] for name in gpu.DEFAULT}
+    assert sum(limits.values()) <= 7 * 60
+    assert sum(limits[name] for name in ("peak", "bench", "largest")) <= 4 * 60
+    assert limits["test"] <= 90
+    assert gpu.DEFAULT[-1] == "goals"
+
+
+def recorded_by(found):
+    return lambda provider, mode, metric, unit, *samples, **more: found.append(
+        (provider, metric, unit, samples, more.get("note", ""))
+    )
+
+
+def test_host_device_and_launches_have_rows(monkeypatch):
+    class Graph:
+        def replay(self):
+            pass
+
+    made = {"ours": Graph, "reference": None, "compiled": None}
+
+    def captured(call):
+        if (graph := made[call()]) is None:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        return graph()
+
+    monkeypatch.setattr(grid, "captured", captured)
+    monkeypatch.setattr(grid, "launches", lambda graph: 21)
+    monkeypatch.setattr(grid, "host_milliseconds", lambda call: 0.25)
+    monkeypatch.setattr(harness, "stopwatch", lambda device: lambda call: 0.5)
+    monkeypatch.setattr(harness.OtherWork, "note", lambda self: "")
+    calls = {name: lambda name=name: name for name in ("reference", "ours", "compiled")}
+    found = []
+    grid.measure_host_and_device(calls, recorded_by(found))
+    host, replays = (0.25,) * grid.HOST_CALLS, (0.5,) * grid.REPLAYS
+    assert found == [
+        ("reference", "host_time", "ms", host, ""),
+        ("ours", "device_time", "ms", replays, ""),
+        ("ours", "launches", "", (21.0,), ""),
+        ("ours", "host_time", "ms", host, ""),
+        ("compiled", "host_time", "ms", host, "no CUDA graph: operation not permitted"),
+    ]
+
+
+def test_a_batch_fits_if_features_gradients_and_scores_do(monkeypatch):
+    monkeypatch.setattr(grid, "planned_bytes", lambda images, *_: 1000 * images)
+    image = 2 * 2 * 2 * 75 * grid.LARGEST_WIDTH + 1000
+    free = int(100 * image / grid.SHARE_TO_FILL) + 100
+    assert grid.fits(100, free)
+    assert not grid.fits(101, free)
 
 
 def test_product_flops_count_every_pair():
@@ -49,27 +103,103 @@ def test_table_divides_by_the_measured_peak():
     key = grid.grid_key(1024, 2048, "bfloat16")
     seconds = grid.product_flops(1024, 2048, FORWARD_BACKWARD) / 400e12
     rows = [
-        row(key, "triton", FORWARD_BACKWARD, "time", "ms", 1e3 * seconds),
+        row(key, grid.OURS, FORWARD_BACKWARD, "time", "ms", 1e3 * seconds),
+        row(key, grid.OURS, FORWARD_BACKWARD, "device_time", "ms", 5.5),
+        row(key, grid.OURS, FORWARD_BACKWARD, "launches", "", 21.0),
+        row(key, grid.OURS, FORWARD_BACKWARD, "gradient_error", "", 2.5e-3),
         row(grid.peak_key("bfloat16"), "product_peak", "product", "rate", "TFLOP/s", 800.0),
     ]
     text = nce_grid(Rows(rows))
     assert "| amdim_fast, bfloat16 | 1024 | 2048 | not yet measured |" in text
-    assert "| 400 | 50% | not yet measured |" in text
+    assert "| 400 | 50% | 5.5 ms |  | 21 |  | 0.0025 |" in text
     assert nce_grid(Rows([])) == "Not yet measured."
 
 
+def test_largest_batch_is_the_first_that_runs(monkeypatch, tmp_path, capsys):
+    ran = []
+
+    def run(provider, mode, inputs):
+        ran.append(len(inputs.maps[0]))
+        if ran[-1] == 12:
+            raise torch.OutOfMemoryError
+
+    for name, value in (("LARGEST", 16), ("BATCH_STEP", 4), ("LARGEST_WIDTH", 8), ("run", run)):
+        monkeypatch.setattr(grid, name, value)
+    monkeypatch.setattr(grid, "make_inputs", lambda images, width, *_: make_inputs(images, width))
+    monkeypatch.setattr(grid, "fits", lambda images, free: (free == 99) & (images < 16))
+    monkeypatch.setattr(grid, "stopwatch", lambda device, idle: stopwatch("cpu"))
+    monkeypatch.setattr(harness, "device_name", lambda device: "some GPU")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (99, 100))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: ran.append("emptied"))
+    assert grid.measure_largest(tmp_path / "rows.jsonl") == 0
+    assert ran == [64, 12, "emptied", 8]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["metric"], row["shapes"]["B"]) for row in rows] == [
+        ("largest_batch", 8),
+        ("time", 8),
+    ]
+    assert "B = 12: out of memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("time", "images", "said", "verdict"),
+    [
+        (17_000.0, 65536, "17 s", "met, aim too"),
+        (5_000.0, 32768, "20 s, calculated from B = 32,768", "met"),
+        (26_000.0, 65536, "26 s", "not met"),
+    ],
+)
+def test_goal_of_the_largest_batch(time, images, said, verdict):
+    made = row(grid.LARGEST_CASE, grid.OURS, FORWARD_BACKWARD, "time", "ms", time)
+    text = predictions.compared(Rows([{**made, "shapes": {"B": images}}]))
+    assert f"| 39.4 s | 19 s | {said} | {verdict} |" in text
+
+
+def test_goals_on_a_gpu_are_judged_by_rows_of_both():
+    key = grid.grid_key(1024, 2048, "bfloat16")
+    times = {"reference": 21.0, "reference_compiled": 6.0, grid.OURS: 4.2}
+    text = predictions.compared(
+        Rows([row(key, *(name, FORWARD_BACKWARD, "time", "ms"), t) for name, t in times.items()])
+    )
+    assert "| 1.35x or more, aim 1.5x | 0.68x | 1.45x | 1.43x | met |" in text
+    assert "| 4.8x or more, aim 5.3x | 2.3x | 5.0x | 5.00x | met |" in text
+    assert text.count("not yet measured") == len(predictions.PREDICTED) - 2
+
+
+def test_share_of_the_peak_is_of_one_card():
+    key = grid.grid_key(4096, 2048, "bfloat16")
+    flops = grid.product_flops(4096, 2048, FORWARD_BACKWARD)
+    time = row(key, "triton_least", FORWARD_BACKWARD, "time", "ms", flops / 480e9)
+    memory = [
+        row(key, provider, FORWARD_BACKWARD, "extra_peak_memory", "bytes", value)
+        for provider, value in (("triton_least", 2e8), ("reference", 5e10))
+    ]
+    peak = row(grid.peak_key("bfloat16"), "product_peak", "product", "rate", "TFLOP/s", 800.0)
+    text = predictions.compared(Rows([time, *memory, peak]))
+    assert "| 55 % or more, aim 62 % | 1.8 % | 57 % | 60 % | met |" in text
+    assert "| 0.01x or less | 0.001x | 0.004x | 0.004x | met |" in text
+    other = predictions.compared(Rows([time, {**peak, "device": "another GPU"}]))
+    assert "| 1.8 % | 57 % | not yet measured |  |" in other
+
+
+def test_every_goal_on_a_gpu_is_predicted():
+    on_gpu = [label for label in GOALS["nce_goals"] if label.startswith("GPU")]
+    assert list(predictions.PREDICTED) == on_gpu
+
+
 def test_test_files_that_need_a_missing_package_are_left_out(monkeypatch, capsys):
-    assert gpu.lacking() == {}
+    folders = (*gpu.LOSS, *gpu.OTHERS)
+    assert gpu.lacking(folders) == {}
     found = gpu.importlib.util.find_spec
     missing = {"PIL", "xdist"}
     monkeypatch.setattr(
         gpu.importlib.util, "find_spec", lambda name: None if name in missing else found(name)
     )
-    left_out = gpu.lacking()
+    left_out = gpu.lacking(folders)
     assert set(map(tuple, left_out.values())) == {("PIL",)}
     assert "tests/views/test_sheets.py" in left_out
     assert "tests/nce/test_gpu.py" not in left_out
-    command = gpu._tests()
+    command = gpu._tests(folders)
     assert "-n" not in command
     assert {f"--ignore={file}" for file in left_out} <= set(command)
     assert "left out: tests/views/test_sheets.py; not installed: PIL\n" in capsys.readouterr().out
@@ -91,7 +221,7 @@ def test_every_test_that_needs_a_gpu_is_in_the_suite():
         for path in (gpu.ROOT / "tests").rglob("test_*.py")
         if "mark.gpu" in path.read_text(encoding="utf-8") and path != Path(__file__)
     }
-    assert needing <= set(gpu.FOLDERS)
+    assert needing <= {*gpu.LOSS, *gpu.OTHERS}
     for test in gpu.SANITIZED:
         file, _, name = test.partition("::")
         assert f"def {name}(" in (gpu.ROOT / file).read_text(encoding="utf-8")

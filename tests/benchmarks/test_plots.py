@@ -22,7 +22,7 @@ def made(name, case, provider, mode, metric, unit, value, device="some CPU", **s
 def batch_rows(sizes=SIZES, **more):
     for images in sizes:
         key = f"cpu-b{images}-d1024-float32"
-        for provider in ("reference", "torch", "torch_recompute", "gemms"):
+        for provider in ("reference", "torch_objective", "torch_least", "gemms"):
             for metric, unit in (("time", "ms"), ("extra_peak_memory", "bytes")):
                 value = float(images**2)
                 shapes = {"B": images, "D": 1024}

@@ -184,7 +184,7 @@ def test_marks_of_the_ahead_of_time_gate():
 def test_check_fails_until_the_marks_are_written(tree, copied, capsys):
     path = tree / "benchmarks" / "results" / "nce.jsonl"
     small = {"case": SMALL, "B": 480}
-    for provider, value in (("reference", 1000.0), ("torch", 250.0)):
+    for provider, value in (("reference", 1000.0), ("torch_objective", 250.0)):
         condition = harness.Condition("nce", SMALL, provider, "forward_backward", small, "float32")
         row = harness.make_row(condition, "time", "ms", [value], device="some CPU")
         harness.append_row(row, path)

@@ -1,219 +1,288 @@
-"""Compile every shipped (kernel, type, row of the tile table) ahead of time, without a GPU.
+"""Compile the kernels ahead of time, without a GPU, for every architecture of the tile table.
 
 ``python -m tests.kernels.aot`` rewrites ``benchmarks/results/aot.jsonl`` and fails on a violation.
 Triton must not be in interpreter mode (TRITON_INTERPRET unset).
+
+Not all launches are compiled but enough for every two settings that occur together in one: of each
+kernel that multiplies on each architecture, of each other kernel on sm_90, and, with the
+architecture as a setting, on the others.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from amdim_fast.kernels import nce_backward, nce_clip, nce_forward, nce_scores, nce_tile_table
+from amdim_fast.kernels import nce_backward, nce_ends, nce_forward, nce_rows, nce_tile_table
 from amdim_fast.kernels.nce_tiles import Tile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from amdim_fast.nce.tile_file import TILE_FIELDS
 from benchmarks import sources
+from tests.kernels.compilations import Compilation, compilations
+from tests.kernels.pairwise import covering
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "aot.jsonl"
 # Compute capability that each architecture of the table is compiled for.
 CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "default": 89}
-# Architectures of the table with tensor descriptors.
-DESCRIPTORS = ("sm_90", "sm_100")
-TYPES = {"half": ("fp16", "bf16"), "tf32": ("fp32",), "ieee": ("fp32",)}
-# Bytes a thread may spill: values of a row that are not used until a tile's product is done.
-SPILL_BUDGET = 128
-FLOATS = ("scale", "steep", "depth", "clip")
-TILE_SIDES = {"src": "TILE_ROWS", "trg": "TILE_COLUMNS"}
-SHARED_TYPES = ("src", "trg", "grad_scores")
-POINTERS = (
-    *(*SHARED_TYPES, "scores", "own", "totals", "maxima", "squares", "neg", "row_squares"),
-    *("grad_own", "weight", "penalty"),
-)
+MODULES = (nce_forward, nce_backward, nce_rows, nce_ends)
+FUSED = ("nce_forward", "nce_backward")
+# Bytes a thread may spill in fused kernels, outside their loop over features: values that are not
+# used until a product is done. More where a GPU found the tile fastest nevertheless.
+SPILL_BUDGET, MEASURED_SPILL_BUDGET = 128, 1024
+# Accesses of local memory a step of that loop may have where a tile for descriptors takes pointers.
+FALLBACK_LOOP_SPILLS = 8
+CLIPS = ("shifted", "tanh", "no clip")
+GRADIENTS = ("", "gradients of the objective", "gradients of results")
+THREADS_PER_WARP = 32
+LOAD = re.compile(r"\bld\.global(?:\.\S+?)??(?:\.v(\d))?\.b(\d+)\s")
+STORE = re.compile(r"\bst\.global(?:\.\S+?)??(?:\.v(\d))?\.b(\d+)\s")
+LOCAL_MEMORY = re.compile(r"\b(?:LDL|STL)\b")
+MULTIPLY = re.compile(r"\b\w*MMA\b")
+BLOCK = re.compile(r"^\$L__BB\S*:", re.MULTILINE)
+BARRIER = re.compile(r"\bbar(?:rier)?\.(?:cta\.)?sync\b")
 
 
 class Variant(NamedTuple):
-    """One compilation: a kernel, its architecture, type and tile, and its constants."""
+    """One compilation."""
 
-    kernel: str
     arch: str
-    arithmetic: str
-    dtype: str
-    small: bool
-    tile: Tile
-    constants: dict[str, Any]
+    of: Compilation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything by name."""
+        return self.of.settings | {"arch": self.arch}
+
+    @property
+    def fused(self) -> bool:
+        """Whether the kernel multiplies."""
+        return self.of.kernel in FUSED
+
+    @property
+    def dtype(self) -> str:
+        """Type of the features or gradients."""
+        types = " ".join(kind for _, kind in self.of.arguments)
+        return next((name for name in ("bf16", "fp16") if name in types), "fp32")
+
+    @property
+    def arithmetic(self) -> str:
+        """That of the products, "elementwise" without any."""
+        if not self.fused:
+            return "elementwise"
+        return "half" if self.dtype != "fp32" else self.settings["PRECISION"]
+
+    @property
+    def tile(self) -> Tile | None:
+        """That of a fused kernel."""
+        names = ("TILE_ROWS", "TILE_COLUMNS", "TILE_WIDTH", "SWIZZLE_ROWS")
+        ends = ("warps", "stages", "DESCRIPTORS")
+        return Tile(*(self.settings[name] for name in names + ends)) if self.fused else None
+
+    @property
+    def measured(self) -> bool:
+        """Whether a GPU found the tile of a fused kernel fastest."""
+        if self.tile is None:
+            return False
+        rows = [nce_tile_table.TABLE[key] for key in nce_tile_table.MEASURED if key[0] == self.arch]
+        found = (getattr(row, self.of.kernel.removeprefix("nce_")) for row in rows)
+        return self.tile in [t._replace(descriptors=self.tile.descriptors) for t in found]
 
     @property
     def name(self) -> str:
-        """Kernel and mode, the name in the rows."""
-        if self.kernel == "nce_combine":
-            return f"{self.kernel} clip={self.constants['CLIP']}"
-        modes = ("fused", "fused, keeping", "over products")
-        clips = ("shifted", "tanh", "no clip")
-        where = ", same location" if self.constants["SAME_LOCATION"] else ""
-        loads = ", descriptors" if self.constants["DESCRIPTORS"] else ""
-        mode = modes[self.constants["SCORES"]]
-        return f"{self.kernel} {mode}, {clips[self.constants['CLIP']]}{where}{loads}"
+        """Kernel and what it does, the name in the rows."""
+        found = self.settings
+        parts = [
+            "fused" * self.fused,
+            "statistics" * found.get("STATISTICS", False),
+            GRADIENTS[found.get("GRADIENTS", 0)],
+            CLIPS[found["CLIP"]] if "CLIP" in found else "",
+            "same location" * found.get("SAME_LOCATION", False),
+            "descriptors" * found.get("DESCRIPTORS", False),
+        ]
+        return " ".join([self.of.kernel, ", ".join(part for part in parts if part)]).strip()
 
 
-def variants(archs: tuple[str, ...] = tuple(CAPABILITIES)) -> Iterator[Variant]:
-    """Every compilation that the launcher can need, each once.
-
-    Table rows that compile a kernel alike, such as those over products for small and large D, share
-    one. Descriptors are compiled wherever the GPU has them, whether or not the table uses them.
-    """
-    seen = set()
-    for variant in _launched(archs):
-        key = repr(variant._replace(small=False, arithmetic=""))
-        if key not in seen:
-            seen.add(key)
-            yield variant
+def all_variants(archs: Iterable[str] = tuple(CAPABILITIES)) -> list[Variant]:
+    """Every launch on every architecture."""
+    return [Variant(arch, of) for arch in archs for of in compilations(arch)]
 
 
-def _launched(archs: tuple[str, ...]) -> Iterator[Variant]:
-    clips = [clip.value for clip in (nce_clip.SHIFTED, nce_clip.TANH, nce_clip.NO_CLIP)]
-    read, compute, keep = (
-        mode.value for mode in (nce_scores.READ, nce_scores.COMPUTE, nce_scores.COMPUTE_AND_STORE)
-    )
-    # (kernel, field of TileSet, mode, same location). With same_location no kernel keeps scores.
-    fused = (
-        ("nce_forward", "forward", compute, False),
-        ("nce_forward", "forward", compute, True),
-        ("nce_forward", "forward", keep, False),
-        ("nce_backward", "backward", compute, False),
-    )
-    over_products = tuple(
-        (f"nce_{name}", f"read_{name}", read, same)
-        for name in ("forward", "backward")
-        for same in (False, True)
-    )
-    for (arch, arithmetic, small), tile_set in nce_tile_table.TABLE.items():
-        if arch not in archs:
-            continue
-        for dtype, (kernel, field, mode, same), clip in itertools.product(
-            TYPES[arithmetic], fused + over_products, clips
-        ):
-            multiplies = mode != read
-            loads = (False, True) if multiplies and not same and arch in DESCRIPTORS else (False,)
-            for descriptors in loads:
-                tile = getattr(tile_set, field)._replace(descriptors=descriptors)
-                constants = {
-                    "SCORES": mode,
-                    "CLIP": clip,
-                    "SAME_LOCATION": same,
-                    "TILE_ROWS": tile.rows,
-                    "TILE_COLUMNS": tile.columns,
-                    "TILE_WIDTH": tile.width or 16,
-                    "SWIZZLE_ROWS": tile.swizzle,
-                    "DESCRIPTORS": descriptors,
-                    "PRECISION": "tf32" if multiplies and arithmetic == "tf32" else "ieee",
-                }
-                yield Variant(kernel, arch, arithmetic, dtype, small, tile, constants)
-    combine = Tile(rows=128, columns=0, width=0, swizzle=1, warps=4, stages=1)
-    for arch in archs:
-        for clip in clips:
-            constants = {"CLIP": clip, "TILE_ROWS": combine.rows}
-            yield Variant("nce_combine", arch, "ieee", "fp32", False, combine, constants)
+def variants(archs: Iterable[str] = tuple(CAPABILITIES)) -> list[Variant]:
+    """Those that are compiled."""
+    groups: dict[tuple[str, str], list[Variant]] = {}
+    for variant in all_variants(archs):
+        groups.setdefault(group_of(variant), []).append(variant)
+    return [v for group in groups.values() for v in covering(group, lambda v: v.settings)]
 
 
-def compile_variant(variant: Variant) -> dict[str, Any]:
+def group_of(variant: Variant) -> tuple[str, str]:
+    """Kernel and architectures within which every two settings are compiled together."""
+    apart = variant.fused or variant.arch == "sm_90"
+    return variant.of.kernel, variant.arch if apart else "others"
+
+
+def compile_variant(variant: Variant, modules: Iterable[ModuleType] = MODULES) -> dict[str, Any]:
     """Compile it and return its row: registers, spills, shared memory and instructions."""
-    module = nce_backward if variant.kernel == "nce_backward" else nce_forward
-    function = getattr(module, variant.kernel)
-    signature = {}
-    for name in function.arg_names:
-        if name in variant.constants:
-            signature[name] = "constexpr"
-        elif name in TILE_SIDES and variant.tile.descriptors:
-            shape = [variant.constants[size] for size in (TILE_SIDES[name], "TILE_WIDTH")]
-            signature[name] = f"tensordesc<{variant.dtype}{shape}>"
-        elif name in POINTERS:
-            signature[name] = f"*{variant.dtype if name in SHARED_TYPES else 'fp32'}"
-        else:
-            signature[name] = "fp32" if name in FLOATS else "i32"
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(function.arg_names)
-        if signature[name].startswith("*")
-    }
+    of = variant.of
+    function = next(getattr(m, of.kernel) for m in modules if hasattr(m, of.kernel))
+    constants = dict(of.constants)
+    types, aligned = {}, {}
+    for name, kind in of.arguments:
+        types[name], _, hint = kind.partition(":")
+        if hint == "16":
+            aligned[(function.arg_names.index(name),)] = [["tt.divisibility", 16]]
+        if hint == "1" or kind == "None":
+            constants[name] = 1 if hint else None
     capability = CAPABILITIES[variant.arch]
-    options = {"num_warps": variant.tile.warps, "num_stages": variant.tile.stages}
     compiled = triton.compile(
-        ASTSource(function, signature, variant.constants, aligned),
+        ASTSource(
+            function,
+            {n: "constexpr" if n in constants else types[n] for n in function.arg_names},
+            constants,
+            aligned,
+        ),
         target=GPUTarget("cuda", capability, 32),
-        options=options,
+        options={"num_warps": of.warps, "num_stages": of.stages},
     )
-    tile = dict(zip(TILE_FIELDS, variant.tile, strict=True))
     usage = _resource_usage(compiled.asm["cubin"])
+    assembly = _tool("nvdisasm", "-c", cubin=compiled.asm["cubin"]) if variant.fused else ""
     ptx = compiled.asm["ptx"]
+    tile = variant.tile
     return {
         "name": variant.name,
-        "kernel": variant.kernel,
+        "kernel": of.kernel,
         "arch": variant.arch,
         "capability": capability,
         "dtype": variant.dtype,
         "arithmetic": variant.arithmetic,
-        "block_row": {"small_width": variant.small, **tile},
+        "block_row": tile and dict(zip(TILE_FIELDS, tile, strict=True)),
+        "measured": variant.measured,
+        "settings": of.settings,
         "registers": usage["REG"],
         "spills": usage["STACK"],
+        "loop_spills": spills_of_products(assembly),
         "shared_bytes": compiled.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
         "tma": ptx.count("cp.async.bulk.tensor"),
         "fp64": len(re.findall(r"\.f64\b", ptx)),
+        "load_bytes": _bytes_at_once(LOAD, ptx, least=16),
+        "store_bytes": _bytes_at_once(STORE, ptx, least=8),
+        "barrier": has_barrier(ptx),
         "source": sources.digest("aot"),
         "versions": {"triton": triton.__version__, "torch": torch.__version__},
     }
 
 
+def _bytes_at_once(access: re.Pattern[str], ptx: str, least: int) -> int:
+    """Bytes of a thread's accesses of at least so many bytes each."""
+    sizes = [int(bits) * int(count or 1) // 8 for count, bits in access.findall(ptx)]
+    return sum(size for size in sizes if size >= least)
+
+
+def has_barrier(ptx: str) -> bool:
+    """Whether all threads wait in the last basic block with stores, after loads and before stores.
+
+    In a pass over products that block ends the loop over tiles.
+    """
+    blocks = [block for block in BLOCK.split(ptx) if STORE.search(block)]
+    before, *_ = STORE.split(blocks[-1]) if blocks else [""]
+    end = max((load.end() for load in LOAD.finditer(before)), default=0)
+    return BARRIER.search(before, end) is not None
+
+
+def spills_of_products(assembly: str) -> int:
+    """Accesses of local memory in the innermost loop that multiplies, 0 without one."""
+    lines = assembly.splitlines()
+    labels = {line[:-1]: index for index, line in enumerate(lines) if line.startswith(".L_")}
+    loops = []
+    for end, line in enumerate(lines):
+        target = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", line)
+        start = labels.get(target[1], end) if target else end
+        if any(map(MULTIPLY.search, lines[start:end])):
+            loops.append((end - start, start))
+    length, start = min(loops, default=(0, 0))
+    return sum(map(bool, map(LOCAL_MEMORY.search, lines[start : start + length])))
+
+
 def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """Registers and bytes of stack per thread (REG, STACK), read by cuobjdump."""
+    """Registers and bytes of stack per thread (REG, STACK)."""
+    text = _tool("cuobjdump", "--dump-resource-usage", cubin=cubin)
+    return {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
+
+
+def _tool(name: str, *options: str, cubin: bytes) -> str:
+    """What a tool that comes with Triton says about a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
+        command = [getattr(triton.knobs.nvidia, name).path, *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def violations(row: dict[str, Any]) -> list[str]:
     """One sentence for each requirement that the compiled kernel does not meet."""
     where = f"{row['name']} ({row['arch']}, {row['dtype']})"
     found = []
-    if row["spills"] > SPILL_BUDGET:
-        found.append(f"{where} spills {row['spills']} bytes a thread, more than {SPILL_BUDGET}")
+    tile = row["block_row"]
+    budget = 0
+    if tile:
+        budget = MEASURED_SPILL_BUDGET if row["measured"] else SPILL_BUDGET
+    if row["spills"] > budget:
+        found.append(f"{where} spills {row['spills']} bytes a thread, more than {budget}")
+    falls_back = row["measured"] and not tile["descriptors"]
+    if row["loop_spills"] > (FALLBACK_LOOP_SPILLS if falls_back else 0):
+        found.append(f"{where} spills in the loop over features")
     limit = nce_tile_table.SHARED_BYTES[row["arch"]]
     if row["shared_bytes"] > limit:
         found.append(f"{where} takes {row['shared_bytes']} bytes of shared memory of {limit}")
     if row["fp64"]:
         found.append(f"{where} has {row['fp64']} fp64 instructions")
-    multiplies = row["kernel"] != "nce_combine" and "over products" not in row["name"]
-    half = row["dtype"] in ("fp16", "bf16")
-    if row["arch"] == "sm_90" and multiplies and half and not row["wgmma"]:
+    if tile and row["arch"] == "sm_90" and row["arithmetic"] == "half" and not row["wgmma"]:
         found.append(f"{where} has no wgmma instruction")
-    if row["block_row"]["descriptors"] and not row["tma"]:
+    if tile and tile["descriptors"] and not row["tma"]:
         found.append(f"{where} has no cp.async.bulk.tensor instruction")
+    settings = row["settings"]
+    itemsize = 4 if row["dtype"] == "fp32" else 2
+    threads = settings["warps"] * THREADS_PER_WARP
+    loaded = stored = 0
+    if row["kernel"] == "nce_rows":
+        gradients = settings["GRADIENTS"] > 0
+        if gradients and not row["barrier"]:
+            found.append(f"{where} has no barrier between the loads of a tile and its stores")
+        # Images of any number of locations are not aligned.
+        if not settings["SAME_LOCATION"]:
+            loaded = settings["TILE_COLUMNS"] // threads * 4 * (settings["STATISTICS"] + gradients)
+            stored = settings["TILE_COLUMNS"] // threads * itemsize * gradients
+    elif row["kernel"] == "nce_scale":
+        loaded = stored = settings["TILE"] // threads * itemsize
+    if row["load_bytes"] < loaded:
+        found.append(f"{where} loads {row['load_bytes']} of {loaded} bytes 128 bits at once")
+    if row["store_bytes"] < stored:
+        found.append(f"{where} stores {row['store_bytes']} of {stored} bytes 64 bits at once")
     return found
 
 
-def main(archs: tuple[str, ...] = tuple(CAPABILITIES), path: Path = RESULTS) -> int:
+def main(archs: Iterable[str] = tuple(CAPABILITIES), path: Path = RESULTS) -> int:
     """Compile, print and write all rows; 1 if any violates a requirement."""
     rows = []
-    for variant in variants(archs):
-        row = compile_variant(variant)
-        rows.append(row)
-        fields = ("arch", "dtype", "name", "registers", "spills", "shared_bytes", "wgmma", "tma")
-        print(json.dumps([row[field] for field in fields]), *violations(row), flush=True)
+    with ProcessPoolExecutor(os.cpu_count()) as processes:
+        for row in processes.map(compile_variant, variants(archs)):
+            rows.append(row)
+            shown = ("arch", "dtype", "name", "registers", "spills", "shared_bytes", "wgmma", "tma")
+            print(json.dumps([row[field] for field in shown]), *violations(row), flush=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     failed = [sentence for row in rows for sentence in violations(row)]
     print(f"{len(rows)} compilations, {len(failed)} violations")

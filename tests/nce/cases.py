@@ -4,10 +4,14 @@ import torch
 from amdim_fast.kernels.nce_tiles import Tile, TileSet
 
 from amdim_fast import nce_log_prob
-from amdim_fast.nce import reference
+from amdim_fast.nce import layout, plan, products, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLIPS = (5.0, 20.0, 43.0, 100.0, None)
+# Libraries of float32 products on CPUs, as far as this torch has them.
+LIBRARIES = ["aten"]
+if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    LIBRARIES.append("onednn")
 # Small enough that a few dozen images make several tiles, strips and bands of row tiles.
 TILE = Tile(rows=16, columns=32, width=16, swizzle=2, warps=4, stages=2)
 
@@ -25,6 +29,19 @@ def budget_of(images, src, trg):
     """Bytes for blocks of this many target images, and for no kept scores."""
     rows = src.shape[:-1].numel()
     return images * rows * trg.shape[1] * (src.dtype.itemsize + 4)
+
+
+def lower_floors(monkeypatch, least=256):
+    """Chunks and blocks may take ``least`` bytes, or one row or image; pieces and parts are small.
+
+    On a GPU they may take 16 rows or columns.
+    """
+    for name in ("LEAST_ROWS", "LEAST_COLUMNS"):
+        monkeypatch.setattr(plan, name, 16)
+    monkeypatch.setattr(plan, "LEAST_CPU_BYTES", least)
+    monkeypatch.setattr(plan, "PIECE_BYTES", 512)
+    monkeypatch.setattr(products, "PART_BYTES", 1024)
+    monkeypatch.setattr(layout, "_layouts", {})
 
 
 def features(images, locations, width, *, sets=None, dtype=torch.float32, scale=2.0):

@@ -1,5 +1,6 @@
 """Cases of the contrastive op over several ranks; run as a script, one rank of a gloo group."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -13,6 +14,8 @@ from amdim_fast import (
     nce_loss,
 )
 from amdim_fast.nce import ranks as nce_ranks
+from amdim_fast.nce.op_inputs import Inputs
+from tests.nce.cases import lower_floors
 from tests.processes import gloo_rank
 
 IMAGES, WIDTH, LOCATIONS, SETS = 12, 24, 5, 2
@@ -237,9 +240,9 @@ def average(patch):
 def local_count(patch):
     gather = nce_ranks._gather_upstream
 
-    def wrong(local, group, *grads):
-        upstream, of_mean_sq = gather(local, group, *grads)
-        return upstream, tuple(part * group.size() for part in of_mean_sq)
+    def wrong(inputs, layout, upstream, group):
+        found = gather(inputs, layout, upstream, group)
+        return found._replace(mean_sq=found.mean_sq * group.size())
 
     patch("_gather_upstream", wrong)
 
@@ -267,21 +270,65 @@ def planted(rank, world, group):
 
 
 def opcheck(group):
-    """The registrations of both ops agree with what they do."""
-    src, trg = draw(2, 4, 8).requires_grad_(), draw(4, 3, 8).requires_grad_()
-    places = torch.tensor([0, 1, 2, 0])
-    settings = [0], 20.0, False, "torch", 0, [0], [True, True], group.group_name
-    torch.library.opcheck(
-        torch.ops.amdim_fast.nce_group_forward.default, ([src], [trg], [places], *settings)
-    )
+    """The registrations of the ops agree with what they do over a group."""
+    src, trg = draw(2, 4, 8), draw(4, 3, 8)
+    for budget in (0, 2**20):
+        inputs = Inputs(
+            srcs=[src],
+            trgs=[trg],
+            picks=[torch.tensor([0, 1, 2, 0])],
+            src_of=[0],
+            pick_from=[0],
+            clip=20.0,
+            same_location=False,
+            parts=3,
+            loss_weight=0.5,
+            mean_sq_weight=0.1,
+            backend="torch",
+            precision="auto",
+            memory_budget=budget,
+        )
+        options = group.group_name, [True, True]
+        *results, score, saved = torch.ops.amdim_fast.nce_forward(*inputs, *options)
+        upstream = [torch.randn_like(result) for result in results]
+        torch.library.opcheck(
+            torch.ops.amdim_fast.nce_backward.default,
+            (*inputs, *options, [score, *saved], *upstream),
+        )
+        for tensor in (src, trg):
+            tensor.requires_grad_()
+        torch.library.opcheck(torch.ops.amdim_fast.nce_forward.default, (*inputs, *options))
+        for tensor in (src, trg):
+            tensor.requires_grad_(False)
     return True
+
+
+def objective(rank, world, group):
+    """Of the objective and of the sum of forward's losses: parts, value and gradients."""
+    features, locations = maps()
+    places = tuple(own(item, rank, world) for item in locations)
+    loss, found = LossMultiNCE(20.0, 0.3, group), []
+    for alone in (True, False):
+        inputs = [own(item, rank, world).requires_grad_() for item in features]
+        if alone:
+            total, *parts = loss.objective(*inputs, locations=places)
+        else:
+            parts = loss(*inputs, locations=places)
+            total = sum(parts)
+        grads = torch.autograd.grad(2.5 * total, inputs)
+        found.append([*(part.detach() for part in (total, *parts)), *grads])
+        found[-1].append(torch.tensor([part.requires_grad for part in parts]))
+    return found
 
 
 def run(rank, world, folder):
     group = dist.group.WORLD
     place = rank, world, group
+    with pytest.MonkeyPatch.context() as patch:
+        lower_floors(patch)
+        log_probs = [log_prob_case(*place, *case) for case in LOG_PROB_CASES]
     found = {
-        "log_prob": [log_prob_case(*place, *case) for case in LOG_PROB_CASES],
+        "log_prob": log_probs,
         "half": log_prob_case(*place, torch.bfloat16, 20.0, "other_images", None),
         "train32": train(*place, torch.float32),
         "train64": train(*place, torch.float64),
@@ -291,6 +338,7 @@ def run(rank, world, folder):
         for name in ("multi", "mixture", "task"):
             found[name, dtype] = loss_case(name, *place, dtype)
     found["again"] = loss_case("multi", *place)
+    found["objective"] = objective(*place)
     found["bad"] = bad_input(*place)
     if world == 1:
         found["opcheck"] = opcheck(group)

@@ -1,9 +1,11 @@
 """One sentence for each wrong input: what it was and what it must be."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from amdim_fast import LossMultiNCE, nce_log_prob
+from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss, nce_objective
 
 
 def features(**changes):
@@ -44,6 +46,7 @@ def features(**changes):
             TypeError,
             "src is torch.float64; with backend 'triton' it must be float32",
         ),
+        ({"precision": "half"}, ValueError, "precision is 'half'; it must be one of auto, limbs"),
         ({"memory_budget": -1}, ValueError, "memory_budget is -1; it must be a whole number, 0"),
         ({"memory_budget": 1.5}, TypeError, "memory_budget is a float; it must be a whole number"),
         ({"memory_budget": True}, TypeError, "memory_budget is a bool; it must be a whole number"),
@@ -51,9 +54,17 @@ def features(**changes):
     ],
 )
 def test_functions(changes, error, message):
-    with pytest.raises(error, match=message) as caught:
-        nce_log_prob(**features(**changes))
-    assert "\n" not in str(caught.value)
+    functions = [nce_log_prob, nce_loss, partial(nce_objective, mean_sq_weight=0.1)]
+    for function in functions[: 2 if "group" in changes else 3]:
+        with pytest.raises(error, match=message) as caught:
+            function(**features(**changes))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_weight_of_the_objective(value):
+    with pytest.raises(ValueError, match=f"mean_sq_weight is {value}; it must be a finite number"):
+        nce_objective(**features(), mean_sq_weight=value)
 
 
 NAMES = ("r1_x1", "r5_x1", "r7_x1", "r1_x2", "r5_x2", "r7_x2")
@@ -84,18 +95,20 @@ ZEROS = torch.zeros(4, dtype=torch.int64)
         ({"locations": (ZEROS, ZEROS.float())}, TypeError, r"locations\[1\] is torch.float32; it"),
     ],
 )
-def test_loss(changes, error, message):
+@pytest.mark.parametrize("name", ["forward", "objective"])
+def test_loss(name, changes, error, message):
     with pytest.raises(error, match=message) as caught:
-        LossMultiNCE()(**maps(**changes))
+        getattr(LossMultiNCE(), name)(**maps(**changes))
     assert "\n" not in str(caught.value)
 
 
-def test_generator_for_another_device():
+@pytest.mark.parametrize("name", ["forward", "objective"])
+def test_generator_for_another_device(name):
     class Elsewhere:
         device = torch.device("cuda:0")
 
     with pytest.raises(ValueError, match="generator is on cuda:0; it must be on the features'"):
-        LossMultiNCE()(**maps(), generator=Elsewhere())
+        getattr(LossMultiNCE(), name)(**maps(), generator=Elsewhere())
 
 
 @pytest.mark.parametrize(

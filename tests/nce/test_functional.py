@@ -1,19 +1,26 @@
 """``nce_log_prob`` and ``nce_loss`` against the reference in float64."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from amdim_fast import last_plan, nce_log_prob, nce_loss
-from amdim_fast.nce import reference, torch_backend
+from amdim_fast.nce import algorithm, plan, products, reference, torch_passes
 from amdim_fast.nce.clip import LARGEST_SHIFTED_CLIP
 from amdim_fast.nce.inputs import NEGATIVES
-from tests.nce.cases import evaluate, make_extreme, relative_error
+from tests.nce.cases import LIBRARIES, evaluate, lower_floors, make_extreme, relative_error
 
 CLIPS = (5.0, 20.0, 43.0, 100.0, None)
-# Bytes: one image a block; a few images a block, some pairings kept; the default.
+# Bytes: one row a chunk and one image a block; a few of them, or all scores kept; the default.
 BUDGETS = (0, 4_000, None)
+
+
+@pytest.fixture(autouse=True)
+def _small_work(monkeypatch):
+    lower_floors(monkeypatch)
 
 
 def features(images, locations, width, *, sets=None, dtype=torch.float64, scale=2.0, device="cpu"):
@@ -46,14 +53,20 @@ def test_equals_reference(sets, clip, negatives):
                 torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "library"),
+    [(torch.float16, "aten"), (torch.bfloat16, "aten")]
+    + [(torch.float32, library) for library in LIBRARIES],
+)
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("negatives", NEGATIVES)
-def test_error_no_worse_than_eager(dtype, clip, negatives):
+def test_error_no_worse_than_eager(monkeypatch, dtype, library, clip, negatives):
     """Against float64 on the same rounded inputs, no further than eager in this dtype.
 
     The margin is float32's: a few roundings, and one of the exponent ``score - clip``.
     """
+    lower_floors(monkeypatch, least=8_192)
+    monkeypatch.setattr(products, "_cpu_library", lambda: library)
     shift = clip if clip is not None and clip <= LARGEST_SHIFTED_CLIP else 0.0
     margin = (4 + shift) * torch.finfo(torch.float32).eps
     src, trg = features(40, 9, 65, sets=2, dtype=dtype)
@@ -64,6 +77,7 @@ def test_error_no_worse_than_eager(dtype, clip, negatives):
     eager = evaluate(reference.nce_log_prob, src, trg, upstream, **options)
     for budget in BUDGETS:
         ours = evaluate(nce_log_prob, src, trg, upstream, memory_budget=budget, **options)
+        assert last_plan().products == library
         for value, baseline, expected in zip(ours, eager, truth, strict=True):
             assert relative_error(value, expected) <= relative_error(baseline, expected) + margin
         assert all(value.dtype == torch.float32 for value in ours[:3])
@@ -109,36 +123,41 @@ def test_plan_follows_the_budget():
     src, trg = features(16, 4, 8, dtype=torch.float32)
     scores = 16 * 16 * 4 * 4
     nce_log_prob(src, trg)
-    plan = last_plan()
-    assert (plan.backend, plan.pairings[0].mode, plan.kept_bytes) == ("torch", "keep", scores)
-    assert plan.pairings[0].gemms == 3
+    found = last_plan()
+    assert (found.backend, found.pairings[0].mode, found.kept_bytes) == ("torch", "keep", scores)
+    assert found.pairings[0].gemms == 3
     nce_log_prob(src, trg, memory_budget=0)
-    plan = last_plan()
-    assert (plan.pairings[0].mode, plan.pairings[0].block_images) == ("recompute", 1)
-    assert (plan.kept_bytes, plan.pairings[0].gemms) == (0, 4)
+    found = last_plan()
+    (pairing,) = found.pairings
+    assert (pairing.mode, pairing.block_images, pairing.chunk_rows) == ("recompute", 1, 1)
+    assert (found.kept_bytes, pairing.gemms) == (0, 4)
     with torch.no_grad():
         nce_log_prob(src, trg)
     assert last_plan().pairings[0].mode == "forward"
     for budget in (1_000, 5_000, 20_000, 100_000):
         nce_log_prob(src, trg, memory_budget=budget)
-        plan = last_plan()
-        assert plan.kept_bytes + plan.work_bytes <= max(budget, 3 * scores // 16)
+        found = last_plan()
+        assert found.kept_bytes + found.work_bytes <= max(budget, 3 * scores // 16)
 
 
-def test_saved_for_backward_is_what_the_plan_says():
+@pytest.mark.parametrize("same_location", [False, True])
+@pytest.mark.parametrize("budget", [0, None])
+def test_saved_for_backward_is_what_the_plan_says(budget, same_location):
     src, trg = features(24, 9, 16, dtype=torch.float32)
-    for budget in (0, None):
-        saved = []
+    negatives = NEGATIVES[same_location]
+    saved = []
 
-        def pack(tensor, saved=saved):
-            saved.append(tensor)
-            return tensor
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            nce_log_prob(src, trg, memory_budget=budget)
-        extra = sum(t.nbytes for t in saved) - src.nbytes - trg.nbytes
-        small = 4 * (24 * 9 + 24)
-        assert extra == small + last_plan().kept_bytes
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        nce_log_prob(src, trg, memory_budget=budget, negatives=negatives)
+    extra = sum(t.nbytes for t in saved) - src.nbytes - trg.nbytes
+    # Own scores, log-sums, and one mean of squares of each row.
+    small = 4 * (24 * 9 + 24 * (9 if same_location else 1) + 24)
+    assert extra == small + last_plan().kept_bytes
+    assert (last_plan().kept_bytes == 0) == (budget == 0)
 
 
 @pytest.mark.parametrize("budget", [0, None])
@@ -158,34 +177,78 @@ def test_reproducible_bit_for_bit():
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
-def test_frozen_inputs_cost_no_product(monkeypatch):
-    counted = []
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
 
-    def count(function):
-        return lambda *arguments: counted.append(1) or function(*arguments)
+    def __init__(self):
+        super().__init__()
+        self.count = 0
 
-    for name in ("product", "product_into"):
-        monkeypatch.setattr(torch_backend, name, count(getattr(torch_backend, name)))
-    for need_src, need_trg, expected in ((True, True, 3), (True, False, 2), (False, True, 2)):
-        counted.clear()
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function._schema.name
+        self.count += name in ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("mode", ["keep", "recompute"])
+def test_frozen_inputs_cost_no_product(monkeypatch, mode, library):
+    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    monkeypatch.setattr(products, "PART_BYTES", 2**20)
+    monkeypatch.setattr(plan, "LEAST_CPU_BYTES", 2**20)
+    counted = Products()
+    for name in ("forward", "backward"):
+        function = getattr(algorithm, name)
+
+        def within(*given, function=function, **options):
+            with counted:
+                return function(*given, **options)
+
+        monkeypatch.setattr(algorithm, name, within)
+    for need_src, need_trg in ((True, True), (True, False), (False, True)):
+        counted.count = 0
         src, trg = features(6, 4, 8, dtype=torch.float32)
         src.requires_grad_(need_src)
         trg.requires_grad_(need_trg)
-        nce_loss(src, trg)[0].backward()
-        assert len(counted) == expected
+        budget = {"keep": None, "recompute": 0}[mode]
+        nce_loss(src, trg, memory_budget=budget)[0].backward()
+        assert last_plan().pairings[0].mode == mode
+        assert counted.count == 1 + (mode == "recompute") + need_src + need_trg
         assert (src.grad is not None, trg.grad is not None) == (need_src, need_trg)
 
 
 def test_channels_last_map_is_not_copied(monkeypatch):
     seen = []
-    product = torch_backend.product
-    monkeypatch.setattr(torch_backend, "product", lambda a, b: seen.append(a) or product(a, b))
+    scores = torch_passes.scores
+    monkeypatch.setattr(torch_passes, "scores", lambda *a: seen.append(a[3]) or scores(*a))
     feature_map = torch.randn(6, 16, 5, 5).contiguous(memory_format=torch.channels_last)
     trg = feature_map.permute(0, 2, 3, 1).flatten(1, 2)
     with torch.no_grad():
         nce_log_prob(torch.randn(6, 16), trg)
     pointers = {tensor.untyped_storage().data_ptr() for tensor in seen}
     assert pointers == {feature_map.untyped_storage().data_ptr()}
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("budget", [0, None])
+def test_expanded_upstream(backend, budget):
+    """Autograd's gradient of a sum is one number, expanded."""
+    dtype = torch.float64 if backend == "torch" else torch.float32
+    src, trg = features(3, 2, 8, sets=3, dtype=dtype)
+    wide = [tensor.detach().double().requires_grad_() for tensor in (src, trg)]
+
+    def parts(function, loss, *inputs):
+        output = function(*inputs)
+        return output.log_prob, output.mean_sq, loss(*inputs)[0]
+
+    options = {"backend": backend, "memory_budget": budget}
+    ours = parts(partial(nce_log_prob, **options), partial(nce_loss, **options), src, trg)
+    truth = parts(reference.nce_log_prob, reference.nce_loss, *wide)
+    for value, expected in zip(ours, truth, strict=True):
+        grads = torch.autograd.grad(value.sum(), (src, trg), retain_graph=True)
+        truths = torch.autograd.grad(expected.sum(), wide, retain_graph=True)
+        for grad, other in zip(grads, truths, strict=True):
+            assert relative_error(grad, other) < 1e-5
 
 
 def test_strided_inputs():
@@ -238,21 +301,19 @@ def test_no_result_is_left_unwritten(monkeypatch, budget):
 
 def planted(name):
     """Replace one piece of the blocked arithmetic by a wrong one."""
-    own, slope = torch_backend._own, torch_backend.row_gradients
+    own, gradients = torch_passes._own, torch_passes.row_gradients
+    scores = torch_passes.scores
     return {
-        "own image shifted by one": ("_own", lambda b, i, j: own(b.roll(1, 1), i, j)),
+        "own image shifted by one": ("_own", lambda p, b, *a: own(p, b.roll(1, 0), *a)),
         "weights of the wrong sign": (
             "row_gradients",
-            lambda *a: (slope(*a)[0], -slope(*a)[1]),
+            lambda *a: (gradients(*a)[0], -gradients(*a)[1], gradients(*a)[2]),
         ),
         "no gradient of the positives": (
             "row_gradients",
-            lambda *a: (torch.zeros_like(a[1]), slope(*a)[1]),
+            lambda *a: (torch.zeros_like(gradients(*a)[0]), *gradients(*a)[1:]),
         ),
-        "product off by one in ten thousand": (
-            "product",
-            lambda a, b: 1.0001 * (a @ b.t()),
-        ),
+        "product off by one in ten thousand": ("scores", lambda *a: 1.0001 * scores(*a)),
     }[name]
 
 
@@ -266,6 +327,6 @@ def planted(name):
     ],
 )
 def test_planted_errors_are_caught(monkeypatch, name):
-    monkeypatch.setattr(torch_backend, *planted(name))
+    monkeypatch.setattr(torch_passes, *planted(name))
     with pytest.raises(AssertionError):
         test_equals_reference(2, 20.0, "other_images")

@@ -160,8 +160,9 @@ def test_saved_bytes_are_linear_in_the_batch(found, world):
     for rank in found(world):
         one, two, three = rank["bytes"]
         assert two - one == three - two
-        # Of one more image on every rank: its features; W sources, own scores and log-sums.
-        own, everyone = cases.WIDTH * (1 + 49), world * (cases.WIDTH + 49 + 1)
+        # Of one more image on every rank: its features and own scores; W sources, own scores,
+        # log-sums and means of squares.
+        own, everyone = cases.WIDTH * (1 + 49) + 49, world * (cases.WIDTH + 49 + 1 + 1)
         assert two - one == 12 * 4 * (own + everyone)
 
 
@@ -211,6 +212,16 @@ def test_the_compiled_graph_is_whole_and_equal(found):
     for rank in found(2):
         for eager, whole in zip(*rank["compiled"], strict=True):
             torch.testing.assert_close(whole, eager, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_objective_is_the_sum_of_the_losses(found, world):
+    for rank in found(world):
+        (*ours, attached), (*losses, of_losses) = rank["objective"]
+        assert not attached.any()
+        assert of_losses.all()
+        for one, two in zip(ours, losses, strict=True):
+            assert error(one, two) < LOSS
 
 
 def test_opcheck(found):

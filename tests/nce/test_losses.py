@@ -6,6 +6,13 @@ import torch
 
 from amdim_fast import LossMultiNCE, last_plan
 from amdim_fast.nce import reference
+from tests.nce.cases import lower_floors
+
+
+@pytest.fixture(autouse=True)
+def _small_work(monkeypatch):
+    lower_floors(monkeypatch, least=1024)
+
 
 NAMES = ("r1_x1", "r5_x1", "r7_x1", "r1_x2", "r5_x2", "r7_x2")
 BUDGETS = (0, 20_000, None)

@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from amdim_fast import LossMultiNCE, last_plan
+from amdim_fast.nce import plan
 from amdim_fast.nce import reference_mixture as reference
 from amdim_fast.nce.mixture import MixtureHead, MixtureNCELoss, responsibilities
+from tests.nce.cases import lower_floors
 from tests.nce.test_losses import draw, maps
+
+
+@pytest.fixture
+def small_work(monkeypatch):
+    lower_floors(monkeypatch, least=1024)
+
 
 PARTS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
 
@@ -31,6 +39,7 @@ def assert_close(found, expected, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("budget", [0, 20_000, None])
+@pytest.mark.usefixtures("small_work")
 @pytest.mark.parametrize(("tau", "alpha"), [(1.0, 1.0), (3.0, 0.1), (0.0, 0.5)])
 @pytest.mark.parametrize("clip", [5.0, 100.0, None])
 @pytest.mark.parametrize(
@@ -152,10 +161,14 @@ def test_one_call_of_four_pairings():
     assert len(last_plan().pairings) == 4
 
 
-def test_budget_bounds_what_is_kept():
+@pytest.mark.parametrize("budget", [2**19, 2**21])
+def test_budget_bounds_what_is_kept(monkeypatch, budget):
+    lower_floors(monkeypatch)
+    monkeypatch.setattr(plan, "PREFERRED_BLOCK_BYTES", 2**18)
     tensors = inputs(components=4, images=32, dtype=torch.float32)
-    MixtureNCELoss(memory_budget=2**20)(*tensors)
-    assert 0 < last_plan().kept_bytes + last_plan().work_bytes <= 2**20
+    MixtureNCELoss(memory_budget=budget)(*tensors)
+    assert 0 < last_plan().kept_bytes + last_plan().work_bytes <= budget
+    assert (last_plan().kept_bytes > 0) == (budget > 2**20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

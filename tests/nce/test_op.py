@@ -1,42 +1,100 @@
-"""The registered op: schema, fake, autograd, torch.compile, autocast."""
+"""The registered ops: schemas, fakes, autograd, torch.compile, autocast."""
 
 import pytest
 import torch
 
-from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss
-from amdim_fast.nce.op import NO_ORIGIN
+from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss, nce_objective
+from amdim_fast.nce.op_inputs import Inputs
+from amdim_fast.nce.wiring import NO_ORIGIN
+from tests.nce.cases import lower_floors
+
+OPS = torch.ops.amdim_fast
+# The smallest chunks and blocks; some scores; all.
+BUDGETS = (0, 1_500, 2**20)
+# Of two given sources and three targets.
+ALL = (True,) * 5
+NEEDS = (ALL, (True, False, False, False, True), (False, False, True, False, False))
 
 
-def op_arguments(dtype=torch.float32, budget=0, clip=20.0, same_location=False):
-    srcs = [torch.randn(1, 5, 8, dtype=dtype), torch.randn(2, 5, 8, dtype=dtype)]
-    trgs = [torch.randn(5, 4, 8, dtype=dtype), torch.randn(5, 6, 8, dtype=dtype)]
-    for tensor in (*srcs, *trgs):
-        tensor.requires_grad_()
-    locations = [torch.tensor([0, 5, 2, 3, 1])]
-    return (srcs, trgs, locations, [1, NO_ORIGIN], clip, same_location, "torch", budget, True)
+@pytest.fixture(autouse=True)
+def _small_work(monkeypatch):
+    lower_floors(monkeypatch)
+
+
+def op_inputs(dtype=torch.float32, budget=0, clip=20.0, same_location=False, needs=ALL):
+    """Two pairings share their given sources, and one draws from the other's targets."""
+    srcs = [torch.randn(sets, 5, 8, dtype=dtype) for sets in (2, 1)]
+    trgs = [torch.randn(5, locations, 8, dtype=dtype) for locations in (4, 6, 3)]
+    for tensor, need in zip((*srcs, *trgs), needs, strict=True):
+        tensor.requires_grad_(need)
+    picks = [torch.tensor([0, 5, 2, 3, 1])]
+    return Inputs(
+        srcs=srcs,
+        trgs=trgs,
+        picks=picks,
+        src_of=[0, 0, 1],
+        pick_from=[1, NO_ORIGIN, NO_ORIGIN],
+        clip=clip,
+        same_location=same_location,
+        parts=3,
+        loss_weight=0.5,
+        mean_sq_weight=0.05,
+        backend="torch",
+        precision="auto",
+        memory_budget=budget,
+    )
+
+
+def several(plan):
+    """Whether some pairing is computed in several chunks or blocks."""
+    return any(
+        0 < pairing.chunk_rows < rows or pairing.block_images < 5
+        for pairing, rows in zip(plan.pairings, (15, 10, 5), strict=True)
+    )
 
 
 # torch's own dynamic-shape check reads .grad of a tensor that is not a leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("budget", [0, 3_500, 2**20])
-@pytest.mark.parametrize("clip", [20.0, None])
-@pytest.mark.parametrize("same_location", [False, True])
-def test_opcheck(budget, clip, same_location):
-    arguments = op_arguments(budget=budget, clip=clip, same_location=same_location)
-    torch.library.opcheck(torch.ops.amdim_fast.nce_forward.default, arguments)
+@pytest.mark.parametrize("name", ["nce_forward", "nce_objective"])
+@pytest.mark.parametrize(
+    ("budget", "clip", "same_location", "needs"),
+    [(budget, 20.0, False, ALL) for budget in BUDGETS]
+    + [(0, None, True, ALL), (2**20, None, True, ALL), (0, 100.0, False, ALL)]
+    + [(budget, 20.0, False, needs) for needs in NEEDS[1:] for budget in (0, 2**20)],
+)
+def test_opcheck(name, budget, clip, same_location, needs):
+    inputs = op_inputs(budget=budget, clip=clip, same_location=same_location, needs=needs)
+    group = (None,) if name == "nce_forward" else ()
+    torch.library.opcheck(getattr(OPS, name).default, (*inputs, *group, list(needs)))
+    assert several(last_plan()) == (budget < 2**20)
 
 
-def test_opcheck_backward():
-    srcs, trgs, locations, *settings, with_grad = op_arguments()
-    with torch.no_grad():
-        loss, _, mean_sq, score, neg, kept = torch.ops.amdim_fast.nce_forward(
-            srcs, trgs, locations, *settings, with_grad
-        )
-    inputs = ([t.detach() for t in srcs], [t.detach() for t in trgs], locations)
-    upstream = (torch.randn_like(loss), torch.randn_like(score), torch.randn_like(mean_sq))
-    needed = ([True, False], [True, True])
-    arguments = (*inputs, score, neg, kept, *upstream, *settings, *needed)
-    torch.library.opcheck(torch.ops.amdim_fast.nce_backward.default, arguments)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["nce_forward", "nce_objective"])
+def test_opcheck_without_gradients(name, dtype):
+    needs = (False,) * 5
+    group = (None,) if name == "nce_forward" else ()
+    arguments = (*op_inputs(dtype, needs=needs), *group, list(needs))
+    torch.library.opcheck(getattr(OPS, name).default, arguments)
+
+
+@pytest.mark.parametrize("needs", NEEDS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_opcheck_backward(budget, needs):
+    needs = list(needs)
+    inputs = op_inputs(budget=budget, needs=(False,) * 5)
+    totals, loss, log_prob, mean_sq, _, saved = OPS.nce_forward(*inputs, None, needs)
+    upstream = [torch.randn_like(part) for part in (totals, loss, log_prob, mean_sq)]
+    scores = OPS.nce_forward(*inputs, None, needs)[4]
+    for given in (upstream, [None, upstream[1], None, None]):
+        arguments = (*inputs, None, needs, [scores, *saved], *given)
+        torch.library.opcheck(OPS.nce_backward.default, arguments)
+
+
+def test_opcheck_scale():
+    for upstream in (1.0, 2.5):
+        arguments = torch.randn(300), torch.tensor(upstream), "torch"
+        torch.library.opcheck(OPS.nce_scale_.default, arguments)
 
 
 def maps(images=6, width=16):
@@ -55,10 +113,11 @@ def test_compiled_functions_equal_eager_bit_for_bit():
     def function(src, trg):
         output = nce_log_prob(src, trg, memory_budget=2_000)
         loss, _ = nce_loss(src, trg, clip=None)
-        return output.log_prob, output.mean_sq, loss
+        found = nce_objective(src, trg, mean_sq_weight=0.1, memory_budget=2_000)
+        return output.log_prob, output.mean_sq, loss, found.objective
 
     compiled = torch.compile(function, fullgraph=True)
-    upstream = [torch.randn(2, 6, 9), torch.randn(2), torch.randn(2)]
+    upstream = [torch.randn(2, 6, 9), torch.randn(2), torch.randn(2), torch.randn(())]
     eager = function(src, trg)
     ours = compiled(src, trg)
     grads = [torch.autograd.grad(out, (src, trg), upstream) for out in (eager, ours)]
@@ -66,27 +125,50 @@ def test_compiled_functions_equal_eager_bit_for_bit():
         assert torch.equal(a, b)
 
 
-def test_compiled_loss_equals_eager_bit_for_bit():
+def four(loss):
+    return lambda *inputs, **options: loss(*inputs, **options)
+
+
+def alone(loss):
+    return lambda *inputs, **options: loss.objective(*inputs, **options)[:1]
+
+
+@pytest.mark.parametrize("outputs_of", [four, alone])
+def test_compiled_loss_equals_eager_bit_for_bit(outputs_of):
     inputs = maps()
     locations = (torch.arange(6), torch.arange(6) + 7)
-    loss = LossMultiNCE(tclip=20.0)
-    compiled = torch.compile(loss, fullgraph=True)
+    function = outputs_of(LossMultiNCE(tclip=20.0))
     results = []
-    for module in (loss, compiled):
-        outputs = module(*inputs, locations=locations)
+    for called in (function, torch.compile(function, fullgraph=True)):
+        outputs = called(*inputs, locations=locations)
         results.append([*outputs, *torch.autograd.grad(sum(outputs), inputs)])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 
 
+def test_compiled_for_any_batch_size():
+    loss = LossMultiNCE(tclip=20.0)
+    compiled = torch.compile(loss.objective, fullgraph=True, dynamic=True)
+    for images in (6, 9, 13):
+        inputs = maps(images)
+        locations = (torch.arange(images), torch.arange(images) + 7)
+        results = []
+        for called in (loss.objective, compiled):
+            found = called(*inputs, locations=locations)
+            results.append([*found, *torch.autograd.grad(found.objective, inputs)])
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("outputs_of", [four, alone])
 @pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
-def test_autocast_changes_nothing(autocast_dtype):
+def test_autocast_changes_nothing(autocast_dtype, outputs_of):
     inputs = maps()
     locations = (torch.arange(6), torch.arange(6) + 7)
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=autocast_dtype, enabled=enabled):
-            outputs = LossMultiNCE()(*inputs, locations=locations)
+            outputs = outputs_of(LossMultiNCE())(*inputs, locations=locations)
             results.append([*outputs, *torch.autograd.grad(sum(outputs), inputs)])
     for a, b in zip(*results, strict=True):
         assert a.dtype == torch.float32

@@ -1,0 +1,123 @@
+"""What the contrastive ops take, and where the gradients of it lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amdim_fast.nce.feature_maps import locations_inside
+from amdim_fast.nce.layout import GRADIENT_UNIT, Layout, layout_of
+from amdim_fast.nce.pairing import Options
+from amdim_fast.nce.wiring import NO_ORIGIN, Wiring
+
+
+class Inputs(NamedTuple):
+    """What the ops share, in the order of their schemas.
+
+    Attributes:
+        srcs: given sources [S, B, D], each once.
+        trgs: targets [B, L, D] of each pairing.
+        picks: int64 [B] for each pairing with drawn sources: one location per image.
+        src_of: which of ``srcs`` each pairing has.
+        pick_from: for each pairing, the one whose targets its drawn sources come from, or
+            NO_ORIGIN; drawn sources are the pairing's last set.
+        clip: bound on |score| in nats, or None.
+        same_location: whether negatives are taken at the same location only.
+        parts: set s counts in total ``s % parts``.
+        loss_weight: weight of each loss in the totals.
+        mean_sq_weight: weight of each mean of raw^2 in the last total.
+        backend: "auto", "torch" or "triton"; "auto" is resolved by the tensors' device.
+        precision: of products of float32 features: "auto" or "limbs".
+        memory_budget: byte limit for score-shaped memory, or None for the default.
+    """
+
+    srcs: list[Tensor]
+    trgs: list[Tensor]
+    picks: list[Tensor]
+    src_of: list[int]
+    pick_from: list[int]
+    clip: float | None
+    same_location: bool
+    parts: int
+    loss_weight: float
+    mean_sq_weight: float
+    backend: str
+    precision: str
+    memory_budget: int | None
+
+    def layout(self, *, one_pass: bool, needs: Sequence[bool], world_size: int = 1) -> Layout:
+        """Shapes, places and plan; ``needs`` says which of srcs and trgs want gradients."""
+        return layout_of(
+            self.srcs,
+            self.trgs,
+            Wiring(tuple(self.src_of), tuple(self.pick_from), tuple(needs), len(self.srcs)),
+            Options(
+                clip=self.clip,
+                same_location=self.same_location,
+                limbs=self.precision == "limbs" and self.srcs[0].dtype == torch.float32,
+                parts=self.parts,
+                loss_weight=self.loss_weight,
+                mean_sq_weight=self.mean_sq_weight,
+            ),
+            backend=self.backend,
+            memory_budget=self.memory_budget,
+            one_pass=one_pass,
+            world_size=world_size,
+        )
+
+    def drawn(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """Targets that the drawn sources of a pairing come from, and where; None without any."""
+        origin = self.pick_from[index]
+        if origin == NO_ORIGIN:
+            return None, None
+        place = sum(other != NO_ORIGIN for other in self.pick_from[:index])
+        return self.trgs[origin], locations_inside(self.picks[place], self.trgs[origin])
+
+
+class Gradients(NamedTuple):
+    """Gradients of srcs and trgs, None where they are not wanted."""
+
+    srcs: list[Tensor | None]
+    trgs: list[Tensor | None]
+
+    def wanted(self) -> list[Tensor]:
+        """Those that are wanted, in order."""
+        return [grad for grad in (*self.srcs, *self.trgs) if grad is not None]
+
+
+def new_gradients(inputs: Inputs, needs: Sequence[bool]) -> Gradients:
+    """Room for the gradients."""
+    found = [
+        tensor.new_empty(tensor.shape) if need else None
+        for tensor, need in zip((*inputs.srcs, *inputs.trgs), needs, strict=True)
+    ]
+    return Gradients(found[: len(inputs.srcs)], found[len(inputs.srcs) :])
+
+
+def new_flat(inputs: Inputs, needs: Sequence[bool]) -> Tensor:
+    """Room for all gradients of the objective; float32 for float16, whose range they may leave."""
+    src = inputs.srcs[0]
+    sizes = [
+        -(-tensor.numel() // GRADIENT_UNIT) * GRADIENT_UNIT
+        for tensor, need in zip((*inputs.srcs, *inputs.trgs), needs, strict=True)
+        if need
+    ]
+    return src.new_empty(
+        sum(sizes), dtype=torch.float32 if src.dtype == torch.float16 else src.dtype
+    )
+
+
+def split_flat(inputs: Inputs, needs: Sequence[bool], flat: Tensor) -> Gradients:
+    """Views of the gradients in ``flat``."""
+    found: list[Tensor | None] = []
+    start = 0
+    for tensor, need in zip((*inputs.srcs, *inputs.trgs), needs, strict=True):
+        if need:
+            found.append(flat[start : start + tensor.numel()].view(tensor.shape))
+            start += -(-tensor.numel() // GRADIENT_UNIT) * GRADIENT_UNIT
+        else:
+            found.append(None)
+    return Gradients(found[: len(inputs.srcs)], found[len(inputs.srcs) :])

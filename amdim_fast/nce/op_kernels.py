@@ -1,0 +1,244 @@
+"""The implementations of the contrastive ops, for every device, and their fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amdim_fast.nce import algorithm, ranks
+from amdim_fast.nce.algorithm import SourceGradient
+from amdim_fast.nce.backend import resolve_backend
+from amdim_fast.nce.layout import Layout, passes_of
+from amdim_fast.nce.op_inputs import (
+    Gradients,
+    Inputs,
+    new_flat,
+    new_gradients,
+    split_flat,
+)
+from amdim_fast.nce.pairing import Pairing, Results, Upstream
+from amdim_fast.nce.plan import FORWARD, KEEP, record_plan
+
+
+@contextmanager
+def _prepared(tensor: Tensor) -> Iterator[None]:
+    """On the tensor's device, without autocast."""
+    device = tensor.device
+    casts = torch.is_autocast_enabled(device.type)
+    with (
+        torch.cuda.device_of(tensor) if device.type == "cuda" else nullcontext(),
+        torch.autocast(device.type, enabled=False) if casts else nullcontext(),
+    ):
+        yield
+
+
+def _pairings(
+    inputs: Inputs, layout: Layout, with_drawn: Sequence[Tensor] = ()
+) -> tuple[list[Pairing], list[Tensor]]:
+    """Every pairing with its stacked sources, and the stacks that have drawn ones.
+
+    Args:
+        inputs: of the op.
+        layout: of the call.
+        with_drawn: those stacks, if they are known.
+    """
+    stacks: dict[int, Tensor] = {}
+    known, made, found = iter(with_drawn), [], []
+    for index, place in enumerate(inputs.src_of):
+        if layout.wiring.draws(index):
+            stack = next(known, None)
+            if stack is None:
+                stack = layout.passes.stack(inputs.srcs[place], *inputs.drawn(index))
+            stacks[place] = stack
+            made.append(stack)
+        elif place not in stacks:
+            stacks[place] = layout.passes.stack(inputs.srcs[place], None, None)
+        rows = stacks[place][: layout.shapes[index].rows]
+        found.append(layout.pairing(index, rows, inputs.trgs[index]))
+    return found, made
+
+
+def forward(*arguments: Any) -> tuple[Any, ...]:
+    """``nce_forward``."""
+    *first, group_name, needs = arguments
+    inputs = Inputs(*first)
+    if group_name is not None:
+        with _prepared(inputs.srcs[0]):
+            return ranks.forward(inputs, needs, group_name)
+    layout = inputs.layout(one_pass=False, needs=needs)
+    with _prepared(inputs.srcs[0]):
+        results = layout.new_results(inputs.srcs[0])
+        pairings, stacks = _pairings(inputs, layout)
+        kept = [algorithm.forward(layout.passes, pairing, results) for pairing in pairings]
+        loss, mean_sq, totals, _ = layout.passes.sum_rows(results, layout.options, layout.images)
+    record_plan(layout.plan)
+    blocks = [block for block in kept if block is not None]
+    saved = [results.neg, results.row_square, *stacks, *blocks]
+    return totals, loss, results.log_prob, mean_sq, results.score, saved
+
+
+def forward_fake(*arguments: Any) -> tuple[Any, ...]:
+    """Tensors of the shapes that ``forward`` returns."""
+    *first, group_name, needs = arguments
+    inputs = Inputs(*first)
+    if group_name is not None:
+        return ranks.forward_fake(inputs, needs, group_name)
+    layout = inputs.layout(one_pass=False, needs=needs)
+    score, neg, rows = layout.sizes
+    sizes = layout.options.parts + 1, layout.sets, score, layout.sets, score, neg, rows
+    src = inputs.srcs[0]
+    totals, loss, log_prob, mean_sq, own, *saved = (
+        src.new_empty(size, dtype=layout.dtype) for size in sizes
+    )
+    stack_dtype = layout.passes.stack_dtype(src.device, src.dtype)
+    saved += [
+        src.new_empty((shape.rows, shape.width), dtype=stack_dtype)
+        for index, shape in enumerate(layout.shapes)
+        if layout.wiring.draws(index)
+    ]
+    saved += [src.new_empty(shape, dtype=layout.dtype) for shape in layout.kept_shapes()]
+    return totals, loss, log_prob, mean_sq, own, saved
+
+
+def backward(*arguments: Any) -> list[Tensor]:
+    """``nce_backward``."""
+    *first, group_name, needs, saved, totals, loss, log_prob, mean_sq = arguments
+    inputs = Inputs(*first)
+    # Autograd's may be expanded.
+    totals, loss, log_prob, mean_sq = (
+        None if grad is None else grad.contiguous() for grad in (totals, loss, log_prob, mean_sq)
+    )
+    upstream = Upstream(log_prob=log_prob, loss=loss, mean_sq=mean_sq, totals=totals)
+    if group_name is not None:
+        with _prepared(inputs.srcs[0]):
+            return ranks.backward(inputs, needs, group_name, saved, upstream)
+    layout = inputs.layout(one_pass=False, needs=needs)
+    gradients = new_gradients(inputs, needs)
+    with _prepared(inputs.srcs[0]):
+        score, neg, row_square, *rest = saved
+        results = Results(score, score, neg, row_square, row_square)
+        pairings, stacks = _pairings(inputs, layout, rest[: len(inputs.picks)])
+        blocks = iter(rest[len(stacks) :])
+        parts = _source_gradients(layout, pairings, results)
+        for index, pairing in enumerate(pairings):
+            algorithm.backward(
+                layout.passes,
+                pairing,
+                results,
+                upstream,
+                next(blocks) if pairing.plan.mode == KEEP else None,
+                grad_src=parts[index],
+                grad_trg=gradients.trgs[index],
+            )
+        finish(inputs, layout, parts, gradients)
+    return gradients.wanted()
+
+
+def backward_fake(*arguments: Any) -> list[Tensor]:
+    """Tensors of the shapes that ``backward`` returns."""
+    inputs, needs = Inputs(*arguments[: len(Inputs._fields)]), arguments[len(Inputs._fields) + 1]
+    return new_gradients(inputs, needs).wanted()
+
+
+def objective(*arguments: Any) -> tuple[Tensor, ...]:
+    """``nce_objective``."""
+    *first, needs = arguments
+    inputs = Inputs(*first)
+    layout = inputs.layout(one_pass=True, needs=needs)
+    flat = new_flat(inputs, needs)
+    gradients = split_flat(inputs, needs, flat)
+    with _prepared(inputs.srcs[0]):
+        results = layout.new_results(inputs.srcs[0])
+        pairings, _ = _pairings(inputs, layout)
+        parts = _source_gradients(layout, pairings, results)
+        for index, pairing in enumerate(pairings):
+            if pairing.plan.mode == FORWARD:
+                algorithm.forward(layout.passes, pairing, results)
+                continue
+            algorithm.one_pass(
+                layout.passes,
+                pairing,
+                results,
+                grad_src=parts[index],
+                grad_trg=gradients.trgs[index],
+            )
+        loss, mean_sq, totals, objective = layout.passes.sum_rows(
+            results, layout.options, layout.images
+        )
+        finish(inputs, layout, parts, gradients)
+    record_plan(layout.plan)
+    return objective, totals, loss, mean_sq, flat
+
+
+def objective_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    """Tensors of the shapes that ``objective`` returns."""
+    *first, needs = arguments
+    inputs = Inputs(*first)
+    layout = inputs.layout(one_pass=True, needs=needs)
+    objective, totals, loss, mean_sq = (
+        inputs.srcs[0].new_empty(shape, dtype=layout.dtype)
+        for shape in ((), layout.options.parts + 1, layout.sets, layout.sets)
+    )
+    return objective, totals, loss, mean_sq, new_flat(inputs, needs)
+
+
+def scale(gradients: Tensor, upstream: Tensor, backend: str) -> None:
+    """``nce_scale_``."""
+    with _prepared(gradients):
+        passes_of(resolve_backend(backend, gradients.dtype, gradients.device)).scale(
+            gradients, upstream
+        )
+
+
+def scale_fake(gradients: Tensor, upstream: Tensor, backend: str) -> None:
+    """Nothing: it returns nothing."""
+
+
+def _source_gradients(
+    layout: Layout, pairings: Sequence[Pairing], results: Results
+) -> list[SourceGradient | None]:
+    """Room for each pairing's gradient of its stacked sources, None where it is not wanted."""
+    found: list[SourceGradient | None] = []
+    for index, pairing in enumerate(pairings):
+        earlier = layout.wiring.shares(index)
+        room = None if earlier is None else found[earlier]
+        if not layout.wiring.needs_src(index):
+            found.append(None)
+        elif room is not None:
+            found.append(SourceGradient(room.rows[: pairing.shape.rows], add=True))
+        else:
+            size = pairing.shape.rows, pairing.shape.width
+            found.append(SourceGradient(results.score.new_empty(size)))
+    return found
+
+
+def finish(
+    inputs: Inputs,
+    layout: Layout,
+    parts: Sequence[SourceGradient | None],
+    gradients: Gradients,
+) -> None:
+    """Put the gradients of given sources in their place, and add those of drawn ones to theirs.
+
+    Args:
+        inputs: of the op.
+        layout: of the call.
+        parts: of the stacked sources of each pairing.
+        gradients: those of targets are there; both are written.
+    """
+    for index, part in enumerate(parts):
+        earlier = layout.wiring.joins(index)
+        into = None if earlier is None else parts[earlier]
+        if into is not None and part is not None:
+            given = inputs.srcs[inputs.src_of[index]].shape[:2].numel()
+            into.rows[:given].add_(part.rows[:given])
+    for index, given, drawn in layout.finishes:
+        part = parts[index]
+        if part is not None:
+            out = gradients.srcs[inputs.src_of[index]] if given else None
+            trg = gradients.trgs[inputs.pick_from[index]] if drawn else None
+            layout.passes.finish_sources(part.rows, out, trg, inputs.drawn(index)[1])

@@ -1,0 +1,133 @@
+"""Launches of Triton kernels through their compiled form, for a fraction of ``kernel[grid]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from inspect import Parameter
+from typing import Any, NamedTuple
+
+import triton
+from torch import Tensor
+from triton import JITFunction
+from triton.runtime import driver
+
+# Versions of Triton that specialize kernels and call launchers in the way that is relied on here.
+CHECKED_VERSIONS = ("3.6", "3.7", "3.8", "3.9")
+IS_CHECKED = ".".join(triton.__version__.split(".")[:2]) in CHECKED_VERSIONS
+
+if IS_CHECKED:
+    from triton import knobs
+    from triton._C.libtriton import native_specialize_impl
+    from triton.compiler import CompiledKernel, make_backend
+
+
+class _Handle(NamedTuple):
+    """A compiled kernel, and what its launcher takes besides grid, stream and arguments."""
+
+    run: Callable[..., None]
+    function: Any
+    metadata: Any
+    constexprs: tuple[Any, ...]
+    compiled: Any  # kept: its end unloads the function
+
+
+class _Plan(NamedTuple):
+    """What is fixed for a kernel on a device, and its compiled forms so far."""
+
+    arity: int  # number of arguments; -1 for a kernel that is launched by kernel[grid] only
+    flags: tuple[tuple[bool, bool, bool], ...]  # per argument: const, specialized, by alignment
+    specialize: Callable[..., tuple[Any, Any]]  # Triton's own, of an argument and its flags
+    handles: dict[tuple[Any, ...], _Handle]
+    kernel: Any  # kept: the plan is found by its id
+
+
+_plans: dict[tuple[int, int], _Plan] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Do what ``kernel[grid](*arguments, **constants)`` does.
+
+    The first launch of a specialization is that call. Later ones hand the same arguments to the
+    launcher of the compiled kernel, on the current device and stream; they do not compare the
+    globals that the kernel reads with their values at compilation.
+
+    Every launch is that call in the interpreter, for a wrapped kernel, on a backend other than
+    CUDA, in a Triton that is not among ``CHECKED_VERSIONS``, and while hooks, debugging or
+    instrumentation are on.
+
+    Args:
+        kernel: a kernel whose constexpr parameters come last; any other takes that call.
+        grid: one to three sizes.
+        arguments: tensors of the current device, None, numbers or tensor descriptors, one for each
+            parameter that is not constexpr; with fewer or more, the launch is that call.
+        constants: constexpr parameters and options such as ``num_warps``, all hashable.
+    """
+    if (
+        not IS_CHECKED
+        or type(kernel) is not JITFunction
+        or kernel.pre_run_hooks
+        or (runtime := knobs.runtime).debug
+        or runtime.add_stages_inspection_hook
+        or getattr(runtime.launch_enter_hook, "calls", True)
+        or getattr(runtime.launch_exit_hook, "calls", True)
+        or knobs.compilation.instrumentation_mode
+    ):
+        kernel[grid](*arguments, **constants)
+        return
+    active = driver.active
+    device = active.get_current_device()
+    plan = _plans.get((id(kernel), device)) or _add_plan(kernel, device)
+    arity, flags, specialize, handles, _ = plan
+    if len(arguments) != arity:
+        kernel[grid](*arguments, **constants)
+        return
+    key: list[Any] = [len(constants), *constants, *constants.values()]
+    add = key.append
+    for argument, flag in zip(arguments, flags, strict=True):
+        kind = type(argument)
+        if kind is Tensor:
+            add(argument.dtype)
+            add(argument.data_ptr() % 16 == 0)
+        elif (
+            (kind is int and not flag[1] and -(2**31) <= argument < 2**31)
+            or kind is float
+            or argument is None
+        ):
+            add(kind)
+        else:
+            add(specialize(argument, *flag))
+    handle = handles.get(tuple(key))
+    if handle is None:
+        compiled = kernel[grid](*arguments, **constants)
+        if isinstance(compiled, CompiledKernel):
+            handles[tuple(key)] = _handle(kernel, compiled, constants)
+        return
+    run, function, metadata, constexprs, _ = handle
+    stream = active.get_current_stream(device)
+    sizes = (*grid, 1, 1)[:3]
+    # No launch hooks nor metadata for them: without hooks they change nothing.
+    run(*sizes, stream, function, metadata, None, None, None, *arguments, *constexprs)
+
+
+def _add_plan(kernel: Any, device: int) -> _Plan:
+    target = driver.active.get_current_target()
+    given = [parameter for parameter in kernel.params if not parameter.is_constexpr]
+    kinds = {parameter.kind for parameter in kernel.signature.parameters.values()}
+    is_plain = given == kernel.params[: len(given)] and Parameter.VAR_POSITIONAL not in kinds
+    plan = _Plan(
+        len(given) if is_plain and target.backend == "cuda" else -1,
+        tuple(
+            (p.is_const, not p.do_not_specialize, not p.do_not_specialize_on_alignment)
+            for p in given
+        ),
+        partial(native_specialize_impl, make_backend(target)),
+        {},
+        kernel,
+    )
+    return _plans.setdefault((id(kernel), device), plan)
+
+
+def _handle(kernel: Any, compiled: Any, constants: dict[str, Any]) -> _Handle:
+    values = tuple(constants.get(p.name, p.default) for p in kernel.params if p.is_constexpr)
+    return _Handle(compiled.run, compiled.function, compiled.packed_metadata, values, compiled)

@@ -1,0 +1,78 @@
+"""What a call hands to the device, counted without one: torch operations and kernels."""
+
+import sys
+from collections import Counter
+
+from amdim_fast.kernels import launch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from amdim_fast.nce import op_kernels
+
+OPS = {
+    "amdim_fast::nce_forward": op_kernels.forward,
+    "amdim_fast::nce_backward": op_kernels.backward,
+    "amdim_fast::nce_objective": op_kernels.objective,
+    "amdim_fast::nce_scale_": op_kernels.scale,
+}
+# Reserve memory or read a shape; everything else that is no view runs on the device.
+FREE = {
+    "prim::device",
+    "aten::empty",
+    "aten::new_empty",
+    "aten::empty_like",
+    "aten::detach",
+    "aten::empty_strided",
+}
+# Checks of values, for tensors on a CPU only.
+CHECKS = {"aten::ge", "aten::lt", "aten::all", "aten::bitwise_and", "aten::bitwise_not"}
+CHECKS |= {"aten::__and__", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::ne"}
+
+
+class Launches(TorchDispatchMode):
+    """Counts what runs on the device, inside the ops too; kernels are counted, not run."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.counts = Counter()
+        monkeypatch.setattr(launch, "launch", self._launch)
+
+    def _launch(self, kernel, grid, *arguments, **constants):
+        self.counts[kernel.__name__] += 1
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function._schema.name
+        if name in OPS:
+            with self:
+                return OPS[name](*arguments, **(options or {}))
+        result = function(*arguments, **(options or {}))
+        shares = function.is_view and all(map(same_memory(arguments[0]), tree_leaves(result)))
+        if name not in FREE | CHECKS and not shares:
+            self.counts[name] += 1
+        return result
+
+    @property
+    def total(self):
+        return sum(self.counts.values())
+
+
+def same_memory(tensor):
+    """Whether another tensor is in the memory of this one; ``contiguous`` may or may not be."""
+    storage = tensor.untyped_storage()._cdata
+    return lambda other: other.untyped_storage()._cdata == storage
+
+
+def python_calls(function):
+    """Python functions that ``function()`` enters."""
+    count = 0
+
+    def profile(frame, event, argument):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
