@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -203,9 +203,15 @@ def plan_pairings(
         wherever they fit in what remains.
     """
     if not with_grad:
-        return tuple(_forward_only(shape, way, memory_budget) for shape in shapes)
-    if one_pass:
-        return tuple(_one_pass(shape, way, memory_budget) for shape in shapes)
+        plans = [_forward_only(shape, way, memory_budget) for shape in shapes]
+    elif one_pass:
+        plans = [_one_pass(shape, way, memory_budget) for shape in shapes]
+    else:
+        plans = _general(shapes, way, memory_budget)
+    return tuple(_named_if_above(plan, memory_budget) for plan in plans)
+
+
+def _general(shapes: Sequence[PairingShape], way: Way, memory_budget: int) -> list[PairingPlan]:
     plans = [_recompute(shape, way, memory_budget) for shape in shapes]
     work = max(plan.block_bytes for plan in plans)
     remaining = memory_budget
@@ -215,7 +221,14 @@ def plan_pairings(
         if keep.kept_bytes + needed <= remaining:
             work, remaining = needed, remaining - keep.kept_bytes
             plans[index] = keep
-    return tuple(plans)
+    return plans
+
+
+def _named_if_above(plan: PairingPlan, memory_budget: int) -> PairingPlan:
+    """The plan; where it takes more than the budget, it says why."""
+    if plan.block_bytes + plan.sum_bytes <= memory_budget:
+        return plan
+    return replace(plan, why="the budget is below the smallest blocks that are still fast")
 
 
 def piece_size(*, gpu: bool) -> int:

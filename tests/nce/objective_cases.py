@@ -93,4 +93,5 @@ def relative_error(value, expected):
 def assert_no_worse(found, eager, expected, margin):
     """No further from float64 than eager in the same dtype, plus some float32 roundings."""
     for value, baseline, other in zip(*map(tensors_of, (found, eager, expected)), strict=True):
-        assert relative_error(value, other) <= relative_error(baseline, other) + margin
+        error, limit = relative_error(value, other), relative_error(baseline, other) + margin
+        assert error <= limit

@@ -25,7 +25,7 @@ from tests.nce.objective_cases import (
 )
 
 CLIPS = (20.0, 100.0, None)
-# The smallest blocks, computed twice; chunks of a few rows; the default.
+# The smallest chunks, or for bfloat16 blocks, which are computed twice; chunks of a few rows; all.
 BUDGETS = (0, 3_000, None)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 SINGLE = {"rtol": 2e-5, "atol": 2e-6}
@@ -36,15 +36,14 @@ def _small_work(monkeypatch):
     lower_floors(monkeypatch)
 
 
-def modes():
-    return {pairing.mode for pairing in last_plan().pairings}
+def mode():
+    return last_plan().pairings[0].mode
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("sets", [None, 1, 3])
 def test_equals_reference(sets, clip, negatives):
-    seen = set()
     for images, locations, width in itertools.product((1, 2, 7), (1, 4), (1, 17)):
         inputs = features(images, locations, width, sets=sets)
         options = {"clip": clip, "negatives": negatives}
@@ -52,8 +51,7 @@ def test_equals_reference(sets, clip, negatives):
         for budget in BUDGETS:
             found = ours(*inputs, memory_budget=budget, **options)
             assert_equal(found, expected, **EXACT)
-            seen |= modes()
-    assert seen == {"one_pass", "recompute"}
+            assert mode() == "one_pass"
 
 
 def test_chunks_that_end_within_a_set_and_across_sets():
@@ -63,8 +61,8 @@ def test_chunks_that_end_within_a_set_and_across_sets():
     seen = set()
     for budget in range(300, 12_000, 400):
         assert_equal(ours(*inputs, memory_budget=budget), expected, **EXACT)
-        seen |= {pairing.chunk_rows for pairing in last_plan().pairings}
-    assert seen > {1, 2, 3, 5, 7, 11, 21}
+        seen.add(last_plan().pairings[0].chunk_rows)
+    assert seen >= {1, 2, 3, 5, 7, 11, 21}
 
 
 @pytest.mark.parametrize("clip", CLIPS)
@@ -85,6 +83,7 @@ def test_error_no_worse_than_eager(monkeypatch, dtype, library, negatives, clip)
     for budget in (0, 200_000, None):
         found = ours(*inputs, memory_budget=budget, **options)
         assert_no_worse(found, eager, expected, margin)
+        assert mode() == ("recompute" if (dtype, budget) == (torch.bfloat16, 0) else "one_pass")
         assert {grad.dtype for grad in found.grads} == {dtype}
         assert {part.dtype for part in (found.objective, *found.parts)} == {torch.float32}
 

@@ -142,8 +142,11 @@ def test_large_batches_on_a_large_gpu(images, one_pass):
     assert 2 * bytes_of_features + 2 * 2 * images * 2048 * 4 + budget < 141 * 10**9
 
 
-def test_the_default_budget_is_used_whole():
-    """Scores of all sizes are computed once where the gradients of targets need no sums."""
+def test_the_default_budget_is_used():
+    """Scores of all sizes are computed once where the gradients of targets need no sums.
+
+    Chunks are as large as the budget allows, on a CPU as large as gains anything.
+    """
     for images, backend, gpu in itertools.product(
         (100, 256, 500, 1000, 1024, 2048, 3000, 4096, 8192, 16384), ("torch", "triton"), (0, 1)
     ):
@@ -158,5 +161,18 @@ def test_the_default_budget_is_used_whole():
             )
             assert found.mode == "one_pass"
             chunks = -(-shape.rows // found.chunk_rows)
-            needed = shape.rows * row_bytes(shape, way) / DEFAULT_MEMORY_BUDGET
+            largest = DEFAULT_MEMORY_BUDGET if gpu else plan.CPU_CHUNK_BYTES
+            needed = shape.rows * row_bytes(shape, way) / largest
             assert chunks <= 1 + 2 * needed
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_a_budget_below_the_smallest_blocks_is_named(one_pass, with_grad):
+    shape, way = PairingShape(1, 512, 512, 49, 64), Way("torch", False, False, torch.float32)
+    options = {"one_pass": one_pass, "with_grad": with_grad}
+    (above,) = plan_pairings([shape], way, memory_budget=1_000, **options)
+    (within,) = plan_pairings([shape], way, memory_budget=DEFAULT_MEMORY_BUDGET, **options)
+    assert above.why == "the budget is below the smallest blocks that are still fast"
+    assert above.block_bytes > 1_000
+    assert within.why != above.why
