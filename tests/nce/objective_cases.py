@@ -49,6 +49,10 @@ def judged(objective, parts, inputs, upstream=1.0):
     return Judged(objective.detach(), [part.detach() for part in parts], grads)
 
 
+def objective_of(src, trg, **options):
+    return nce_objective(src, trg, mean_sq_weight=WEIGHT, **options).objective
+
+
 def ours(src, trg, upstream=1.0, **options):
     """``nce_objective`` and its gradients."""
     objective, *parts = nce_objective(src, trg, mean_sq_weight=WEIGHT, **options)

@@ -1,11 +1,11 @@
-"""What only a GPU shows of the contrastive op; the arithmetic is judged in tests/kernels."""
+"""What only a GPU shows of the contrastive ops; the arithmetic is judged in tests/kernels."""
 
 import pytest
 import torch
 from amdim_fast.kernels.nce_tiles import TileSet
 
-from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss
-from amdim_fast.nce import reference, tiles
+from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss, nce_objective
+from amdim_fast.nce import layout, plan, reference, tiles, triton_passes
 
 pytestmark = pytest.mark.gpu
 
@@ -23,9 +23,24 @@ def draw(images):
     return tuple(torch.randint(0, 25, (images,), device="cuda") for _ in range(2))
 
 
-def results(loss, inputs, locations):
+def general(loss, inputs, locations, upstream=1.0):
+    """The four losses, and the gradients of their sum."""
     outputs = loss(*inputs, locations=locations)
-    return [*outputs, *torch.autograd.grad(sum(outputs), inputs)]
+    return [*outputs, *torch.autograd.grad(upstream * sum(outputs), inputs)]
+
+
+def objective(loss, inputs, locations, upstream=1.0):
+    """The same from one pass."""
+    total, *outputs = loss.objective(*inputs, locations=locations)
+    return [*outputs, *torch.autograd.grad(upstream * total, inputs)]
+
+
+both = pytest.mark.parametrize("results", [general, objective])
+
+
+def same(found, expected):
+    """Bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def relative_error(value, truth):
@@ -36,12 +51,15 @@ def relative_error(value, truth):
 def test_plan_names_the_backend():
     LossMultiNCE(backend="triton")(*maps(8, 32), locations=draw(8))
     assert last_plan().backend == "triton"
+    assert last_plan().products == "cublas"
 
 
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("budget", [0, None])
-@pytest.mark.parametrize(("images", "width"), [(256, 1024), (130, 520), (67, 2560)])
-def test_bfloat16_loss_no_worse_than_twice_eager(images, width, budget):
-    inputs, locations = maps(images, width), draw(images)
+@pytest.mark.parametrize(("images", "width"), [(256, 1024), (130, 520), (67, 2560), (33, 132)])
+def test_half_loss_no_worse_than_twice_eager(images, width, budget, dtype, results):
+    inputs, locations = maps(images, width, dtype), draw(images)
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
 
     def judge(tensors):
@@ -49,20 +67,45 @@ def test_bfloat16_loss_no_worse_than_twice_eager(images, width, budget):
         return [*outputs, *torch.autograd.grad(sum(outputs), tensors)]
 
     truth, eager = judge(wide), judge(inputs)
-    ours = results(
-        LossMultiNCE(tclip=10.0, memory_budget=budget, backend="triton"), inputs, locations
-    )
+    loss = LossMultiNCE(tclip=10.0, memory_budget=budget, backend="triton")
+    ours = results(loss, inputs, locations)
     for value, baseline, expected in zip(ours, eager, truth, strict=True):
         limit = 2 * relative_error(baseline, expected) + 1e-6
+        assert relative_error(value, expected) <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("upstream", [1.0, 2.5, 65536.0])
+def test_objective_of_several_chunks_is_no_worse_than_eager(monkeypatch, dtype, upstream):
+    """Sums of gradients over chunks are as good as those of all rows."""
+    monkeypatch.setattr(plan, "LEAST_ROWS", 100)
+    monkeypatch.setattr(plan, "DEFAULT_MEMORY_BUDGET", 100 * 300 * 25 * 4)
+    monkeypatch.setattr(layout, "_layouts", {})
+    inputs, locations = maps(300, 512, dtype), draw(300)
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+
+    def judge(tensors):
+        outputs = reference.multiscale_nce(tuple(tensors[:3]), tuple(tensors[3:]), locations)
+        return torch.autograd.grad(upstream * sum(outputs), tensors)
+
+    loss = LossMultiNCE(memory_budget=2**30, backend="triton")
+    ours = objective(loss, inputs, locations, upstream)[4:]
+    for pairing in last_plan().pairings:
+        assert (pairing.mode, pairing.chunk_rows) == ("one_pass", 100)
+    for value, baseline, expected in zip(ours, judge(inputs), judge(wide), strict=True):
+        limit = relative_error(baseline, expected) + torch.finfo(dtype).eps / 2
         assert relative_error(value, expected) <= limit
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("images", "width"), [(130, 520), (300, 2048), (5, 24)])
 def test_descriptors_load_what_pointers_load(monkeypatch, images, width, dtype):
-    """Bit for bit; below compute capability 9.0 the plan says that there are none."""
+    """Bit for bit; below compute capability 9.0 there are none."""
     inputs, locations = maps(images, width, dtype), draw(images)
-    choose, found = tiles.choose, []
+    choose, features, found, described = tiles.choose, triton_passes._features, [], []
+    monkeypatch.setattr(
+        triton_passes, "_features", lambda *a: described.append(features(*a)) or described[-1]
+    )
     for wanted in (False, True):
 
         def chosen(*key, wanted=wanted):
@@ -71,14 +114,13 @@ def test_descriptors_load_what_pointers_load(monkeypatch, images, width, dtype):
             return TileSet(True, *fused, row.read_forward, row.read_backward)
 
         monkeypatch.setattr(tiles, "choose", chosen)
-        for budget in (0, None):
-            loss = LossMultiNCE(backend="triton", memory_budget=budget)
-            found.append(results(loss, inputs, locations))
-            way = "descriptors" if torch.cuda.get_device_capability() >= (9, 0) else "pointers"
-            way = way if wanted else "pointers"
-            assert all(f"forward through {way}" in text for text in last_plan().kernels)
-    for pointers, descriptors in zip(found[:2], found[2:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(pointers, descriptors, strict=True))
+        monkeypatch.setattr(layout, "_layouts", {})
+        described.clear()
+        found.append(general(LossMultiNCE(backend="triton", memory_budget=0), inputs, locations))
+        assert {text.split(",")[0] for text in last_plan().kernels} == {"products in the kernels"}
+        expected = wanted and torch.cuda.get_device_capability() >= (9, 0)
+        assert {loads.descriptors for loads in described} == {expected}
+    assert same(*found)
 
 
 def test_offsets_past_int32():
@@ -98,49 +140,89 @@ def test_offsets_past_int32():
     torch.testing.assert_close(output.log_prob[-4:].double(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_kept_scores_past_int32():
+@pytest.mark.parametrize("negatives", ["other_images", "same_location"])
+def test_products_past_int32(monkeypatch, negatives):
+    """More than 2**31 products at once: kept by the forward, or in one chunk of the objective."""
     images, locations, width = 9_600, 25, 16
     src = torch.randn(images, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     trg = torch.randn(images, locations, width, device="cuda", dtype=torch.bfloat16)
     trg.requires_grad_()
-    grads = []
-    for budget in (2**28, 2**35):
-        loss, mean_sq = nce_loss(src, trg, memory_budget=budget, backend="triton")
-        grads.append(torch.autograd.grad(loss + mean_sq, (src, trg)))
-    assert last_plan().pairings[0].mode == "keep"
-    for a, b in zip(*grads, strict=True):
-        assert relative_error(a, b.double()) < 1e-2
+    options = {"backend": "triton", "negatives": negatives}
+    expected, found = [], []
+    for most in (2**28, 2**35):
+        monkeypatch.setattr(plan, "DEFAULT_MEMORY_BUDGET", most)
+        monkeypatch.setattr(layout, "_layouts", {})
+        loss, mean_sq = nce_loss(src, trg, memory_budget=most, **options)
+        modes = [last_plan().pairings[0].mode]
+        grads = torch.autograd.grad(loss + mean_sq, (src, trg))
+        del loss, mean_sq
+        total = nce_objective(src, trg, mean_sq_weight=1.0, memory_budget=2**35, **options)
+        modes.append(last_plan().pairings[0].mode)
+        rows = last_plan().pairings[0].chunk_rows
+        one_pass = torch.autograd.grad(total.objective, (src, trg))
+        expected.append(("recompute" if most == 2**28 else "keep", "one_pass", most == 2**35))
+        found.append((*modes, rows == images))
+        for grad in (*grads, *one_pass):
+            assert grad.isfinite().all()
+        if most == 2**28:
+            truths = grads
+        for values in (grads, one_pass):
+            for value, truth in zip(values, truths, strict=True):
+                assert relative_error(value, truth.double()) < 1e-2
+    assert found == expected
 
 
-def test_bitwise_reproducible_over_twenty_runs():
+@both
+def test_bitwise_reproducible_over_twenty_runs(results):
     inputs, locations = maps(200, 256), draw(200)
     first = results(LossMultiNCE(backend="triton"), inputs, locations)
     for _ in range(19):
-        again = results(LossMultiNCE(backend="triton"), inputs, locations)
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert same(results(LossMultiNCE(backend="triton"), inputs, locations), first)
 
 
-def test_replay_of_a_cuda_graph():
-    inputs, locations = maps(64, 128), draw(64)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_backward_of_an_objective_gives_the_same(dtype):
+    inputs, locations = maps(64, 128, dtype), draw(64)
+    total = LossMultiNCE(backend="triton").objective(*inputs, locations=locations).objective
+    found = []
+    for upstream in (1.0, 2.5, 1.0):
+        given = torch.tensor(upstream, device="cuda")
+        grads = torch.autograd.grad(total, inputs, given, retain_graph=True)
+        found.append([grad.clone() for grad in grads])
+        for grad in grads:
+            grad.fill_(torch.nan)
+    assert same(found[2], found[0])
+    for scaled, unit in zip(found[1], found[0], strict=True):
+        assert relative_error(scaled, 2.5 * unit.double()) <= 2 * torch.finfo(dtype).eps
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_replay_of_a_cuda_graph(results, dtype):
+    """Forward and backward, with an upstream that is on the device."""
+    inputs, locations = maps(64, 128, dtype), draw(64)
+    upstream = torch.full((), 1.0, device="cuda")
     loss = LossMultiNCE(backend="triton")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            results(loss, inputs, locations)
+            results(loss, inputs, locations, upstream)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = results(loss, inputs, locations)
-    with torch.no_grad():
-        for tensor in inputs:
-            tensor.copy_(torch.randn_like(tensor))
-    graph.replay()
-    expected = results(loss, inputs, locations)
-    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+        captured = results(loss, inputs, locations, upstream)
+    for value in (1.0, -3.0):
+        with torch.no_grad():
+            upstream.fill_(value)
+            for tensor in inputs:
+                tensor.copy_(torch.randn_like(tensor))
+        graph.replay()
+        assert same(captured, results(loss, inputs, locations, upstream))
 
 
-def test_two_streams():
+@both
+def test_two_streams(results):
     sets = [(maps(96, 128), draw(96)) for _ in range(2)]
     expected = [results(LossMultiNCE(backend="triton"), *one) for one in sets]
     torch.cuda.synchronize()
@@ -151,19 +233,46 @@ def test_two_streams():
             found.append(results(LossMultiNCE(backend="triton"), *one))
     torch.cuda.synchronize()
     for ours, truth in zip(found, expected, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, truth, strict=True))
+        assert same(ours, truth)
 
 
-def test_no_host_synchronization():
-    inputs, locations = maps(64, 128), draw(64)
-    results(LossMultiNCE(backend="triton"), inputs, locations)
+@both
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_host_does_not_wait(results, dtype, backend):
+    inputs, locations = maps(64, 128, dtype), draw(64)
+    upstream = torch.full((), 2.5, device="cuda")
+    loss = LossMultiNCE(backend=backend)
+    results(loss, inputs, locations, upstream)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        results(LossMultiNCE(backend="triton"), inputs, locations)
+        results(loss, inputs, locations, upstream)
+        loss.objective(*inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_small_case_for_the_sanitizer():
+@both
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_memory_is_what_the_plan_says(results, dtype, backend):
+    """Beside inputs and their gradients, and within 5 % and a few results of a row."""
+    inputs, locations = maps(1024, 512, dtype), draw(1024)
+    loss = LossMultiNCE(backend=backend)
+    results(loss, inputs, locations)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results(loss, inputs, locations)
+    taken = torch.cuda.max_memory_allocated() - before
+    gradients = sum(tensor.nbytes for tensor in inputs)
+    # Own scores, log-probabilities and gradients of these of 4 sets of 25 and 2 of 49 locations.
+    rows = 3 * 4 * 1024 * (4 * 25 + 2 * 49)
+    promised = gradients + last_plan().peak_bytes
+    assert last_plan().kept_bytes <= taken <= 1.05 * promised + rows
+
+
+@both
+def test_small_case_for_the_sanitizer(results):
     results(LossMultiNCE(backend="triton"), maps(5, 24), draw(5))
     torch.cuda.synchronize()

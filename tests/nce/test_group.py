@@ -6,6 +6,7 @@ import torch
 from amdim_fast import FeatureMapContrastiveTask, LossMultiNCE, nce_log_prob
 from amdim_fast.nce import reference, reference_mixture
 from tests.nce import group_cases as cases
+from tests.nce import group_inputs as inputs
 from tests.processes import found_by_ranks
 
 WORLDS = (1, 2, 3, 4)
@@ -34,7 +35,7 @@ def joined(parts, dim=0):
 def test_log_prob(found, world, index):
     dtype, clip, negatives, _ = cases.LOG_PROB_CASES[index]
     ours = [rank["log_prob"][index] for rank in found(world)]
-    src, trg, upstream, of_mean_sq = (item.double() for item in cases.log_prob_inputs(dtype))
+    src, trg, upstream, of_mean_sq = (item.double() for item in inputs.log_prob_inputs(dtype))
     src, trg = src.requires_grad_(), trg.requires_grad_()
     truth = reference.nce_log_prob(src, trg, clip=clip, negatives=negatives)
     objective = (truth.log_prob * upstream).sum() + (truth.mean_sq * of_mean_sq).sum()
@@ -51,7 +52,7 @@ def test_log_prob(found, world, index):
 
 def truth_of(name, dtype):
     """Losses and gradients of the whole batch in float64; the task's of one process."""
-    features, places = cases.maps(dtype, 3 if name == "mixture" else None)
+    features, places = inputs.maps(dtype, 3 if name == "mixture" else None)
     features = [item.double().requires_grad_() for item in features]
     if name == "multi":
         views = tuple(features[:3]), tuple(features[3:])
@@ -117,7 +118,7 @@ def test_training_stays_with_one_process(found, world):
 
 def test_half_precision_features(found):
     ranks = [rank["half"] for rank in found(2)]
-    src, trg, upstream, of_mean_sq = cases.log_prob_inputs(torch.bfloat16)
+    src, trg, upstream, of_mean_sq = inputs.log_prob_inputs(torch.bfloat16)
     src, trg = src.requires_grad_(), trg.requires_grad_()
     out = nce_log_prob(src, trg)
     objective = (out.log_prob * upstream).sum() + (out.mean_sq * of_mean_sq).sum()
@@ -162,7 +163,7 @@ def test_saved_bytes_are_linear_in_the_batch(found, world):
         assert two - one == three - two
         # Of one more image on every rank: its features and own scores; W sources, own scores,
         # log-sums and means of squares.
-        own, everyone = cases.WIDTH * (1 + 49) + 49, world * (cases.WIDTH + 49 + 1 + 1)
+        own, everyone = inputs.WIDTH * (1 + 49) + 49, world * (inputs.WIDTH + 49 + 1 + 1)
         assert two - one == 12 * 4 * (own + everyone)
 
 
@@ -235,7 +236,7 @@ def test_a_random_map_is_refused():
 
 
 def test_without_a_group_nothing_changes():
-    features, places = cases.maps()
+    features, places = inputs.maps()
     found = LossMultiNCE(20.0, 0.3)(*features, locations=tuple(places))
     truth, _ = truth_of("multi", torch.float32)
     assert error(torch.stack(list(found)), truth) < LOSS

@@ -9,7 +9,7 @@ from amdim_fast.nce import algorithm, plan, products, tiles
 from amdim_fast.nce.inputs import NEGATIVES
 from amdim_fast.nce.plan import padded
 from tests.nce.cases import LIBRARIES, features, lower_floors, tile_set, upstream_like
-from tests.nce.memory import LargeTensors, tensors_of
+from tests.nce.dispatched import LargeTensors, tensors_of
 
 
 def test_large_tensors_are_counted_while_they_live():

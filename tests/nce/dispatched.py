@@ -1,10 +1,12 @@
-"""The memory that tensors take while some code runs."""
+"""What the code of an op dispatches, counted: memory of large tensors, matrix products."""
 
 import weakref
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::_linear_pointwise")
 
 
 class LargeTensors(TorchDispatchMode):
@@ -38,6 +40,19 @@ class LargeTensors(TorchDispatchMode):
     def _forget(self, size, key):
         self._known.discard(key)
         self.alive -= size
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function._schema.name
+        self.count += name in PRODUCTS
+        return function(*arguments, **(options or {}))
 
 
 def tensors_of(tree):
