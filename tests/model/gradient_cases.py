@@ -30,8 +30,8 @@ def make_model(dtype=torch.float64, frozen=False, use_bn=True, **options):
     return model.to(dtype)
 
 
-def make_views(images, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(images)
+def make_views(images, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(images + 100 * seed)
     views = torch.randn(2, images, 3, 32, 32, dtype=torch.float64, generator=generator)
     locations = torch.randint(0, 25, (2, images), generator=generator)
     return views.to(dtype), tuple(locations)
@@ -94,10 +94,10 @@ def whole_distance(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-def both(images, micro_batch, sizes, make=make_model, **options):
+def both(images, micro_batch, sizes, make=make_model, seed=0, **options):
     """(model, loss) of the cache and of the plain definition, from the same start."""
     models = make(**options), make(**options)
-    views, locations = make_views(images, next(models[0].parameters()).dtype)
+    views, locations = make_views(images, next(models[0].parameters()).dtype, seed)
     torch.manual_seed(3)
     ours = cached(models[0], views, locations, micro_batch)
     torch.manual_seed(3)

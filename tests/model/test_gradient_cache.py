@@ -27,14 +27,19 @@ from tests.model.gradient_cases import (
 
 @pytest.mark.parametrize("split", [*SPLITS, (4, 1)])
 def test_frozen_statistics_give_the_gradients_of_the_full_batch(split):
-    (model, loss), (full, truth) = both(*split, split[:1], frozen=True)
-    assert abs(loss - truth) <= 1e-12 * truth
-    assert distance(gradients(model), gradients(full)) <= 1e-11
-    (single, loss), (rounded, _) = both(*split, split[:1], frozen=True, dtype=torch.float32)
-    assert abs(loss - truth) <= 1e-6 * truth
-    assert whole_distance(gradients(single), gradients(full)) <= 1e-5
-    noise = distance(gradients(rounded), gradients(full))
-    assert distance(gradients(single), gradients(full)) <= 2 * noise + 1e-5
+    """In float32 as near to float64 as the reference's, on the mean over some views."""
+    ours, noise = [], []
+    for seed in range(4):
+        options = {"frozen": True, "seed": seed}
+        (model, loss), (full, truth) = both(*split, split[:1], **options)
+        assert abs(loss - truth) <= 1e-12 * truth
+        assert distance(gradients(model), gradients(full)) <= 1e-11
+        (single, loss), (rounded, _) = both(*split, split[:1], dtype=torch.float32, **options)
+        assert abs(loss - truth) <= 1e-6 * truth
+        assert whole_distance(gradients(single), gradients(full)) <= 1e-5
+        ours.append(distance(gradients(single), gradients(full)))
+        noise.append(distance(gradients(rounded), gradients(full)))
+    assert sum(ours) <= 2 * sum(noise) + 4e-5
 
 
 @pytest.mark.parametrize("components", [None, 2])
