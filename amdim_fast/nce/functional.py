@@ -164,8 +164,8 @@ def nce_objective(
         precision: as in ``nce_log_prob``.
         memory_budget: byte limit for a chunk of scores and for the float32 sums of gradients of
             bfloat16 targets that several chunks need. None is 256 MiB and, on a GPU, the bytes of
-            the features if that is more. Where they do not fit, as with 0, scores are computed
-            twice, four products, in the smallest blocks that are still fast.
+            the features if that is more. Where they do not fit, the smallest blocks that are still
+            fast are taken, and scores are computed twice, four products, if that needs less.
 
     Returns:
         NCEObjective; float32, and float64 for float64 inputs. Only ``objective`` is differentiable.

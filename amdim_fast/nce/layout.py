@@ -18,9 +18,6 @@ from amdim_fast.nce.plan import KEEP, PairingShape, Plan, default_budget, plan_p
 from amdim_fast.nce.products import product_library
 from amdim_fast.nce.wiring import Finish, Wiring
 
-# Gradients of a call lie in one tensor and start at multiples of this many entries.
-GRADIENT_UNIT = 128
-
 
 @dataclass(frozen=True)
 class Layout:

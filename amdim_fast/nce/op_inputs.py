@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from amdim_fast.nce.feature_maps import locations_inside
-from amdim_fast.nce.layout import GRADIENT_UNIT, Layout, layout_of
+from amdim_fast.nce.layout import Layout, layout_of
 from amdim_fast.nce.pairing import Options
 from amdim_fast.nce.wiring import NO_ORIGIN, Wiring
+
+# Gradients of a call lie in one tensor and start at multiples of this many entries.
+GRADIENT_UNIT = 128
 
 
 class Inputs(NamedTuple):
@@ -100,14 +103,14 @@ def new_gradients(inputs: Inputs, needs: Sequence[bool]) -> Gradients:
 def new_flat(inputs: Inputs, needs: Sequence[bool]) -> Tensor:
     """Room for all gradients of the objective; float32 for float16, whose range they may leave."""
     src = inputs.srcs[0]
-    sizes = [
-        -(-tensor.numel() // GRADIENT_UNIT) * GRADIENT_UNIT
-        for tensor, need in zip((*inputs.srcs, *inputs.trgs), needs, strict=True)
-        if need
-    ]
-    return src.new_empty(
-        sum(sizes), dtype=torch.float32 if src.dtype == torch.float16 else src.dtype
-    )
+    wanted = zip((*inputs.srcs, *inputs.trgs), needs, strict=True)
+    size = sum(_place_size(tensor) for tensor, need in wanted if need)
+    return src.new_empty(size, dtype=torch.float32 if src.dtype == torch.float16 else src.dtype)
+
+
+def _place_size(tensor: Tensor) -> int:
+    """Entries from the gradient of a tensor to the next one."""
+    return -(-tensor.numel() // GRADIENT_UNIT) * GRADIENT_UNIT
 
 
 def split_flat(inputs: Inputs, needs: Sequence[bool], flat: Tensor) -> Gradients:
@@ -117,7 +120,7 @@ def split_flat(inputs: Inputs, needs: Sequence[bool], flat: Tensor) -> Gradients
     for tensor, need in zip((*inputs.srcs, *inputs.trgs), needs, strict=True):
         if need:
             found.append(flat[start : start + tensor.numel()].view(tensor.shape))
-            start += -(-tensor.numel() // GRADIENT_UNIT) * GRADIENT_UNIT
+            start += _place_size(tensor)
         else:
             found.append(None)
     return Gradients(found[: len(inputs.srcs)], found[len(inputs.srcs) :])

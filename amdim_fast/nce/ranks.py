@@ -38,9 +38,9 @@ from amdim_fast.nce.algorithm import SourceGradient
 from amdim_fast.nce.feature_maps import features_at
 from amdim_fast.nce.layout import Layout
 from amdim_fast.nce.op_inputs import Gradients, Inputs, new_gradients
-from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
+from amdim_fast.nce.pairing import Pairing, Results, Upstream
 from amdim_fast.nce.plan import KEEP, record_plan
-from amdim_fast.nce.torch_passes import finish_sources, log_probability
+from amdim_fast.nce.torch_passes import finish_sources, log_probability, totals_of
 from amdim_fast.nce.wiring import NO_ORIGIN
 
 
@@ -81,7 +81,7 @@ def forward(inputs: Inputs, needs: Sequence[bool], group_name: str) -> tuple[Any
     all_scores = _join_pairings(of_score, [(*part.shape,) for part in scores])
     all_negs = _join_pairings(of_neg, [(*part.shape,) for part in negs])
     record_plan(layout.plan)
-    totals = _totals(loss, mean_sq, layout.options)
+    totals = totals_of(loss, mean_sq, layout.options)
     saved = [all_scores, all_negs, results.row_square, *all_srcs, *kept]
     return totals, loss, log_prob, mean_sq, score, saved
 
@@ -193,11 +193,6 @@ def _pairings(
         stacked = layout.passes.stack(src, None, None)
         found.append(layout.pairing(index, stacked, inputs.trgs[index], offset))
     return found
-
-
-def _totals(loss: Tensor, mean_sq: Tensor, options: Options) -> Tensor:
-    of_parts = options.loss_weight * loss.view(-1, options.parts).sum(0)
-    return torch.cat([of_parts, options.mean_sq_weight * mean_sq.sum()[None]])
 
 
 def _join_pairings(parts: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:

@@ -210,7 +210,7 @@ def gradients(
         statistics(pairing, results, stored, first_row)
     shape, options = pairing.shape, pairing.options
     rows = slice(first_row, first_row + stored.shape[1])
-    grad_own, weight, penalty = (part[rows] for part in row_gradients(pairing, results, upstream))
+    grad_own, weight, penalty = row_gradients(pairing, results, upstream, rows)
     neg = pairing.sums(results.neg)[rows].t()[None]
     penalty = penalty / unit(options)
     block = stored.view(-1, shape.locations, stored.shape[1])
@@ -239,14 +239,14 @@ def gradients(
 
 
 def row_gradients(
-    pairing: Pairing, results: Results, upstream: Upstream
+    pairing: Pairing, results: Results, upstream: Upstream, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row: gradients of the own products [R, L], weight of negatives [R, M], penalty [R].
+    """Of some rows: gradients of own products [C, L], weight of negatives [C, M], penalty [C].
 
     The factor 1 / sqrt(D) of the products is in them; the penalty multiplies the raw score.
     """
     shape, options = pairing.shape, pairing.options
-    score, neg = pairing.own(results.score), pairing.sums(results.neg)
+    score, neg = pairing.own(results.score)[rows], pairing.sums(results.neg)[rows]
     of_loss = of_square = torch.zeros(shape.sets, dtype=score.dtype, device=score.device)
     if upstream.of_objective:
         of_loss, of_square = of_loss + options.loss_weight, of_square + options.mean_sq_weight
@@ -259,16 +259,15 @@ def row_gradients(
         of_loss = of_loss + pairing.sets(upstream.loss)
     if upstream.mean_sq is not None:
         of_square = of_square + pairing.sets(upstream.mean_sq)
-    of_log_prob = (-pairing.own_share * of_loss).repeat_interleave(shape.images)[:, None]
+    set_of = torch.arange(rows.start, rows.stop, device=score.device) // shape.images
+    of_log_prob = (-pairing.own_share * of_loss)[set_of, None]
     if upstream.log_prob is not None:
-        of_log_prob = of_log_prob + pairing.own(upstream.log_prob)
+        of_log_prob = of_log_prob + pairing.own(upstream.log_prob)[rows]
     of_score = of_log_prob * torch.sigmoid(neg - score) * pairing.scale
     weight = -of_score if options.same_location else -of_score.sum(dim=1, keepdim=True)
     slope = torch.empty_like(score)
     write_slope(slope, score, options.clip)
-    penalty = (of_square * (2.0 * pairing.square_share * pairing.scale)).repeat_interleave(
-        shape.images
-    )
+    penalty = (of_square * (2.0 * pairing.square_share * pairing.scale))[set_of]
     return of_score * slope, weight, penalty
 
 
@@ -278,9 +277,14 @@ def sum_rows(
     """Loss [sets], mean_sq [sets], totals [parts + 1] and their sum, a scalar."""
     loss = results.row_loss.view(-1, images).sum(1)
     mean_sq = results.row_square.view(-1, images).sum(1)
-    of_parts = options.loss_weight * loss.view(-1, options.parts).sum(0)
-    totals = torch.cat([of_parts, options.mean_sq_weight * mean_sq.sum()[None]])
+    totals = totals_of(loss, mean_sq, options)
     return loss, mean_sq, totals, totals.sum()
+
+
+def totals_of(loss: Tensor, mean_sq: Tensor, options: Options) -> Tensor:
+    """[parts + 1] weighted losses of each part, and the weighted mean_sq of all sets."""
+    of_parts = options.loss_weight * loss.view(-1, options.parts).sum(0)
+    return torch.cat([of_parts, options.mean_sq_weight * mean_sq.sum()[None]])
 
 
 def write_source_gradient(

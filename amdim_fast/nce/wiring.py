@@ -46,10 +46,6 @@ class Wiring(NamedTuple):
         """Whether a pairing has drawn sources."""
         return self.pick_from[index] != NO_ORIGIN
 
-    def place(self, index: int) -> int:
-        """Of a pairing's locations, among those of the call."""
-        return sum(self.draws(other) for other in range(index))
-
     def needs_trg(self, index: int) -> bool:
         """Whether the gradient of a pairing's targets is wanted."""
         return self.needs[self.srcs + index]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast import nce_log_prob, nce_loss
-from amdim_fast.nce import layout, reference, tiles, triton_passes
+from amdim_fast.nce import layout, reference, tiles, triton_fused
 from amdim_fast.nce.functional import nce_objective
 from amdim_fast.nce.plan import PairingPlan
 from tests.nce.cases import margin, relative_error, tile_set
@@ -18,7 +18,7 @@ KINDS = ("log_prob", "loss", "objective")
 def use(monkeypatch, way, programs=9):
     """Small tiles, and products by the fused kernels or by torch."""
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
-    monkeypatch.setattr(triton_passes, "PROGRAMS_PER_PROCESSOR", programs)
+    monkeypatch.setattr(triton_fused, "PROGRAMS_PER_PROCESSOR", programs)
     monkeypatch.setattr(layout, "_layouts", {})
 
 

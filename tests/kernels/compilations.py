@@ -18,7 +18,7 @@ from amdim_fast.kernels.nce_tiles import TileSet
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from amdim_fast.nce import tiles, triton_passes
+from amdim_fast.nce import tiles, triton_fused, triton_passes
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
 from amdim_fast.nce.plan import PairingPlan, PairingShape, padded
 
@@ -117,7 +117,7 @@ def using(tile_set: TileSet, arithmetic: str) -> Iterator[None]:
     """The passes take these tiles and this arithmetic, whatever the device."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(tiles, "choose", lambda *_: tile_set))
-        stack.enter_context(patch.object(triton_passes, "arithmetic", lambda _: arithmetic))
+        stack.enter_context(patch.object(triton_fused, "arithmetic", lambda _: arithmetic))
         yield
 
 

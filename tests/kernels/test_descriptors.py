@@ -5,7 +5,7 @@ import torch
 from amdim_fast.kernels import nce_layout
 
 from amdim_fast import last_plan, nce_log_prob
-from amdim_fast.nce import triton_passes
+from amdim_fast.nce import triton_fused
 from tests.kernels.cases import compare, plan_all, use
 from tests.nce.cases import DEVICE, TILE, evaluate, features, upstream_like
 
@@ -15,14 +15,14 @@ WANTED = TILE._replace(descriptors=True)
 @pytest.fixture
 def taken(monkeypatch):
     """Whether each fused launch took descriptors."""
-    found, features_of = [], triton_passes._features
+    found, features_of = [], triton_fused._features
 
     def noted(*arguments):
         result = features_of(*arguments)
         found.append(result.descriptors)
         return result
 
-    monkeypatch.setattr(triton_passes, "_features", noted)
+    monkeypatch.setattr(triton_fused, "_features", noted)
     return found
 
 
@@ -129,7 +129,7 @@ def test_what_is_loaded_in_place(tensor, fits):
 @pytest.mark.parametrize("copied", [False, True])
 def test_what_is_not_is_copied(copied):
     trg = torch.randn(5, 4, 17 if copied else 24, device=DEVICE)[..., :16]
-    found = triton_passes.loadable(trg)
+    found = triton_fused.loadable(trg)
     assert (found.data_ptr() != trg.data_ptr()) == copied
     assert nce_layout.loadable(found)
     assert torch.equal(found, trg)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from amdim_fast.nce import torch_passes, triton_passes
+from amdim_fast.nce import torch_passes, triton_ends, triton_passes
 from amdim_fast.nce.pairing import Options, Results
 from tests.kernels.cases import fill_with_nan
 from tests.nce.cases import DEVICE
@@ -20,7 +20,7 @@ WIDTHS = (40, 32, 7)
 def _small_tiles(monkeypatch):
     fill_with_nan(monkeypatch)
     for name in ("FEATURE_TILE", "SUM_TILE", "SCALE_TILE"):
-        monkeypatch.setattr(triton_passes, name, 16)
+        monkeypatch.setattr(triton_ends, name, 16)
 
 
 def draw(*shape, dtype=torch.float32):

@@ -9,21 +9,21 @@ import torch
 from amdim_fast.kernels import nce_tile_table
 
 from amdim_fast import LossMultiNCE
-from amdim_fast.nce import reference, triton_passes
+from amdim_fast.nce import reference, triton_ends, triton_fused, triton_passes
 from tests.kernels import pass_cases
 from tests.kernels.cases import compare, fill_with_nan, plan_all, use
 from tests.kernels.pass_cases import Case
 from tests.nce.cases import DEVICE, features, relative_error
 
 KERNELS = Path(nce_tile_table.__file__).parent
-# The module of each in ``triton_passes``, where it has one.
+# Which module launches each, and by what name, where one does.
 NAMES = {
     "nce_clip": None,
     "nce_scores": None,
-    "nce_rows": "kernels",
-    "nce_forward": "nce_forward",
-    "nce_backward": "nce_backward",
-    "nce_ends": "nce_ends",
+    "nce_rows": (triton_passes, "kernels"),
+    "nce_forward": (triton_fused, "nce_forward"),
+    "nce_backward": (triton_fused, "nce_backward"),
+    "nce_ends": (triton_ends, "nce_ends"),
 }
 HALF, FULL = torch.float16, torch.float32
 
@@ -347,10 +347,10 @@ def planted(monkeypatch, folder, name, text, wrong):
             source = source.replace(f"amdim_fast.kernels.{module}", f"{folder.name}_{module}")
         (folder / f"{folder.name}_{other}.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
-    for module, attribute in NAMES.items():
+    for module, launched in NAMES.items():
         changed = importlib.import_module(f"{folder.name}_{module}")
-        if attribute is not None:
-            monkeypatch.setattr(triton_passes, attribute, changed)
+        if launched is not None:
+            monkeypatch.setattr(*launched, changed)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,15 @@ import torch
 from amdim_fast.kernels import nce_layout
 from torch._subclasses import FakeTensorMode
 
-from amdim_fast.nce import backend, layout, op_kernels, plan, products, triton_passes
+from amdim_fast.nce import (
+    backend,
+    layout,
+    op_kernels,
+    plan,
+    products,
+    triton_arguments,
+    triton_fused,
+)
 from amdim_fast.nce.op_inputs import Inputs
 from tests.nce.launches import Launches
 
@@ -23,8 +31,9 @@ def fake_gpu(monkeypatch):
     """Fake CUDA tensors of an H100, and a count of what they launch."""
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
     monkeypatch.setattr(backend, "_obstacle", lambda device: None)
-    monkeypatch.setattr(triton_passes, "capability_of", lambda device: (9, 0))
-    monkeypatch.setattr(triton_passes, "strips_of", lambda device, tile, rows, columns: (4, 1))
+    for module in (triton_arguments, triton_fused):
+        monkeypatch.setattr(module, "capability_of", lambda device: (9, 0))
+    monkeypatch.setattr(triton_fused, "strips_of", lambda device, tile, rows, columns: (4, 1))
     monkeypatch.setattr(nce_layout, "loadable", lambda tensor: True)
     monkeypatch.setattr(nce_layout, "descriptors", lambda src, trg, tile: (src, trg))
     monkeypatch.setattr(products, "_adds_in_float32", lambda device: True)

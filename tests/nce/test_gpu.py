@@ -5,7 +5,7 @@ import torch
 from amdim_fast.kernels.nce_tiles import TileSet
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss, nce_objective
-from amdim_fast.nce import layout, plan, reference, tiles, triton_passes
+from amdim_fast.nce import layout, plan, reference, tiles, triton_fused
 
 pytestmark = pytest.mark.gpu
 
@@ -102,9 +102,9 @@ def test_objective_of_several_chunks_is_no_worse_than_eager(monkeypatch, dtype, 
 def test_descriptors_load_what_pointers_load(monkeypatch, images, width, dtype):
     """Bit for bit; below compute capability 9.0 there are none."""
     inputs, locations = maps(images, width, dtype), draw(images)
-    choose, features, found, described = tiles.choose, triton_passes._features, [], []
+    choose, features, found, described = tiles.choose, triton_fused._features, [], []
     monkeypatch.setattr(
-        triton_passes, "_features", lambda *a: described.append(features(*a)) or described[-1]
+        triton_fused, "_features", lambda *a: described.append(features(*a)) or described[-1]
     )
     for wanted in (False, True):
 

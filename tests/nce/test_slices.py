@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from amdim_fast.nce import algorithm, reference, tiles, torch_passes, triton_passes
+from amdim_fast.nce import algorithm, reference, tiles, torch_passes, triton_fused, triton_passes
 from amdim_fast.nce.algorithm import SourceGradient
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
 from amdim_fast.nce.plan import PairingPlan, PairingShape
@@ -61,7 +61,7 @@ def pairing_of(passes, src, trg, options, mode, fused, image_offset):
 def test_slices_equal_the_whole(monkeypatch, cuts, clip, same_location, mode, way):
     lower_floors(monkeypatch)
     monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
-    monkeypatch.setattr(triton_passes, "PROGRAMS_PER_PROCESSOR", 5)
+    monkeypatch.setattr(triton_fused, "PROGRAMS_PER_PROCESSOR", 5)
     passes, dtype = BACKENDS["torch" if way == "torch" else "triton"]
     fused = way in ("fused", "descriptors")
     src, trg = (t.detach().to(dtype) for t in features(IMAGES, LOCATIONS, WIDTH, sets=SETS))
