@@ -133,7 +133,16 @@ class FeatureMapContrastiveTask(NCEModule):
                     src_map, trg = views[view][anchor], views[1 - view][positive]
                     names = ("anchor_maps", "positive_maps")
                     src_name = f"{names[view]}[{anchor}]"
-                    check_pair(src_name, src_map[:, 0], f"{names[1 - view]}[{positive}]", trg)
+                    trg_name = f"{names[1 - view]}[{positive}]"
+                    if src_map.shape[2] != trg.shape[2]:
+                        maps = (anchor_maps, positive_maps)
+                        raise ValueError(
+                            f"comparison {''.join(pair)!r} takes {src_name} of shape"
+                            f" {list(maps[view][anchor].shape)} and {trg_name} of"
+                            f" {list(maps[1 - view][positive].shape)}, whose channels differ;"
+                            f" {_ways_on(len(anchor_maps))}"
+                        )
+                    check_pair(src_name, src_map[:, 0], trg_name, trg)
                     target = (1 - view, positive)
                     stack = sources.setdefault(target, [])
                     places.append((target, len(stack)))
@@ -166,3 +175,12 @@ class FeatureMapContrastiveTask(NCEModule):
         if int(symbol) >= count:
             raise ValueError(f"comparisons names map {symbol}, but there are only {count} maps")
         return int(symbol)
+
+
+def _ways_on(count: int) -> str:
+    """What to do with maps of different widths."""
+    own = ", ".join(f"{index}{index}" for index in range(count))
+    return (
+        "project the maps to one width, such as each with an nn.Conv2d(channels, width, 1), or"
+        f" compare each with itself: {own!r}"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.distributed import ProcessGroup
 
@@ -32,6 +34,13 @@ class NCEModule(nn.Module):
         self.backend = backend
         self.precision = precision
         self.group_name = group_name(group)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *options: Any, **named: Any
+    ) -> None:
+        """Strict loading of the public code's files: its loss had masks, which are left out."""
+        kept = {name: value for name, value in state_dict.items() if name != f"{prefix}masks_r5"}
+        super()._load_from_state_dict(kept, prefix, *options, **named)
 
     def _settings(self) -> op.Settings:
         """The module's options as the op takes them."""

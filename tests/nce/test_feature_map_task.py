@@ -122,11 +122,20 @@ def test_any_number_of_maps_and_any_sizes():
 
 
 def test_channels_that_differ_between_compared_maps_raise():
-    anchors, positives = ((torch.randn(4, 6, 1, 1), torch.randn(4, 3, 5, 5)) for _ in range(2))
-    message = r"positive_maps\[1\] has shape \[4, 25, 3\] and anchor_maps\[0\] \[4, 6\]"
-    with pytest.raises(ValueError, match=message):
-        FeatureMapContrastiveTask("01")(anchors, positives)
-    losses, _ = FeatureMapContrastiveTask("00, 11")(anchors, positives)
+    """The maps of a ResNet-18 with the comparisons that lightning-bolts' command takes."""
+    sizes = ((64, 8), (128, 4), (256, 2))
+    anchors, positives = (
+        [torch.randn(4, width, side, side) for width, side in sizes] for _ in range(2)
+    )
+    with pytest.raises(ValueError, match="channels differ") as caught:
+        FeatureMapContrastiveTask("01, 02, 11")(anchors, positives)
+    assert str(caught.value) == (
+        "comparison '01' takes anchor_maps[0] of shape [4, 64, 8, 8] and positive_maps[1] of"
+        " [4, 128, 4, 4], whose channels differ; project the maps to one width, such as each with"
+        " an nn.Conv2d(channels, width, 1), or compare each with itself: '00, 11, 22'"
+    )
+    losses, _ = FeatureMapContrastiveTask("00, 11, 22")(anchors, positives)
+    assert losses.shape == (3,)
     assert losses.isfinite().all()
 
 
