@@ -17,7 +17,7 @@ from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.checkpoints.reading import read_model
 from amdim_fast.checkpoints.stored_model import StoredModel
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
-from amdim_fast.model.encoder import Encoder, EncoderOutput
+from amdim_fast.model.encoder import Encoder, EncoderOutput, encode_views
 from amdim_fast.model.frozen import encode
 from amdim_fast.model.probes import Probes
 from amdim_fast.nce.losses import LossMultiNCE
@@ -213,8 +213,8 @@ class AMDIM(nn.Module):
     ) -> AMDIMOutput:
         """The objective for two views of the same B images.
 
-        The encoder runs once for each view, so BatchNorm's statistics are per view, as in the
-        public code.
+        BatchNorm's statistics are per view, as in the public code; other layers see both views at
+        once.
 
         Args:
             x1: [B, in_channels, size, size].
@@ -233,7 +233,9 @@ class AMDIM(nn.Module):
                 raise ValueError(
                     f"x1 has shape {list(x1.shape)} and x2 {list(x2.shape)}; they must be equal"
                 )
-            first, second = self.encoder(x1), self.encoder(x2)
+            # torch.stack would lose channels_last.
+            views = torch.cat((x1, x2)).unflatten(0, (2, -1))
+            first, second = encode_views(self.encoder, views)
         if isinstance(self.g2l_loss, LossMultiNCE):
             loss_1t5, loss_1t7, loss_5t5, lgt_reg = self.g2l_loss(
                 *first, *second, locations=locations, generator=generator

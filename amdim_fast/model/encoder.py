@@ -17,6 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from amdim_fast.checks import whole_number
 from amdim_fast.model.replay import BuffersKept
+from amdim_fast.model.residual.modules import (
+    BACKENDS,
+    OptionalBatchNorm,
+    ResidualBlock,
+    ResidualConv,
+    chosen_backend,
+)
 
 SIZES = (32, 64, 128)
 
@@ -27,33 +34,6 @@ class EncoderOutput(NamedTuple):
     r1: Tensor  # [B, D, 1, 1]
     r5: Tensor  # [B, D, 5, 5]
     r7: Tensor  # [B, D, 7, 7]
-
-
-class OptionalBatchNorm(nn.Module):
-    """BatchNorm2d whose parameters are in the state dict even if it is switched off.
-
-    Its parameters then do not require gradients, so DistributedDataParallel does not wait for them.
-    """
-
-    def __init__(self, channels: int, use_bn: bool) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm2d(channels).requires_grad_(use_bn)
-        self.use_bn = use_bn
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
-        return self.bn(x) if self.use_bn else x
-
-
-def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv(x)`` without padding; where the kernel covers the map, as one matrix product.
-
-    oneDNN's weight gradient of such a convolution is many times slower.
-    """
-    if tuple(x.shape[2:]) != conv.kernel_size:
-        return conv(x)
-    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
-    return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, conv.bias)[:, :, None, None]
 
 
 class ConvReLU(nn.Module):
@@ -67,53 +47,6 @@ class ConvReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, n_in, H, W] -> [B, n_out, H', W']."""
         return F.relu(self.conv(x), inplace=True)
-
-
-class ResidualConv(nn.Module):
-    """x -> conv2(relu(bn(conv1(x)))) + shortcut(x), without padding; conv2 is 1x1, starting at 0.
-
-    The shortcut is an average pool of conv1's kernel and stride, with zero channels appended when
-    n_out > n_in; when n_out < n_in it is ``conv3``, of conv1's geometry, with bias.
-    """
-
-    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, use_bn: bool) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, kernel, stride, bias=False)
-        self.conv2 = nn.Conv2d(n_out, n_out, 1, bias=False)
-        self.conv3 = nn.Conv2d(n_in, n_out, kernel, stride) if n_out < n_in else None
-        self.bn1 = OptionalBatchNorm(n_out, use_bn)
-        self.kernel, self.stride = kernel, stride
-        self.new_channels = n_out - n_in
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, n_in, H, W] -> [B, n_out, H', W']."""
-        hidden = F.relu(self.bn1(convolve(self.conv1, x)), inplace=True)
-        return convolve(self.conv2, hidden) + self._shortcut(x)
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if self.conv3 is not None:
-            return convolve(self.conv3, x)
-        if self.kernel > 1:
-            x = F.avg_pool2d(x, self.kernel, self.stride)
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
-
-
-class ResidualBlock(nn.Module):
-    """A ResidualConv of the given kernel and stride, then depth - 1 of them that are 1x1."""
-
-    def __init__(
-        self, n_in: int, n_out: int, kernel: int, stride: int, depth: int, use_bn: bool
-    ) -> None:
-        super().__init__()
-        self.layer_list = nn.Sequential(
-            ResidualConv(n_in, n_out, kernel, stride, use_bn),
-            *(ResidualConv(n_out, n_out, 1, 1, use_bn) for _ in range(depth - 1)),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, n_in, H, W] -> [B, n_out, H', W']."""
-        return self.layer_list(x)
 
 
 class RKHSHead(nn.Module):
@@ -138,8 +71,12 @@ class RKHSHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, n_in, H, W] -> [B, n_out, H, W]."""
+        return self.bn_out(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What ``bn_out`` normalizes."""
         hidden = F.relu(self.bn_hid(self.conv1(x)), inplace=True)
-        return self.bn_out(self.conv2(hidden) + self.shortcut(x))
+        return self.conv2(hidden) + self.shortcut(x)
 
 
 def _stem(size: int, ndf: int, in_channels: int, use_bn: bool) -> list[nn.Module]:
@@ -179,6 +116,10 @@ class Encoder(nn.Module):
         use_bn: BatchNorm inside the blocks too. If not, its modules stay in the state dict, as in
             the public code, but do not require gradients.
         in_channels: channels of the images.
+        backend: of residual layers without BatchNorm. "torch" is the plain layers. "triton" runs
+            all layers of a block as one op of matrix products that end in the ReLU and add to the
+            shortcut, with Triton kernels for pooled shortcuts; on a CPU it needs Triton's
+            interpreter. "auto" is triton on CUDA in half types and torch elsewhere.
 
     Raises:
         ValueError: an argument is out of range.
@@ -200,6 +141,8 @@ class Encoder(nn.Module):
         depth: int,
         use_bn: bool = False,
         in_channels: int = 3,
+        *,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -230,25 +173,56 @@ class Encoder(nn.Module):
         self.rkhs_block_5 = RKHSHead(widest, n_rkhs, use_bn)
         self.rkhs_block_7 = RKHSHead(widest, n_rkhs, use_bn)
         self.to(memory_format=torch.channels_last)
+        self.backend = backend
 
-    def forward(self, x: Tensor) -> EncoderOutput:
-        """Encode a batch.
+    @property
+    def backend(self) -> str:
+        """Of the residual layers; may be set."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        if name not in BACKENDS:
+            raise ValueError(f"backend is {name!r}; it must be one of {', '.join(BACKENDS)}")
+        self._backend = name
+        for module in self.modules():
+            if isinstance(module, ResidualConv):
+                module.backend = name
+
+    def backend_for(self, dtype: torch.dtype, device: torch.device) -> str:
+        """What runs residual layers whose products are of this dtype: "torch" or "triton"."""
+        return "torch" if self.use_bn else chosen_backend(self._backend, dtype, device)
+
+    def forward(self, x: Tensor) -> EncoderOutput | tuple[EncoderOutput, ...]:
+        """Encode a batch, or several views of one.
 
         Args:
             x: [B, in_channels, size, size], the parameters' dtype (any floating dtype under
                 autocast) and device, in any memory format: if not channels_last, it is copied once.
-                B must be 2 or more while BatchNorm is training.
+                B must be 2 or more while BatchNorm is training. Or V views, [V, B, in_channels,
+                size, size]: each gets the features that it would get alone, and BatchNorm takes
+                and keeps statistics view by view, but other layers work on all of them at once.
 
         Returns:
-            r1 [B, D, 1, 1], r5 [B, D, 5, 5] and r7 [B, D, 7, 7], channels_last.
+            r1 [B, D, 1, 1], r5 [B, D, 5, 5] and r7 [B, D, 7, 7], channels_last; a tuple of V such
+            results for V views.
 
         Raises:
             ValueError: the shape or device is wrong. TypeError: the dtype is wrong.
         """
-        self._check(x)
+        if x.ndim != 5:
+            return self._encode(x, 1)[0]
+        if self.use_bn:
+            return tuple(self._encode(view, 1)[0] for view in x.unbind(0))
+        return self._encode(x.flatten(0, 1), len(x))
+
+    def _encode(self, x: Tensor, views: int) -> tuple[EncoderOutput, ...]:
+        """Outputs of ``views`` views that follow one another."""
+        self._check(x, views)
         x = x.contiguous(memory_format=torch.channels_last)
         map_5 = map_7 = x
-        for index, layer in enumerate(self.layer_list):
+        *layers, last = self.layer_list
+        for index, layer in enumerate(layers):
             if self.checkpoint_blocks and isinstance(layer, ResidualBlock | ResidualConv):
                 x = _checkpointed(layer, x)
             else:
@@ -257,17 +231,24 @@ class Encoder(nn.Module):
                 map_7 = x
             elif index == self._layer_5:
                 map_5 = x
-        return EncoderOutput(x, self.rkhs_block_5(map_5), self.rkhs_block_7(map_7))
+        ends = (
+            (last, x),
+            (self.rkhs_block_5.bn_out, self.rkhs_block_5.embed(map_5)),
+            (self.rkhs_block_7.bn_out, self.rkhs_block_7.embed(map_7)),
+        )
+        parts = [[norm(part) for part in found.chunk(views)] for norm, found in ends]
+        return tuple(EncoderOutput(*view) for view in zip(*parts, strict=True))
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, views: int) -> None:
         expected = f"[B, {self.in_channels}, {self.size}, {self.size}]"
         if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, self.size, self.size):
             raise ValueError(f"x has shape {list(x.shape)}; it must be {expected}")
         training = self.layer_list[-1].get_submodule("bn").training
         least = 2 if training else 1
-        if x.shape[0] < least:
+        images = x.shape[0] // views
+        if images < least:
             mode = "training, for BatchNorm" if training else "evaluation"
-            raise ValueError(f"x has {x.shape[0]} images; it must have {least} or more in {mode}")
+            raise ValueError(f"x has {images} images; it must have {least} or more in {mode}")
         weight = self.rkhs_block_5.conv1.weight
         if x.device != weight.device:
             raise ValueError(
@@ -277,3 +258,14 @@ class Encoder(nn.Module):
             raise TypeError(f"x is {x.dtype}; it must be normalized {weight.dtype}")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x is {x.dtype}; it must be {weight.dtype}, as the encoder's weights")
+
+
+def encode_views(encoder: nn.Module, views: Tensor) -> tuple[EncoderOutput, ...]:
+    """Outputs of an encoder for views [V, B, channels, height, width], in one call if it can.
+
+    An ``Encoder``, also inside DistributedDataParallel, takes all views at once; another module is
+    called once for each.
+    """
+    if isinstance(getattr(encoder, "module", encoder), Encoder):
+        return encoder(views)
+    return tuple(encoder(view) for view in views.unbind(0))

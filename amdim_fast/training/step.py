@@ -16,9 +16,11 @@ from amdim_fast.devices import computes_bfloat16
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.amdim import AMDIM
+from amdim_fast.model.encoder import encode_views
 from amdim_fast.model.gradient_cache import CachedEncoding
 from amdim_fast.model.probes import probe_loss
 from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
+from amdim_fast.nce.backend import resolve_backend
 from amdim_fast.nce.feature_maps import draw_locations, flatten_local
 from amdim_fast.training.randomness import seed_step
 from amdim_fast.training.recipes import Recipe
@@ -180,14 +182,15 @@ class Training:
     ) -> tuple[Tensor, Tensor, CachedEncoding | None]:
         """The loss with its graph, the values of ``names``, and what is left to propagate back."""
         ranks, encoding = self.ranks, None
-        x1, x2 = views
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             if self.recipe.micro_batch:
                 with ErrorsOnAllRanks(self.model.g2l_loss.group_name):
-                    encoding = CachedEncoding(self._encoder, (x1, x2), self.recipe.micro_batch)
+                    encoding = CachedEncoding(
+                        self._encoder, views.unbind(0), self.recipe.micro_batch
+                    )
                 first, second = encoding.features
             else:
-                first, second = self._encoder(x1), self._encoder(x2)
+                first, second = encode_views(self._encoder, views)
             if locations is None:
                 locations = self._draw_locations(first.r5), self._draw_locations(second.r5)
             output = self.model.objective(first, second, locations=locations)
@@ -214,6 +217,21 @@ class Training:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
+
+    def describe(self) -> dict[str, str]:
+        """What runs a step: device, precision, backends of its parts, and how it is executed."""
+        dtype = torch.bfloat16 if self._bfloat16 else torch.float32
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device += f" ({torch.cuda.get_device_name(self.device)})"
+        return {
+            "device": device,
+            "precision": str(dtype).removeprefix("torch."),
+            "loss": resolve_backend("auto", dtype, self.device),
+            "views": self._two_views.backend,
+            "encoder": self.model.encoder.backend_for(dtype, self.device),
+            "execution": "compiled" if self.recipe.compile else "eager",
+        }
 
     def weights_are_finite(self) -> bool:
         """Whether no weight and no buffer of the model is NaN or infinite; waits for the device."""

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from amdim_fast.model.encoder import Encoder, OptionalBatchNorm, ResidualConv, RKHSHead
+from amdim_fast.model.encoder import Encoder, RKHSHead
+from amdim_fast.model.residual.modules import OptionalBatchNorm, ResidualConv
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = (32, 64, 128)

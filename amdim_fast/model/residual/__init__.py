@@ -1,0 +1,1 @@
+"""Residual layers: modules, and the op that runs a row of them."""

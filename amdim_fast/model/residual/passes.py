@@ -1,0 +1,117 @@
+"""The steps of residual layers: products with epilogues, and the strided layer's parts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amdim_fast.model.residual.geometry import (
+    Geometry,
+    map_of,
+    matrix_of,
+    new_map,
+    rows_of,
+    weight_of,
+)
+from amdim_fast.nce.backend import resolve_backend
+from amdim_fast.nce.products import multiply_into
+
+
+def rounded(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Weights in channels_last and of this dtype, those that are so already as they are."""
+    given = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
+    if given[0].dtype == dtype:
+        return given
+    made = [torch.empty_like(weight, dtype=dtype) for weight in given]
+    torch._foreach_copy_(made, given)
+    return made
+
+
+def relu_product(a: Tensor, b: Tensor) -> Tensor:
+    """``relu(a @ b.T)``; on a GPU one kernel."""
+    if a.device.type == "cuda":
+        return torch._addmm_activation(_zeros(len(b), a.dtype, a.device), a, b.t())
+    return product(a, b.t(), a.dtype).relu_()
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A bias, with which cuBLAS ends a product with a ReLU."""
+    return torch.zeros(length, dtype=dtype, device=device)
+
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a @ b`` in this dtype, accumulated in float32 or wider."""
+    out = torch.empty((a.shape[0], b.shape[1]), dtype=dtype, device=a.device)
+    multiply_into(out, a, b)
+    return out
+
+
+def masked(grad: Tensor, hidden: Tensor) -> Tensor:
+    """``grad``, in place 0 where the result of the ReLU is 0."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, hidden, 0, grad_input=grad)
+
+
+def wide_product(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """[B H' W', C'], conv1 of a layer that is strided, wider than 1x1 or adds channels."""
+    if geometry.covers:
+        return product(matrix_of(x), matrix_of(weight).t(), x.dtype)
+    found = F.conv2d(x, weight, stride=geometry.stride)
+    return rows_of(found.contiguous(memory_format=torch.channels_last))
+
+
+def wide_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    *,
+    of_x: bool,
+    of_weight: torch.dtype | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and, in this dtype, of the weight, given the one of ``wide_product``."""
+    grad_x = grad_weight = None
+    if geometry.covers:
+        if of_x:
+            grad_x = weight_of(product(grad, matrix_of(weight), x.dtype), geometry.kernel)
+        if of_weight:
+            grad_weight = weight_of(product(grad.t(), matrix_of(x), of_weight), geometry.kernel)
+        return grad_x, grad_weight
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        *(map_of(grad, *geometry.out_shape[2:]), x, weight, None),
+        *([geometry.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1),
+        [of_x, of_weight is not None, False],
+    )
+    if of_x:
+        grad_x = grad_x.contiguous(memory_format=torch.channels_last)
+    return grad_x, grad_weight.to(of_weight) if of_weight else None
+
+
+def shortcut(x: Tensor, hidden: Tensor, geometry: Geometry, backend: str) -> Tensor:
+    """The pooled x with zero channels appended, a map; ``hidden`` becomes its ReLU, in place."""
+    out = new_map(x, geometry.out_shape)
+    if resolve_backend(backend, x.dtype, x.device) == "triton":
+        from amdim_fast.model.residual import shortcut as kernels
+
+        kernels.shortcut(x, hidden, out, geometry)
+    else:
+        hidden.relu_()
+        out[:, : geometry.channels] = F.avg_pool2d(x, geometry.kernel, geometry.stride)
+        out[:, geometry.channels :] = 0
+    return out
+
+
+def add_shortcut_gradient(grad_x: Tensor, grad: Tensor, geometry: Geometry, backend: str) -> None:
+    """Add to ``grad_x`` the gradient through the shortcut, given the layer's [B H' W', C']."""
+    if resolve_backend(backend, grad.dtype, grad.device) == "triton":
+        from amdim_fast.model.residual import shortcut as kernels
+
+        kernels.add_shortcut_gradient(grad_x, grad, geometry)
+        return
+    of_pool = map_of(grad, *geometry.out_shape[2:])[:, : geometry.channels]
+    sides = [geometry.kernel] * 2, [geometry.stride] * 2
+    grad_x += torch.ops.aten.avg_pool2d_backward(of_pool, grad_x, *sides, [0, 0], False, True, None)
