@@ -24,7 +24,14 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from amdim_fast.kernels import nce_backward, nce_ends, nce_forward, nce_rows, nce_tile_table
+from amdim_fast.kernels import (
+    nce_backward,
+    nce_ends,
+    nce_forward,
+    nce_rows,
+    nce_tile_table,
+    residual,
+)
 from amdim_fast.kernels.nce_tiles import Tile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -37,7 +44,7 @@ from tests.kernels.pairwise import covering
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "aot.jsonl"
 # Compute capability that each architecture of the table is compiled for.
 CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "default": 89}
-MODULES = (nce_forward, nce_backward, nce_rows, nce_ends)
+MODULES = (nce_forward, nce_backward, nce_rows, nce_ends, residual)
 FUSED = ("nce_forward", "nce_backward")
 # Bytes a thread may spill in fused kernels, outside their loop over features: values that are not
 # used until a product is done. More where a GPU found the tile fastest nevertheless.
@@ -266,6 +273,11 @@ def violations(row: dict[str, Any]) -> list[str]:
         if not settings["SAME_LOCATION"]:
             loaded = settings["TILE_COLUMNS"] // threads * 4 * (settings["STATISTICS"] + gradients)
             stored = settings["TILE_COLUMNS"] // threads * itemsize * gradients
+    elif row["kernel"].startswith("residual") and settings["channels"].endswith(":16"):
+        values = settings["PIXELS"] * settings["CHANNELS"] // threads * itemsize
+        back = row["kernel"].endswith("backward")
+        reach = -(-settings["KERNEL"] // settings["STRIDE"]) if back else settings["KERNEL"]
+        loaded, stored = values * (reach**2 + 1), values * (1 if back else 2)
     elif row["kernel"] == "nce_scale":
         loaded = stored = settings["TILE"] // threads * itemsize
     if row["load_bytes"] < loaded:

@@ -1,4 +1,4 @@
-"""Everything that ``triton_passes`` has compiled: kernels with types, constants and options.
+"""Everything that calls have compiled: kernels with types, constants and options.
 
 The passes run with a recorder in the place of ``launch.launch`` and with tensors that have no
 memory, so this needs no GPU and works in the interpreter too.
@@ -18,6 +18,8 @@ from amdim_fast.kernels.nce_tiles import TileSet
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from amdim_fast.model.residual import shortcut
+from amdim_fast.model.residual.geometry import Geometry
 from amdim_fast.nce import tiles, triton_fused, triton_passes
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
 from amdim_fast.nce.plan import PairingPlan, PairingShape, padded
@@ -133,6 +135,7 @@ def compilations(arch: str) -> list[Compilation]:
         for loads, dtype in itertools.product((False, True), TYPES[arithmetic]):
             with using(with_descriptors(tile_set, arch, loads), arithmetic), recorded(found):
                 run_passes(dtype, tile_set.fused)
+                run_shortcuts(dtype)
     return list(dict.fromkeys(found))
 
 
@@ -189,6 +192,15 @@ def run_ends(dtype: torch.dtype) -> None:
             triton_passes.finish_sources(drawn, None, of_trg, picks)
     if dtype != torch.float16:
         triton_passes.scale(empty(1024, dtype=dtype), empty())
+
+
+def run_shortcuts(dtype: torch.dtype) -> None:
+    """Shortcuts of strided residual layers, on maps whose channels are aligned or are not."""
+    for kernel, stride, channels in itertools.product((2, 3, 4), (1, 2), (64, 66)):
+        geometry = Geometry(2, 17, 17, channels, 2 * channels, kernel, stride)
+        x, out = empty(2, 17, 17, channels, dtype=dtype), empty(*geometry.out_shape, dtype=dtype)
+        shortcut.shortcut(x, out, out, geometry)
+        shortcut.add_shortcut_gradient(x, out, geometry)
 
 
 def make_pairing(

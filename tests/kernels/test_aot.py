@@ -108,6 +108,7 @@ def test_committed_rows_pass_and_planted_violations_do_not(rows):
     loads = next(row for row in rows if row["tma"])
     gradients = next(row for row in rows if row["settings"].get("GRADIENTS") and row["load_bytes"])
     scale = next(row for row in rows if row["kernel"] == "nce_scale")
+    pools = [r for r in rows if r["settings"].get("channels") == "i32:16"]
     planted = (
         *(fused | change for change in ({"spills": 129}, {"shared_bytes": 10**6}, {"fp64": 1})),
         *(fused | change for change in ({"wgmma": 0}, {"loop_spills": 1})),
@@ -116,6 +117,8 @@ def test_committed_rows_pass_and_planted_violations_do_not(rows):
         *(gradients | change for change in ({"spills": 1}, {"barrier": False})),
         *(gradients | {name: gradients[name] - 16} for name in ("load_bytes", "store_bytes")),
         *(scale | {name: 0} for name in ("load_bytes", "store_bytes")),
+        *(pool | {"load_bytes": pool["load_bytes"] - 16} for pool in pools),
+        *(pool | {"spills": 4} for pool in pools),
     )
     assert [len(aot.violations(row)) for row in planted] == [1] * len(planted)
 
