@@ -9,6 +9,8 @@ from typing import Any
 
 from amdim_fast.checks import whole_number
 
+# Fields that older runs do not have, as those runs were.
+ADDED: dict[str, Any] = {"cuda_graph": False}
 PRECISIONS = ("auto", "float32", "bfloat16")
 # ndf, n_rkhs and depth, as in the public code for images of 128 px.
 MODEL_SIZES = {"small": (192, 1536, 8), "medium": (256, 2048, 10), "large": (320, 2560, 10)}
@@ -57,6 +59,9 @@ class Recipe:
         "auto", "float32, bfloat16, or auto: bfloat16 where the hardware multiplies it"
     )
     compile: bool = _option(False, "torch.compile the encoder")
+    cuda_graph: bool = _option(
+        False, "replay steps as one CUDA graph, for small models; needs a single process and GPU"
+    )
     micro_batch: int = _option(
         0, "images encoded, and normalized by BatchNorm, at a time, to save memory; 0 is all"
     )
@@ -90,6 +95,12 @@ class Recipe:
         for name, low in least.items():
             whole_number(name, getattr(self, name), least=low)
         self.check_micro_batch(self.batch_size)
+        for name in ("micro_batch", "checkpoint_blocks"):
+            if self.cuda_graph and getattr(self, name):
+                raise ValueError(
+                    f"cuda_graph and {name} are both on; a CUDA graph cannot recompute: turn one"
+                    " off"
+                )
         if not (self.steps or self.epochs):
             raise ValueError("steps is 0 and epochs is 0; one of them must be 1 or more")
         for name in ("tclip", "tau", "learning_rate", "epsilon", "decay_factor"):
@@ -157,6 +168,7 @@ class Recipe:
         given: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
+        given = ADDED | given
         wrong = given.keys() ^ {item.name for item in fields(cls)}
         if wrong:
             raise ValueError(f"recipe has missing or unknown fields: {', '.join(sorted(wrong))}")

@@ -21,7 +21,8 @@ from amdim_fast.model.gradient_cache import CachedEncoding
 from amdim_fast.model.probes import probe_loss
 from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
 from amdim_fast.nce.backend import resolve_backend
-from amdim_fast.nce.feature_maps import draw_locations, flatten_local
+from amdim_fast.nce.feature_maps import draw_locations
+from amdim_fast.training.graph import StepGraph
 from amdim_fast.training.randomness import seed_step
 from amdim_fast.training.recipes import Recipe
 from amdim_fast.views.params import POLICIES
@@ -30,6 +31,7 @@ from amdim_fast.views.two_views import TwoViews
 LOSS_TERMS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
 MIXTURE_TERMS = ("posterior_entropy", "usage_entropy")  # nats
 PROBE_TERMS = ("probe_mlp", "probe_linear")
+LOCATIONS = 25  # of the 5x5 map
 COUNTS = ("correct_mlp", "correct_linear", "labeled")
 # The option by which the forward copies rank 0's buffers, renamed in torch 2.14.
 _BUFFERS = (
@@ -105,7 +107,9 @@ class Training:
             eps=recipe.epsilon,
             weight_decay=recipe.weight_decay,
             fused=True,
+            capturable=recipe.cuda_graph and self.device.type == "cuda",
         )
+        self._graph = StepGraph(self._learn, self.device) if recipe.cuda_graph else None
         self._view_generator = torch.Generator().manual_seed(seed)
         self._location_generator = torch.Generator(self.device).manual_seed(seed)
         dtype = torch.bfloat16 if self._bfloat16 else torch.float32
@@ -158,27 +162,42 @@ class Training:
         Returns:
             The values of ``names``, float32, on the device; does not wait for it.
         """
-        ranks = self.ranks
-        if ranks.world_size > 1:  # dropout must differ
-            seed_step(self.seed, self.step, ranks.rank)
-        loss, values, encoding = self._forward(views, labels, locations)
+        if self.ranks.world_size > 1:  # dropout must differ
+            seed_step(self.seed, self.step, self.ranks.rank)
+        first, second = locations or [self._draw_locations(view) for view in views]
+        self._set_rate()
+        learn = self._learn if self._graph is None else self._graph
+        values = learn(views, labels, first, second)
+        self.step += 1
+        return values
+
+    def _set_rate(self) -> None:
+        factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)
+        rate = self.recipe.learning_rate * factor
+        for options in self.optimizer.param_groups:
+            if self._graph is None:
+                options["lr"] = rate
+            elif isinstance(options["lr"], Tensor):
+                options["lr"].fill_(rate)
+            else:
+                options["lr"] = torch.tensor(rate, device=self.device)
+
+    def _learn(self, views: Tensor, labels: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """What the device does in a step: all but drawing and the rate."""
+        loss, values, encoding = self._forward(views, labels, (first, second))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if encoding is not None:
             del loss  # its graph holds the features
             encoding.backward()
-        ranks.average_gradients(self._small)
+        self.ranks.average_gradients(self._small)
         if self.recipe.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad_norm)
-        factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)
-        for options in self.optimizer.param_groups:
-            options["lr"] = self.recipe.learning_rate * factor
         self.optimizer.step()
-        self.step += 1
         return values
 
     def _forward(
-        self, views: Tensor, labels: Tensor, locations: tuple[Tensor, Tensor] | None
+        self, views: Tensor, labels: Tensor, locations: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, CachedEncoding | None]:
         """The loss with its graph, the values of ``names``, and what is left to propagate back."""
         ranks, encoding = self.ranks, None
@@ -191,8 +210,6 @@ class Training:
                 first, second = encoding.features
             else:
                 first, second = encode_views(self._encoder, views)
-            if locations is None:
-                locations = self._draw_locations(first.r5), self._draw_locations(second.r5)
             output = self.model.objective(first, second, locations=locations)
         values = [getattr(output, term) for term in LOSS_TERMS]
         loss = output.loss
@@ -209,10 +226,10 @@ class Training:
             values += [*losses, *correct, (labels >= 0).sum()]
         return loss, torch.stack([value.detach().float() for value in values]), encoding
 
-    def _draw_locations(self, r5: Tensor) -> Tensor:
+    def _draw_locations(self, view: Tensor) -> Tensor:
         """This process's part of the locations that the loss would draw for the whole batch."""
         return draw_locations(
-            flatten_local("r5", r5),
+            view.new_empty(len(view), LOCATIONS, 0),
             self._location_generator,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
@@ -230,8 +247,12 @@ class Training:
             "loss": resolve_backend("auto", dtype, self.device),
             "views": self._two_views.backend,
             "encoder": self.model.encoder.backend_for(dtype, self.device),
-            "execution": "compiled" if self.recipe.compile else "eager",
+            "execution": self._execution(),
         }
+
+    def _execution(self) -> str:
+        way = "compiled encoder" if self.recipe.compile else "eager"
+        return way if self._graph is None else f"CUDA graph, {way}"
 
     def weights_are_finite(self) -> bool:
         """Whether no weight and no buffer of the model is NaN or infinite; waits for the device."""

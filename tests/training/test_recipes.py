@@ -58,6 +58,8 @@ def test_every_recipe_builds(name):
 def test_recipes_survive_json_and_name_what_is_wrong():
     values = asdict(RECIPES["cifar10"]) | {"milestones": [250, 280], "probe_milestones": [80, 110]}
     assert Recipe.from_dict(values) == RECIPES["cifar10"]
+    older = {name: value for name, value in values.items() if name != "cuda_graph"}
+    assert Recipe.from_dict(older) == RECIPES["cifar10"]
     del values["steps"]
     with pytest.raises(ValueError, match="has missing or unknown fields: steps, unknown"):
         Recipe.from_dict(values | {"unknown": 1})

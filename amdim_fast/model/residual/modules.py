@@ -107,7 +107,10 @@ def can_fuse(layers: Sequence[ResidualConv], x: Tensor) -> bool:
     Not where BatchNorm is between the convolutions, a shortcut is a convolution, or a submodule
     has hooks or has been replaced, which one op would pass over.
     """
-    if chosen_backend(layers[0].backend, product_dtype(x), x.device) == "torch":
+    backend = layers[0].backend
+    if backend == "auto" and x.is_cuda:
+        backend = chosen_backend(backend, product_dtype(x), x.device)
+    if backend != "triton":
         return False
     return all(
         layer.conv3 is None
