@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LARGEST_SEED = 2**64 - 1  # of torch's generators
+
 
 def whole_number(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
     """Raise unless ``value`` is an int, not a bool, of ``least`` or more and ``most`` or less.

@@ -17,12 +17,12 @@ from typing import Any
 
 from amdim_fast.bench.measure import (
     Stopwatch,
-    device_name,
     quantiles,
     stopwatch,
     time_interleaved,
     versions,
 )
+from amdim_fast.devices import device_name
 from amdim_fast.training.recipes import Recipe
 from benchmarks import sources
 
@@ -96,11 +96,11 @@ def timed(
     return time_interleaved(calls, warm_ups=0, measure=measure, **options), other_work.note()
 
 
-def pretrain(*options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def pretrain(*options: str, device: str = "cpu") -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Log records and summary of ``amdim-fast pretrain --recipe digits``, a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "amdim_fast", "pretrain", "--recipe=digits", "--name=run"]
-        command += [f"--runs-dir={folder}", *options]
+        command += [f"--runs-dir={folder}", f"--device={device}", *options]
         finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if finished.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{finished.stderr}")

@@ -37,6 +37,14 @@ def golden():
     return GOLDEN
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cpu_by_default():
+    """What names no device runs on the CPU, also where there is a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amdim_fast.devices.default_device", lambda: "cpu")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -24,13 +24,13 @@ from torch import Tensor
 from amdim_fast.bench.candidates import FIELDS, candidates_of, is_read
 from amdim_fast.bench.measure import (
     Stopwatch,
-    device_name,
     largest_difference,
     quantiles,
     stopwatch,
     time_interleaved,
     versions,
 )
+from amdim_fast.devices import device_name
 from amdim_fast.kernels import nce_tile_table
 from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Tile, TileSet, arithmetic
 from amdim_fast.nce import reference, tiles

@@ -22,7 +22,6 @@ from amdim_fast.bench.inputs import (
 from amdim_fast.bench.measure import (
     LEAST_ROUNDS,
     allocated_peak,
-    device_name,
     free_memory,
     largest_difference,
     quantiles,
@@ -30,6 +29,7 @@ from amdim_fast.bench.measure import (
     time_interleaved,
     versions,
 )
+from amdim_fast.devices import device_name
 from amdim_fast.nce.plan import Plan, last_plan
 
 OURS, REFERENCE = "amdim_fast", "reference"

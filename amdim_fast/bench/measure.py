@@ -151,19 +151,6 @@ def free_memory(device_type: str) -> int | None:
     return next((1024 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable:")), None)
 
 
-def device_name(device_type: str) -> str:
-    """GPU name, or CPU model and number of threads."""
-    if device_type == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    model = next(models, platform.processor() or platform.machine())
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
 def versions() -> dict[str, str | None]:
     """Versions of what a measurement depends on; None for what is absent."""
     try:

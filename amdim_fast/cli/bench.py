@@ -18,8 +18,7 @@ from amdim_fast.bench.files import (
     measurement_line,
     summary,
 )
-from amdim_fast.bench.measure import device_name
-from amdim_fast.devices import find_device
+from amdim_fast.devices import describe_device, find_device
 from amdim_fast.files import check_new_folder, folder_written_whole
 
 
@@ -34,7 +33,10 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.set_defaults(run=_run)
-    command.add_argument("--device", default="cpu", help="where to measure, cpu or cuda")
+    command.add_argument(
+        "--device",
+        help="where to measure, cpu or cuda; if not given, cuda where torch finds a GPU",
+    )
     command.add_argument("--dim", type=int, default=1024, help="width D of the features")
     command.add_argument(
         "--seconds", type=float, default=45.0, help="time to spend; the smallest batch always runs"
@@ -50,7 +52,8 @@ def _run(parsed: argparse.Namespace) -> int:
     check_drawing()
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
-    print(f"{device_name(device.type)}: forward + backward, and extra peak memory", flush=True)
+    print(f"device {describe_device(device)}; precision float32; execution eager", flush=True)
+    print("forward + backward, and extra peak memory", flush=True)
     result = compare(
         device,
         parsed.dim,

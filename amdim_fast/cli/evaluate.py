@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
         " export; every test image counts.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, makes_views=True)
     default = EvaluationOptions()
     command.add_argument("model", metavar="MODEL", help="checkpoint file or folder of an export")
     command.add_argument(
@@ -90,7 +90,11 @@ def add_command(commands: Any) -> None:
         help="memory that features may take, in GiB",
     )
     command.add_argument("--seed", type=int, default=default.seed, help="seed of the probes")
-    command.add_argument("--device", default="cpu", help="where the encoder and the probes run")
+    command.add_argument(
+        "--device",
+        help="where the encoder and the probes run, cpu or cuda; if not given, cuda where torch"
+        " finds a GPU",
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:

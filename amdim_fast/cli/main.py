@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from amdim_fast.cli import bench, evaluate, export, info, pack, pretrain, segment, views
 from amdim_fast.version import __version__
+from amdim_fast.views import compiled
 
 COMMANDS = (pretrain, evaluate, segment, export, info, bench, pack, views)
 # What a user can cause; any other error is a bug and keeps its traceback.
@@ -18,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     parsed = _parser().parse_args(arguments)
     try:
+        if parsed.makes_views and not compiled.load_cpu():
+            raise ModuleNotFoundError(
+                f"views need the compiled library, which is not built: {compiled.HOW_TO_BUILD}"
+            )
         return parsed.run(parsed)
     except KeyboardInterrupt:
         print("amdim-fast: interrupted", file=sys.stderr)
@@ -37,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(makes_views=False)
     for command in COMMANDS:
         command.add_command(commands)
     return parser

@@ -21,10 +21,10 @@ def add_command(commands: Any) -> None:
         description="Pre-train an encoder; if there are labels, probes are trained alongside."
         " SIGTERM or Ctrl-C stops the run after the current step, which is saved; --resume"
         " continues from there. On several GPUs or machines: torchrun --nproc-per-node=4 -m"
-        " amdim_fast pretrain --device cuda ...; the processes share each batch and its negatives,"
+        " amdim_fast pretrain ...; the processes share each batch and its negatives,"
         " and a run may resume on another number of them.",
     )
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, makes_views=True)
     command.add_argument("--recipe", choices=RECIPES, help="what to run (default: digits)")
     command.add_argument(
         "--resume", metavar="RUN", help="resume the run in this folder, bit for bit on a CPU"
@@ -39,7 +39,11 @@ def add_command(commands: Any) -> None:
         "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
     )
     command.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
-    command.add_argument("--device", help="where encoder, loss and views run (default: cpu)")
+    command.add_argument(
+        "--device",
+        help="where encoder, loss and views run, cpu or cuda (default: cuda where torch finds a"
+        " GPU)",
+    )
     command.add_argument(
         "--workers", type=int, help="processes that decode image files (default: one per CPU)"
     )

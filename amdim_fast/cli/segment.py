@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
         " the raw posteriors. Needs a checkpoint pre-trained with --mixture.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, makes_views=True)
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint with components")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     command.add_argument(
@@ -33,7 +33,10 @@ def add_command(commands: Any) -> None:
         "--policy", choices=POLICIES, help="normalization; if not given, the checkpoint's"
     )
     command.add_argument("--out-dir", default="segments", help="folder to write to")
-    command.add_argument("--device", default="cpu", help="where the encoder runs")
+    command.add_argument(
+        "--device",
+        help="where the encoder runs, cpu or cuda; if not given, cuda where torch finds a GPU",
+    )
     command.add_argument(
         "--stride",
         type=int,
@@ -54,6 +57,7 @@ def _run(parsed: argparse.Namespace) -> int:
         stride=parsed.stride,
         opacity=parsed.opacity,
         overwrite=parsed.overwrite,
+        progress=True,
     )
     print("\n".join(map(str, written)))
     return 0

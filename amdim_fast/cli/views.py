@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.checks import LARGEST_SEED, whole_number
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sheets import check_new, view_sheet, write_png
 
@@ -19,7 +20,7 @@ def add_command(commands: Any) -> None:
         " views, exactly as in training before normalization.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, makes_views=True)
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     command.add_argument(
         "--policy",
@@ -34,6 +35,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    whole_number("seed", parsed.seed, least=0, most=LARGEST_SEED)
     check_new(parsed.out, overwrite=parsed.overwrite)
     pixels = view_sheet(
         parsed.images, POLICIES[parsed.policy], views=parsed.views, seed=parsed.seed

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +16,13 @@ import torch
 
 from amdim_fast.checkpoints.stored_model import preprocessing_of
 from amdim_fast.data.datasets import ImageData, load_data
-from amdim_fast.devices import find_device
+from amdim_fast.devices import execution_line, find_device
 from amdim_fast.evaluation.figures import DRAWING, draw_confusion, neighbour_sheet
 from amdim_fast.evaluation.metrics import confusion_counts, top_k_accuracy
 from amdim_fast.evaluation.scoring import EvaluationOptions, check_task, score_methods
 from amdim_fast.files import check_new_folder, folder_written_whole
 from amdim_fast.model.amdim import AMDIM
+from amdim_fast.model.frozen import frozen_facts
 from amdim_fast.model.pretrained import Pretrained, read_pretrained
 from amdim_fast.optional import require
 from amdim_fast.version import __version__
@@ -56,8 +58,9 @@ def evaluate(
         out_dir: folder to create for ``evaluation.json``, ``confusion.png`` of the first method and
             ``neighbours.png``, which shows test images beside their nearest training images, framed
             in green where the class is right; None writes nothing.
-        device: where the encoder and the probes run; by default where the model is, or the CPU.
-        progress: whether to show bars.
+        device: where the encoder and the probes run; by default where the model is or, for a file,
+            cuda where torch finds a GPU, else cpu.
+        progress: whether to say first what runs where, and to show bars.
 
     Returns:
         The contents of ``evaluation.json``. "accuracy" has top1 and top5, from 0 to 1, for each of
@@ -83,6 +86,8 @@ def evaluate(
     classes = len(data.classes)
     options = options.for_data(name, len(train))
     check_task(loaded.model, train, test, classes, options)
+    if progress:
+        print(execution_line(frozen_facts(loaded.model.encoder)), file=sys.stderr)
 
     started = time.perf_counter()
     scores, features, judged = score_methods(
@@ -130,9 +135,9 @@ def _loaded(
     model: AMDIM | str | os.PathLike[str], policy: str | None, device: str | None
 ) -> tuple[Pretrained, str | None]:
     """The model with its preprocessing, on the device, and the file it comes from."""
-    where = None if device is None else find_device(device)
     if not isinstance(model, AMDIM):
-        return read_pretrained(model, where or "cpu", policy=policy), str(model)
+        return read_pretrained(model, find_device(device), policy=policy), str(model)
+    where = None if device is None else find_device(device)
     preprocessing = model.preprocessing
     if policy is not None:
         preprocessing = preprocessing_of(policy, model.encoder.size)

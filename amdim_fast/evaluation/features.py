@@ -13,6 +13,7 @@ from amdim_fast.data.image_sets import ImageSet
 from amdim_fast.data.loader import Loader, ordered_batches
 from amdim_fast.model.encoder import Encoder
 from amdim_fast.model.frozen import encode
+from amdim_fast.views.compiled import views_device
 from amdim_fast.views.preprocessing import Preprocessing
 
 ADAPTING_BATCHES = 50
@@ -43,8 +44,9 @@ def extract_features(
         BadImage, OSError: an image cannot be read.
     """
     features = torch.empty(len(images), encoder.n_rkhs)
+    device = views_device(encoder.rkhs_block_5.conv1.weight.device)
     with (
-        ordered_batches(images, batch_size, workers=workers) as batches,
+        ordered_batches(images, batch_size, device=device, workers=workers) as batches,
         tqdm(
             total=len(images), desc="features", unit="image", disable=not progress, file=sys.stderr
         ) as bar,
@@ -109,9 +111,10 @@ def adapt_batch_norm(
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     batches = adapting_batches(len(images))
     weight = encoder.rkhs_block_5.conv1.weight
+    device = views_device(weight.device)
     encoder.train()
     indices = order[: batches * ADAPTING_BATCH_SIZE].split(ADAPTING_BATCH_SIZE)
-    with Loader(images, indices, workers=workers) as loader:
+    with Loader(images, indices, device=device, workers=workers) as loader:
         for batch in loader:
             r1 = encoder(preprocessing(batch.images).to(weight.device, weight.dtype)).r1
             if also is not None:

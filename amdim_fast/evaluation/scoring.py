@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from amdim_fast.checks import LARGEST_SEED, whole_number
 from amdim_fast.data.image_sets import ImageSet
 from amdim_fast.evaluation.features import adapt_batch_norm, adapting_batches, extract_features
 from amdim_fast.evaluation.logistic import logistic_regression
@@ -58,6 +59,7 @@ class EvaluationOptions:
             raise ValueError(f"methods is empty; give one or more of {', '.join(METHODS)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more")
+        whole_number("seed", self.seed, least=0, most=LARGEST_SEED)
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
 

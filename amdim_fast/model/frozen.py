@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from amdim_fast.devices import describe_device
 from amdim_fast.model.encoder import Encoder
+from amdim_fast.views.compiled import views_device
 from amdim_fast.views.preprocessing import Preprocessing
 
 
@@ -23,6 +25,19 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+def frozen_facts(encoder: Encoder) -> dict[str, str]:
+    """How a frozen encoder runs, for ``execution_line``."""
+    weight = encoder.rkhs_block_5.conv1.weight
+    made = views_device(weight.device)
+    return {
+        "device": describe_device(weight.device),
+        "precision": str(weight.dtype).removeprefix("torch."),
+        "views": "compiled" if made == weight.device else f"compiled, on the {made}",
+        "encoder": encoder.backend_for(weight.dtype, weight.device),
+        "execution": "eager",
+    }
 
 
 def encode(

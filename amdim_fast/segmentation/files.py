@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amdim_fast.data.decoding import decode, pixels_of
-from amdim_fast.model.frozen import eval_mode
+from amdim_fast.devices import execution_line, find_device
+from amdim_fast.model.frozen import eval_mode, frozen_facts
 from amdim_fast.model.pretrained import read_pretrained
 from amdim_fast.segmentation.posterior import (
     SCALES,
@@ -34,10 +36,11 @@ def segment_files(
     *,
     bank: Sequence[str | Path] = (),
     policy: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     stride: int | None = None,
     opacity: float = 0.5,
     overwrite: bool = False,
+    progress: bool = False,
 ) -> list[Path]:
     """Segment pictures by the components of a checkpoint, and write the results.
 
@@ -53,10 +56,11 @@ def segment_files(
         out_dir: folder for the results, created if missing.
         bank: files whose locations are the negatives; if empty, the other ``images``.
         policy: as in ``load_pretrained``.
-        device: where the encoder runs.
+        device: where the encoder runs; by default cuda where torch finds a GPU, else cpu.
         stride: pixels between windows of the dense grid; None is a quarter of the encoder's size.
         opacity: opacity of the colors, 0 to 1.
         overwrite: whether existing files may be replaced.
+        progress: whether to say first what runs where.
 
     Returns:
         The files written.
@@ -65,6 +69,7 @@ def segment_files(
         ValueError: the checkpoint has no components, two images have one name, or one image has no
             bank. FileExistsError: a file exists. BadImage, OSError: an image cannot be read.
     """
+    where = find_device(device)
     names = [Path(path).stem for path in images]
     for name in names:
         if names.count(name) > 1:
@@ -89,12 +94,14 @@ def segment_files(
     pictures = [torch.from_numpy(pixels_of(decode(path))) for path in images]
     others = [torch.from_numpy(pixels_of(decode(path))) for path in bank]
 
-    model = model.to(device)
-    views = square(pictures).to(device)
+    model = model.to(where)
+    if progress:
+        print(execution_line(frozen_facts(model.encoder)), file=sys.stderr)
+    views = square(pictures).to(where)
     banks: dict[str, Tensor | None] = dict.fromkeys(SCALES)
     if others:
         with eval_mode(model.encoder):
-            maps = model.encoder(square(others).to(device))
+            maps = model.encoder(square(others).to(where))
         banks = {scale: getattr(maps, scale) for scale in SCALES}
     posteriors = {scale: segment(model, views, scale=scale, bank=banks[scale]) for scale in SCALES}
 
@@ -111,7 +118,7 @@ def segment_files(
             write_png(written[-1], overlay(core, pixels, opacity=opacity))
         if min(picture.shape[:2]) >= square.size and max(picture.shape[:2]) > square.size:
             dense = segment_picture(
-                model, _normalized(picture, square, device), stride=stride, bank=banks["r7"]
+                model, _normalized(picture, square, where), stride=stride, bank=banks["r7"]
             ).cpu()
             arrays[DENSE] = dense
             written.append(folder / f"{name}-{DENSE}.png")
@@ -127,7 +134,7 @@ def _central_square(picture: Tensor) -> Tensor:
     return picture[top : top + side, left : left + side]
 
 
-def _normalized(picture: Tensor, square: Preprocessing, device: str) -> Tensor:
+def _normalized(picture: Tensor, square: Preprocessing, device: torch.device) -> Tensor:
     """[3, H, W] of a picture at its own size."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (square.mean, square.std))
     return ((picture.permute(2, 0, 1) / 255 - mean) / std).to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.training.step import COUNTS, LOSS_TERMS
 
 PROBES = ("linear", "mlp")
+# What is timed within a step, and its share in a record: waiting for batches, and making views.
+SPANS = {"waited": "data_wait_share", "viewing": "views_share"}
 
 
 class NotFinite(FloatingPointError):  # noqa: N818 - a FloatingPointError by another name
@@ -105,17 +108,17 @@ class Clock:
     Args:
         seconds: seconds of the run so far.
         step: steps done so far.
-
-    Attributes:
-        waited: seconds spent waiting for batches since the last record.
-        viewing: seconds spent making views since the last record.
+        device: where the steps run. On CUDA, the time in a ``span`` is the device's: a host that
+            waits while the device still has work to do costs nothing.
     """
 
-    def __init__(self, seconds: float, step: int) -> None:
+    def __init__(self, seconds: float, step: int, device: torch.device) -> None:
         self._offset = seconds - time.perf_counter()
         self._begin = time.perf_counter()
         self._step = step
-        self.waited = self.viewing = 0.0
+        self._device = device
+        self._spans = {name: deque[tuple[Any, Any]]() for name in SPANS}
+        self._spent = dict.fromkeys(SPANS, 0.0)
 
     def total(self) -> float:
         """Seconds of the run."""
@@ -130,19 +133,47 @@ class Clock:
         finally:
             self._begin += time.perf_counter() - started
 
+    @contextlib.contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """A context whose time counts as ``name``, of ``SPANS``, until the next record."""
+        begin = self._mark()
+        yield
+        spans = self._spans[name]
+        spans.append((begin, self._mark()))
+        while len(spans) > 1 and self._is_past(spans[0][1]):
+            self._spent[name] += self._between(*spans.popleft())
+
     def record(self, step: int, batch_size: int) -> dict[str, float]:
-        """Rate and shares since the last record, and seconds of the run."""
+        """Rate and shares since the last record, and seconds of the run.
+
+        The device must have finished the spans, as it has when values of a later step were read.
+        """
         now = time.perf_counter()
         elapsed = now - self._begin
-        speed = {
-            "images_per_second": (step - self._step) * batch_size / elapsed,
-            "data_wait_share": self.waited / elapsed,
-            "views_share": self.viewing / elapsed,
-            "seconds": self.total(),
-        }
+        speed = {"images_per_second": (step - self._step) * batch_size / elapsed}
+        for name, share in SPANS.items():
+            seconds = self._spent[name] + sum(self._between(*span) for span in self._spans[name])
+            speed[share] = seconds / elapsed
+            self._spans[name].clear()
+            self._spent[name] = 0.0
         self._begin, self._step = now, step
-        self.waited = self.viewing = 0.0
-        return speed
+        return speed | {"seconds": self.total()}
+
+    def _mark(self) -> Any:
+        """This moment: of the host or, on CUDA, when the device has done all work so far."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _is_past(self, mark: Any) -> bool:
+        return True if self._device.type != "cuda" else mark.query()
+
+    def _between(self, begin: Any, end: Any) -> float:
+        if self._device.type != "cuda":
+            return end - begin
+        return begin.elapsed_time(end) / 1e3
 
 
 def progress_of(record: Mapping[str, Any]) -> dict[str, str]:
@@ -151,7 +182,8 @@ def progress_of(record: Mapping[str, Any]) -> dict[str, str]:
     if record.get("accuracy_linear") is not None:
         shown["probe"] = f"{record['accuracy_linear']:.1%}"
     shown["images/s"] = f"{record['images_per_second']:.0f}"
-    shown["data"] = f"{record['data_wait_share'] + record['views_share']:.0%}"
+    shown["waiting"] = f"{record['data_wait_share']:.0%}"
+    shown["views"] = f"{record['views_share']:.0%}"
     return shown
 
 

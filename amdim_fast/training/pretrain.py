@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import joined
 from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.resume import resumed_setup
@@ -57,18 +58,20 @@ def pretrain(
         download: whether to download what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
         seed: seed of everything random, 0 by default.
-        device: where encoder, loss and views run, "cpu" by default.
+        device: where encoder, loss and views run; by default cuda where torch finds a GPU, else
+            cpu.
         log_every: steps between records, in place of the recipe's.
         workers: processes that decode image files; None is one per CPU, shared among the
             processes of a machine.
         tensorboard: also write events for TensorBoard into the folder.
         tensorboard_port: serve them at this port of localhost during the run.
         resume: folder of the run to resume. ``data_dir``, ``seed`` and ``device`` default to that
-            run's; of the recipe, only ``log_every``, ``checkpoint_every`` and ``keep_every`` may
-            differ. Every process reads it, so it must be on storage that all machines share.
+            run's; ``device`` may differ, and of the recipe ``log_every``, ``checkpoint_every`` and
+            ``keep_every``. Every process reads it: it must be on storage that all machines share.
         timeout: seconds after which a process gives up on another one that does not answer; saving
             a checkpoint must take less.
-        progress: whether to show a bar with loss, images/s and the share of data and views.
+        progress: whether to say first what the run is on (device, precision, backends), and to show
+            a bar with loss, images/s and the shares of waiting for data and of views.
 
     Returns:
         The summary: step, steps, folder and whether the run was ``interrupted``. If it was not,
@@ -99,6 +102,8 @@ def pretrain(
         "tensorboard_port": tensorboard_port,
     }
     with joined() as ranks:
+        if resume is None and device is None:
+            given["device"] = ranks.shared(str(find_device()))
         with ranks.together():
             if resume is None:
                 setup = new_setup(**given)

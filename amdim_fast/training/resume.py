@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.checkpoints.torch_files import read_checkpoint
+from amdim_fast.devices import find_device
 from amdim_fast.files import keep_as, remove_temporaries
 from amdim_fast.training.checkpoints import BEST, LAST, RunCheckpoints
 from amdim_fast.training.log import read_config
@@ -15,7 +19,7 @@ from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.setup import PathLike, Setup, find_recipe
 from amdim_fast.training.step import Training
 
-_NEEDED = ("recipe", "step", "optimizer", "generators", "random", "seed", "score", "data")
+_NEEDED = ("recipe", "step", "optimizer", "generators", "random", "seed", "score", "data", "device")
 
 
 def resumed_setup(
@@ -34,8 +38,8 @@ def resumed_setup(
     """The set-up of the run in ``folder``; arguments are ``pretrain``'s.
 
     Raises:
-        ValueError: an argument differs from what the run began with. FileNotFoundError: there is no
-            run. CheckpointError: its checkpoint cannot be read.
+        ValueError: an argument differs from what the run began with, or its device is not here.
+        FileNotFoundError: there is no run. CheckpointError: its checkpoint cannot be read.
     """
     if name is not None:
         raise ValueError(f"name is {name!r}, but a resumed run keeps its own; leave it out")
@@ -45,9 +49,8 @@ def resumed_setup(
     begun = Recipe.from_dict(contents["recipe"])
     recipe = find_recipe(begun if recipe is None else recipe, log_every)
     pairs = recipe.differences(begun)
-    for what, given in (("seed", seed), ("device", device)):
-        if given is not None and given != contents[what]:
-            pairs[what] = (given, contents[what])
+    if seed is not None and seed != contents["seed"]:
+        pairs["seed"] = (seed, contents["seed"])
     if pairs:
         said = "; ".join(
             f"{what} is {new!r}; it must be {old!r}" for what, (new, old) in pairs.items()
@@ -59,13 +62,23 @@ def resumed_setup(
         recipe,
         data_dir=Path(config["data_dir"] if data_dir is None else data_dir),
         seed=contents["seed"],
-        device=contents["device"],
+        device=_own_device(folder, contents["device"]) if device is None else device,
         skip_bad=skip_bad or config["skip_bad"],
         tensorboard=tensorboard,
         tensorboard_port=tensorboard_port,
         folder=folder,
         contents=contents,
     )
+
+
+def _own_device(folder: Path, device: str) -> str:
+    try:
+        find_device(device)
+    except ValueError:
+        raise ValueError(
+            f"the run {folder} is on {device}, which is not here; name another with --device"
+        ) from None
+    return device
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -91,10 +104,15 @@ def read_run(folder: Path) -> dict[str, Any]:
 def restore(contents: dict[str, Any], training: Training, checkpoints: RunCheckpoints) -> None:
     """Set model, optimizer and random generators to those of the checkpoint; empties ``contents``.
 
-    If the run was killed after it wrote the latest checkpoint and before it named that the best,
-    it is named the best now.
+    On a device of another kind, 5x5 locations are drawn from a new generator, seeded with seed and
+    step. If the run was killed after it wrote the latest checkpoint and before it named that the
+    best, it is named the best now.
     """
     training.model.load_state_dict(contents["model"])
+    if torch.device(contents["device"]).type != training.device.type:
+        seed = int(np.random.SeedSequence((training.seed, contents["step"])).generate_state(1)[0])
+        generator = torch.Generator(training.device).manual_seed(seed)
+        contents["generators"]["locations"] = generator.get_state()
     training.load_state(contents)
     restore_random_states(contents["random"])
     checkpoints.step, checkpoints.seconds = training.step, contents["seconds"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,6 +27,13 @@ from amdim_fast.training.setup import Setup, data_facts
 from amdim_fast.training.signals import Stopped, StopSignals
 from amdim_fast.training.step import Training, build_model
 from amdim_fast.training.summary import measure_baselines, summarize, versions
+from amdim_fast.views.compiled import views_device
+
+# What a resumed run may do on other machines than before.
+_CHANGED = {
+    "world_size": "with {now} process(es); before, there were {before}",
+    "device": "on {now}; before, it was on {before}",
+}
 
 
 class Run:
@@ -79,7 +85,10 @@ class Run:
         """Build all that a step changes, as at step 0 or as the resumed run left it."""
         setup, ranks, contents = self.setup, self.ranks, self.setup.contents
         facts = data_facts(self.data)
-        self._world_size_before = contents.get("world_size", 1) if contents else ranks.world_size
+        self._before = {
+            "world_size": contents.get("world_size", 1) if contents else ranks.world_size,
+            "device": contents.get("device", setup.device),
+        }
         seed_everything(setup.seed)
         model = build_model(setup.recipe, facts["classes"] or None, ranks.group)
         model = model.to(ranks.device(setup.device))
@@ -110,7 +119,7 @@ class Run:
         self._start_loading()
 
     def _open_log(self) -> None:
-        step, before, now = self.checkpoints.step, self._world_size_before, self.ranks.world_size
+        step = self.checkpoints.step
         config = self.checkpoints.fixed | {
             "data_dir": str(self.setup.data_dir),
             "skip_bad": self.setup.skip_bad,
@@ -127,13 +136,12 @@ class Run:
                 tensorboard_port=self.setup.tensorboard_port,
             )
         )
-        if before != now:
-            print(
-                f"amdim-fast: resuming after step {step} with {now} process(es); before, there"
-                f" were {before}",
-                file=sys.stderr,
-            )
-            self.log.write({"step": step, "world_size": now, "world_size_before": before})
+        for name, before in self._before.items():
+            now = self.checkpoints.fixed[name]
+            if now != before:
+                said = _CHANGED[name].format(now=now, before=before)
+                print(f"amdim-fast: resuming after step {step} {said}", file=sys.stderr)
+                self.log.write({"step": step, name: now, f"{name}_before": before})
 
     def _measure_baselines(self) -> None:
         fixed = self.checkpoints.fixed
@@ -145,7 +153,7 @@ class Run:
         training, ranks, workers = self.training, self.ranks, self._workers
         if workers is None:
             workers = max(1, worker_count(None) // ranks.local_world_size)
-        self._clock = Clock(self.checkpoints.seconds, training.step)
+        self._clock = Clock(self.checkpoints.seconds, training.step, training.device)
         self._bar = self._exits.enter_context(
             tqdm(
                 total=training.total_steps,
@@ -161,7 +169,7 @@ class Run:
                 self.setup.recipe.batch_size,
                 seed=self.setup.seed,
                 start=training.step,
-                device=training.device,
+                device=views_device(training.device),
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 workers=workers,
@@ -193,13 +201,12 @@ class Run:
                     self.log.draw_curves()
 
     def _next_views(self) -> tuple[Tensor, Tensor]:
-        before = self._loader.waited
-        batch = next(self._loader)
-        self._clock.waited += self._loader.waited - before
-        started = time.perf_counter()
-        views = self.training.views(batch)
-        self._clock.viewing += time.perf_counter() - started
-        return views, batch.labels
+        device = self.training.device
+        with self._clock.span("waited"):
+            batch = next(self._loader)
+        with self._clock.span("viewing"):
+            views = self.training.views(batch).to(device)
+        return views, batch.labels.to(device)
 
     def _record_is_due(self) -> bool:
         step = self.training.step

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.checks import LARGEST_SEED, whole_number
 from amdim_fast.data.datasets import ImageData, load_data
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.tensorboard import check_tensorboard
+from amdim_fast.views import compiled
 from amdim_fast.views.params import POLICIES
 
 PathLike = str | os.PathLike[str]
@@ -48,7 +50,7 @@ def new_setup(
         find_recipe("digits" if recipe is None else recipe, log_every),
         data_dir=Path("data" if data_dir is None else data_dir),
         seed=seed or 0,
-        device=device or "cpu",
+        device=device or str(find_device()),
         skip_bad=skip_bad,
         tensorboard=tensorboard,
         tensorboard_port=tensorboard_port,
@@ -68,12 +70,15 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
     """Check what can be checked before data are read.
 
     Raises:
-        ValueError: a value is out of range. Also what ``check_tensorboard`` raises.
+        ValueError: a value is out of range. RuntimeError: the library of views is not built. Also
+            what ``check_tensorboard`` raises.
     """
     policy, device = setup.recipe.policy, setup.device
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+    whole_number("seed", setup.seed, least=0, most=LARGEST_SEED)
     find_device(device)
+    compiled.require("cpu")
     ranks.device(device)
     ranks.check_batch(setup.recipe.batch_size)
     setup.recipe.check_micro_batch(setup.recipe.batch_size // ranks.world_size)

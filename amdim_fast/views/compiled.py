@@ -57,3 +57,8 @@ def check_backend(backend: str) -> None:
     """Raise a ValueError unless there is a backend of this name."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+
+
+def views_device(device: torch.device) -> torch.device:
+    """Where views for a model on ``device`` are made: there or, if not built, on the CPU."""
+    return device if device.type != "cuda" or load_cuda() else torch.device("cpu")

@@ -75,7 +75,10 @@ def test_help_has_defaults(command, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert f"usage: amdim-fast {command}" in text
     expected = {
-        "bench": ("width D of the features (default: 1024)", "cpu or cuda (default: cpu)"),
+        "bench": (
+            "width D of the features (default: 1024)",
+            "cpu or cuda; if not given, cuda where torch finds a GPU",
+        ),
         "evaluate": ("neighbours that vote (default: 20)", "GiB (default: 16.0)"),
         "export": ("folder to create",),
         "info": ("checkpoint file or folder of an export",),

@@ -37,7 +37,7 @@ WHOLE = replace(
     sync_bn=True,
     precision="float32",
 )
-QUIET = {"progress": False}
+QUIET = {"progress": False, "device": "cpu"}
 
 
 @cache

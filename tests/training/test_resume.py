@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -277,6 +278,34 @@ def test_bookkeeping_may_differ(tmp_path, monkeypatch):
         pretrain(SHORT, runs_dir=tmp_path, **QUIET)
     pretrain(replace(SHORT, log_every=2, keep_every=0), resume=tmp_path / "run", progress=False)
     assert [step for step, *_ in losses(tmp_path / "run")][:4] == [1, 3, 6, 8]
+
+
+def as_if_on_a_gpu(whole, folder):
+    """A copy of a run as a GPU would have left it after step 10, with its generator's state."""
+    shutil.copytree(whole, folder)
+    shutil.copy(folder / "checkpoint-00000010.pt", folder / "checkpoint.pt")
+    contents = final(folder)
+    contents |= {"device": "cuda:7"}
+    contents["generators"]["locations"] = torch.zeros(16, dtype=torch.uint8)
+    torch.save(contents, folder / "checkpoint.pt")
+
+
+def test_a_run_keeps_its_device_unless_another_is_named(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    as_if_on_a_gpu(whole, folder)
+    before = (folder / "checkpoint.pt").read_bytes()
+    message = f"the run {folder} is on cuda:7, which is not here; name another with --device"
+    assert message in resume_error(capsys, f"--resume={folder}")
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    assert main(["pretrain", f"--resume={folder}", "--device=cpu"]) == 0
+    said = capsys.readouterr().err
+    assert "resuming after step 10 on cpu; before, it was on cuda:7\n" in said
+    found, expected = final(folder), final(whole)
+    assert (found["step"], found["device"]) == (30, "cpu")
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    assert {"step": 10, "device": "cpu", "device_before": "cuda:7"} in map(json.loads, lines)
+    assert torch.equal(found["generators"]["views"], expected["generators"]["views"])
+    assert not torch.equal(found["generators"]["locations"], expected["generators"]["locations"])
 
 
 def test_what_cannot_be_resumed(whole, tmp_path, capsys, monkeypatch):

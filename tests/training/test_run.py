@@ -20,8 +20,9 @@ from amdim_fast.data.datasets import LOADERS, ImageData, load_digits
 from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.evaluation.linear_probe import linear_probe
 from amdim_fast.training.log import RunLog
+from amdim_fast.training.meter import Clock, progress_of
 from amdim_fast.training.recipes import RECIPES, Recipe
-from amdim_fast.training.step import build_model, uses_bfloat16
+from amdim_fast.training.step import LOSS_TERMS, build_model, uses_bfloat16
 from tests.training.tiny import TINY, few_digits
 
 SMALL = replace(TINY, precision="float32")
@@ -140,7 +141,12 @@ def test_unwritable_runs_folder(tmp_path, capsys):
         (["--policy=none"], "policy is 'none'; it must be one of digits, cifar"),
         (["--data=none"], "data is 'none'; it must be one of digits"),
         (["--log-every=0"], "log_every is 0; it must be a whole number, 1 or more"),
-        (["--device=nowhere"], "device is 'nowhere'; it must be one of torch's"),
+        (["--device=nowhere"], "device is 'nowhere'; it must be cpu or cuda"),
+        (
+            ["--seed=18446744073709551616"],
+            "seed is 18446744073709551616; it must be a whole number f",
+        ),
+        (["--seed=-1"], "seed is -1; it must be a whole number from 0 to 18446744073709551615"),
     ],
 )
 def test_bad_options(tmp_path, capsys, flags, message):
@@ -179,6 +185,58 @@ def test_log_has_terms_probes_and_shares(run):
         assert record.keys() == {"step", *terms, "accuracy_mlp", "accuracy_linear", *speed}
         assert 0 <= record["data_wait_share"] + record["views_share"] <= 1
         assert 0 <= record["accuracy_linear"] <= 1
+
+
+class Hands:
+    """A clock that the test moves on."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr("amdim_fast.training.meter.time.perf_counter", lambda: self.now)
+
+
+def test_shares_are_of_the_time_since_the_last_record(monkeypatch):
+    hands = Hands(monkeypatch)
+    clock = Clock(seconds=7.0, step=10, device=torch.device("cpu"))
+    for _ in range(3):
+        for name, seconds in (("waited", 0.5), ("viewing", 0.25)):
+            with clock.span(name):
+                hands.now += seconds
+        hands.now += 1.25
+    with clock.paused():
+        hands.now += 40
+    assert clock.record(13, batch_size=4) == {
+        "images_per_second": 2.0,
+        "data_wait_share": 0.25,
+        "views_share": 0.125,
+        "seconds": 53.0,
+    }
+    with clock.span("waited"):
+        hands.now += 1
+    record = clock.record(14, batch_size=4)
+    assert (record["data_wait_share"], record["views_share"]) == (1.0, 0.0)
+    terms = dict.fromkeys(LOSS_TERMS, 0.5)
+    shown = progress_of({**terms, "images_per_second": 2.4, "data_wait_share": 0.25} | {
+        "views_share": 0.126})  # fmt: skip
+    assert shown == {"loss": "2.000", "images/s": "2", "waiting": "25%", "views": "13%"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("busy", "low", "high"), [(False, 0.3, 0.45), (True, 0.0, 0.02)])
+def test_on_a_gpu_only_an_idle_device_waits(busy, low, high):
+    """The host waits 0.3 s for data; the device has work of a second before it, or none."""
+    rate = torch.cuda.get_device_properties(0).clock_rate * 1000
+    torch.cuda._sleep(1000)
+    torch.cuda.synchronize()
+    clock = Clock(0.0, 0, torch.device("cuda"))
+    started = time.perf_counter()
+    if busy:
+        torch.cuda._sleep(rate)
+    with clock.span("waited"):
+        time.sleep(0.3)
+    torch.cuda.synchronize()
+    share = clock.record(1, 4)["data_wait_share"]
+    assert low <= share * (time.perf_counter() - started) <= high
 
 
 def test_online_probes_learn(tmp_path):

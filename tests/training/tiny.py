@@ -47,7 +47,7 @@ def wait_for_step(process, log, step, seconds=240):
 def run(arguments):
     LOADERS["digits"] = few_digits
     RECIPES["digits"] = SIXTY_STEPS
-    return main(["pretrain", *arguments])
+    return main(["pretrain", "--device=cpu", *arguments])
 
 
 if __name__ == "__main__":
