@@ -12,6 +12,7 @@ from torch import Tensor
 from amdim_fast.checkpoints.export_config import CONFIG, WEIGHTS, ExportConfig
 from amdim_fast.checkpoints.formats import CheckpointError, model_arguments
 from amdim_fast.checkpoints.stored_model import StoredModel
+from amdim_fast.checkpoints.weights import check_weights
 from amdim_fast.files import folder_written_whole, sha256_of
 from amdim_fast.views.preprocessing import Preprocessing
 
@@ -88,17 +89,16 @@ def read_export(path: Path) -> StoredModel:
         name if name.startswith(_MIXTURE) else _ENCODER + name: value
         for name, value in _read_weights(file, config.sha256).items()
     }
-    stored = config.architecture
+    check_weights(state, file)
     try:
-        arguments = model_arguments({}, state)
-    except (KeyError, IndexError):
+        arguments = model_arguments(
+            config.architecture | (config.mixture or {}), state, folder / CONFIG
+        )
+    except (KeyError, IndexError, ZeroDivisionError):
         raise CheckpointError(f"{file} holds no AMDIM encoder; export it again") from None
-    found = {name: arguments[name] for name in stored if name != "use_bn"}
-    if found != {name: stored[name] for name in found}:
-        raise CheckpointError(f"{file} is of {found}, but {CONFIG} says {stored}; export it again")
     return StoredModel(
         source=file,
-        arguments={**stored, **(config.mixture or {})},
+        arguments=arguments,
         state=state,
         provenance=config.provenance,
         preprocessing=config.preprocessing,

@@ -26,8 +26,6 @@ _ARGUMENT_NAMES = {
     **{name: (name,) for name in ("components", "mixture_hidden", "tau", "alpha")},
 }
 _WRAPPERS = re.compile(r"^(?:module\.|encoder\.|evaluator\.)*")
-# The public code's sampling masks, and BatchNorms that it once built and never used.
-_DROPPED = re.compile(r"^g2l_loss\.masks_r5$|^encoder\.layer_list\.[01]\.bn\.")
 
 
 def find_state(contents: dict[str, Any], path: object) -> Mapping[str, Tensor]:
@@ -46,52 +44,90 @@ def _is_weight(item: tuple[object, object]) -> bool:
 
 
 def plain_state(state: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
-    """The state dict with this package's names."""
+    """The state dict with the names of this package's modules, or older ones of theirs."""
     plain: dict[str, Tensor] = {}
     for name, value in state.items():
         bare = name.replace("_orig_mod.", "")
         inner = _WRAPPERS.sub("", bare)
         if inner.startswith(("layer_list.", "rkhs_block_")):
-            bare = "encoder." + re.sub(r"^(rkhs_block_[57])\.bn1\.", r"\1.bn_hid.", inner)
-        elif inner.startswith(("block_glb_mlp.", "block_glb_lin.")):
+            bare = "encoder." + inner
+        elif inner.startswith(("block_glb_", "block_bop_")):
             bare = "evaluator." + inner
         else:
             bare = re.sub(r"^(module\.)+", "", bare)
-        if _DROPPED.match(bare):
-            continue
         if bare in plain:
             raise CheckpointError(f"{path} holds {bare} twice; keep one of its encoders")
         plain[bare] = value
     return plain
 
 
-def model_arguments(contents: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of AMDIM: as the file states them, otherwise inferred from its weights.
+def stated_arguments(contents: Mapping[str, Any], path: object) -> dict[str, Any]:
+    """Arguments of AMDIM that the file states, under their names here.
 
     Raises:
-        KeyError: a weight that every encoder has is missing; its name.
+        CheckpointError: they are not plain values under names.
     """
+    stated: dict[str, Any] = {}
+    for key in ("hyperparams", "hyper_parameters"):
+        found = contents.get(key)
+        if found is None:
+            continue
+        if not isinstance(found, Mapping):
+            kind = type(found).__name__
+            raise CheckpointError(f"{path} has a {kind} under {key!r}; it must be a dict")
+        stated = stated or dict(found)
+    arguments: dict[str, Any] = {}
+    for argument, names in _ARGUMENT_NAMES.items():
+        for name in names:
+            if name not in stated:
+                continue
+            value = stated[name]
+            if type(value) not in (bool, int, float, type(None)):
+                kind = type(value).__name__
+                raise CheckpointError(f"{path} has a {kind} for {name}; it must be a plain number")
+            arguments.setdefault(argument, value)
+    return arguments
+
+
+def model_arguments(
+    stated: Mapping[str, Any], state: Mapping[str, Tensor], path: object
+) -> dict[str, Any]:
+    """Arguments of AMDIM: sizes are those of the weights, the rest is as stated.
+
+    Raises:
+        KeyError: a weight that every encoder has is missing; its name. CheckpointError: a stated
+            size is not that of the weights.
+    """
+    sizes = _sizes_of(state)
+    for name, found in sizes.items():
+        said = stated.get(name, found)
+        if said != found and not (name == "mixture_hidden" and said is None):
+            raise CheckpointError(
+                f"{path} says that {name} is {said!r}, but its weights are those of {found!r}"
+            )
+    counters = [name for name in state if name.endswith(".bn1.bn.num_batches_tracked")]
+    arguments = {"use_bn": any(bool(state[name].any()) for name in counters), **stated, **sizes}
+    arguments["use_bn"] = bool(arguments["use_bn"])
+    classes = state.get("evaluator.block_glb_lin.block_forward.2.weight")
+    arguments["n_classes"] = None if classes is None else classes.shape[0]
+    return arguments
+
+
+def _sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     first = state["encoder.layer_list.0.conv.weight"]
     second = "encoder.layer_list.1."
     size = 32 if f"{second}conv1.weight" in state else 64
     if f"{second}conv.weight" in state:
         size = 128
     block = "encoder.layer_list.2.layer_list."
-    counters = [name for name in state if name.endswith(".bn1.bn.num_batches_tracked")]
-    arguments: dict[str, Any] = {
+    sizes = {
         "size": size,
         "ndf": first.shape[0],
         "n_rkhs": state["encoder.rkhs_block_5.conv2.weight"].shape[0],
         "depth": sum(f"{block}{index}.conv1.weight" in state for index in range(len(state))),
-        "use_bn": any(bool(state[name].any()) for name in counters),
         "in_channels": first.shape[1],
     }
-    stored = contents.get("hyperparams") or contents.get("hyper_parameters") or {}
-    for argument, names in _ARGUMENT_NAMES.items():
-        for name in reversed(names):
-            if name in stored:
-                arguments[argument] = stored[name]
-    arguments["use_bn"] = bool(arguments["use_bn"])
-    classes = state.get("evaluator.block_glb_lin.block_forward.2.weight")
-    arguments["n_classes"] = None if classes is None else classes.shape[0]
-    return arguments
+    if "mixture.linear_1.weight" in state:
+        sizes["mixture_hidden"] = state["mixture.linear_1.weight"].shape[0]
+        sizes["components"] = state["mixture.linear_2.weight"].shape[0] // sizes["n_rkhs"]
+    return sizes

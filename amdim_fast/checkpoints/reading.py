@@ -7,7 +7,14 @@ from pathlib import Path
 
 from amdim_fast.checkpoints.export_config import CONFIG
 from amdim_fast.checkpoints.exports import read_export
-from amdim_fast.checkpoints.formats import CheckpointError, find_state, model_arguments, plain_state
+from amdim_fast.checkpoints.formats import (
+    CheckpointError,
+    find_state,
+    model_arguments,
+    plain_state,
+    stated_arguments,
+)
+from amdim_fast.checkpoints.history import updated
 from amdim_fast.checkpoints.stored_model import StoredModel
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 
@@ -38,17 +45,26 @@ def read_checkpoint_model(path: str | os.PathLike[str]) -> StoredModel:
     """
     path = Path(path)
     contents = read_checkpoint(path)
-    state = plain_state(find_state(contents, path), path)
+    state, implied = updated(plain_state(find_state(contents, path), path), path)
     try:
-        arguments = model_arguments(contents, state)
+        arguments = model_arguments(implied | stated_arguments(contents, path), state, path)
     except KeyError as error:
         raise CheckpointError(
             f"{path} has no weight {error.args[0]!r}; it is not an AMDIM of 32, 64 or 128 px"
         ) from error
-    except (IndexError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has hyperparameters that fit no AMDIM: {error}") from error
+    except (IndexError, ZeroDivisionError):
+        raise CheckpointError(f"{path} has weights of shapes that fit no AMDIM") from None
     recipe, step = contents.get("recipe"), contents.get("step")
     recipe = recipe if isinstance(recipe, dict) else {}
     step = step if isinstance(step, int) else None
-    provenance = {"recipe": recipe.get("name"), "step": step}
-    return StoredModel(path, arguments, state, provenance, policy=recipe.get("policy"))
+    policy = recipe.get("policy")
+    if not isinstance(policy, str | None):
+        kind = type(policy).__name__
+        raise CheckpointError(f"{path} has a {kind} for its recipe's policy; it must be a name")
+    return StoredModel(
+        source=path,
+        arguments=arguments,
+        state=state,
+        provenance={"recipe": recipe.get("name"), "step": step},
+        policy=policy,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,19 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amdim_fast.checkpoints.archive import check_archive
 from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.files import written_whole
 
 
 class _Inert:
-    """Replaces lightning-bolts' loss modules, which its files contain as objects."""
+    """Stands for an object of a library: its class is not imported and its contents are dropped."""
+
+    def __new__(cls, *_contents: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_contents: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
 
 
-_BOLTS_MODULE = "pl_bolts.losses.self_supervised_learning"
-_INERT_GLOBALS: list[Any] = [
-    (_Inert, f"{_BOLTS_MODULE}.FeatureMapContrastiveTask"),
-    (_Inert, f"{_BOLTS_MODULE}.AmdimNCELoss"),
-]
+# What files of lightning-bolts hold beside weights: callbacks, losses, encoders, paths.
+_INERT_MODULES = (
+    *("pl_bolts.", "pytorch_lightning.", "lightning.", "lightning_fabric."),
+    *("amdim_fast.", "torch.nn.modules.", "pathlib."),
+)
+_MOST_INERT_NAMES = 200
+_AS_DICT = [(OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict")]
 _PLAIN_TYPES = (bool, int, float, str, bytes, type(None), Tensor, nn.Parameter)
 
 
@@ -65,6 +76,9 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """The contents of a checkpoint, as stored. Code in the file is not run.
 
+    Checksums of the file are compared first. Objects of the libraries whose checkpoints are known
+    are replaced by empty ones; any other object is an error.
+
     Args:
         path: a file of ``save_checkpoint``, of the public code or of lightning-bolts.
         map_location: device for the tensors.
@@ -76,8 +90,7 @@ def read_checkpoint(
     torch.empty(0, device=map_location)
     _check_file(path)
     try:
-        with torch.serialization.safe_globals(_INERT_GLOBALS):
-            contents = torch.load(path, map_location=map_location, weights_only=True)
+        contents = _load(path, map_location)
     except (MemoryError, OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -87,6 +100,23 @@ def read_checkpoint(
             f"{path} holds a {type(contents).__name__}, not a checkpoint; give a file with a model"
         )
     return contents
+
+
+def _load(path: Path, map_location: str | torch.device) -> Any:
+    """``torch.load``, again with one more inert name wherever it meets one."""
+    names: set[str] = set()
+    while True:
+        inert: list[Any] = [*_AS_DICT, *((_Inert, name) for name in names)]
+        try:
+            with torch.serialization.safe_globals(inert):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            name = _refused_name(error)
+            if name is None or name in names or not name.startswith(_INERT_MODULES):
+                raise
+            if len(names) == _MOST_INERT_NAMES:
+                raise
+            names.add(name)
 
 
 def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -110,24 +140,31 @@ def _check_file(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(4)
     if start == b"PK\x03\x04":
-        if not zipfile.is_zipfile(path):
-            raise CheckpointError(f"{path} is truncated; copy it again or use an earlier file")
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                raise CheckpointError(f"{path} is a zip of other files; give a checkpoint file")
+        check_archive(path)
     elif start[:1] != b"\x80":
         what = "not a checkpoint" if start else "empty"
         raise CheckpointError(f"{path} is {what}; give a file that torch.save wrote")
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    blocked = re.search(r"GLOBAL (\S+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and blocked:
+    refused = _refused_name(error)
+    if refused is not None:
         return (
-            f"{path} holds a Python object ({blocked[1]}), which is not read because that could"
+            f"{path} holds a Python object ({refused}), which is not read because that could"
             " run code; if you trust the file, save its tensors and plain values again"
+        )
+    if "persistent_load of storage" in str(error):
+        return (
+            f"{path} holds a module as an object, in torch's format before 1.6, which is not read;"
+            " save its state_dict again with the code that wrote it"
         )
     return (
         f"{path} is damaged, truncated or not a checkpoint ({type(error).__name__} in torch.load);"
         " copy it again or use an earlier file"
     )
+
+
+def _refused_name(error: Exception) -> str | None:
+    """The name of the object that ``torch.load`` refuses to make."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return found[1] if found and isinstance(error, pickle.UnpicklingError) else None

@@ -1,9 +1,5 @@
-import sys
-import types
-
 import pytest
 import torch
-from torch import nn
 
 from amdim_fast import CheckpointError, load_checkpoint
 from tests.checkpoints.cases import (
@@ -84,63 +80,29 @@ def test_older_depth_name_and_stored_tclip_and_use_bn_count(tmp_path):
     assert model.encoder.use_bn
 
 
-def test_stored_depth_is_not_overruled_by_the_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("stored", "argument"),
+    [
+        ("res_block_depth", "depth"),
+        ("ndf", "ndf"),
+        ("n_rkhs", "n_rkhs"),
+        ("encoder_size", "size"),
+        ("in_channels", "in_channels"),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_weights_are_named(stored, argument, tmp_path):
     file = golden_file()
-    file["hyperparams"]["res_block_depth"] = file["hyperparams"].pop("n_depth") + 1
-    missing = r"missing: encoder\.layer_list\.2\.layer_list\.2\.bn1\.bn\.bias, "
-    with pytest.raises(CheckpointError, match=missing):
+    file["hyperparams"]["res_block_depth"] = file["hyperparams"].pop("n_depth")
+    found = {**file["hyperparams"], "in_channels": 3}[stored]
+    file["hyperparams"][stored] = 10**7
+    message = rf"file\.pth says that {argument} is 10000000, but its weights are those of {found}$"
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(written(tmp_path, file))
 
 
 def test_old_serialisation_loads(tmp_path):
     path = written(tmp_path, golden_file(), _use_new_zipfile_serialization=False)
     assert_golden(load_checkpoint(path), 32)
-
-
-def bolts_losses(monkeypatch):
-    """Stand-ins with the names under which lightning-bolts pickles its loss modules."""
-    module = types.ModuleType("pl_bolts.losses.self_supervised_learning")
-    for name in ("AmdimNCELoss", "FeatureMapContrastiveTask"):
-        made = type(name, (nn.Module,), {"__module__": module.__name__})
-        setattr(module, name, made)
-    for name in ("pl_bolts", "pl_bolts.losses"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    task = module.FeatureMapContrastiveTask()
-    task.masks = {5: torch.zeros(2)}
-    task.nce_loss = module.AmdimNCELoss()
-    return task
-
-
-def test_lightning_bolts_files_load(tmp_path, monkeypatch):
-    stored = golden_file(128)
-    hyperparams = {
-        "datamodule": "imagenet2012",
-        "encoder": "amdim_encoder",
-        "image_channels": 3,
-        "image_height": 128,
-        "encoder_feature_dim": stored["hyperparams"]["ndf"],
-        "embedding_fx_dim": stored["hyperparams"]["n_rkhs"],
-        "conv_block_depth": stored["hyperparams"]["n_depth"],
-        "use_bn": 0,
-        "tclip": 15.0,
-        "num_classes": 10,
-    }
-    with monkeypatch.context() as patch:
-        hyperparams["contrastive_task"] = bolts_losses(patch)
-        path = written(
-            tmp_path,
-            {
-                "epoch": 3,
-                "state_dict": rename(stored["model"], *VARIANTS["bolts"]),
-                "hyper_parameters": hyperparams,
-            },
-        )
-    model = load_checkpoint(path)
-    assert_golden(model, 128, probes=False)
-    assert model.g2l_loss.tclip == 15.0
-    assert model.evaluator is None
-    assert "pl_bolts" not in str(torch.serialization.get_safe_globals())
 
 
 @pytest.mark.parametrize(
@@ -171,15 +133,25 @@ def test_keys_that_do_not_fit_are_named(changes, message, tmp_path):
 
 def test_shapes_hyperparameters_and_doubles_that_do_not_fit_are_named(tmp_path):
     file = golden_file()
-    file["hyperparams"]["ndf"] = 3
-    shapes = (
-        r"of another shape: .*layer_list\.0\.conv\.weight \[4, 3, 3, 3\] instead of \[3, 3, 3, 3\]"
-    )
+    name = next(name for name in file["model"] if name.endswith("layer_list.1.conv1.weight"))
+    stored, file["model"][name] = file["model"][name], torch.zeros(3, 3)
+    shapes = r"of another shape: encoder\.layer_list\.1\.conv1\.weight \[3, 3\] instead of \[4, 4"
     with pytest.raises(CheckpointError, match=shapes):
         load_checkpoint(written(tmp_path, file))
-    file["hyperparams"]["ndf"] = "4"
-    with pytest.raises(CheckpointError, match="hyperparameters that fit no AMDIM: ndf is '4'"):
-        load_checkpoint(written(tmp_path, file))
+    file["model"][name] = stored
+    for changed, message in (
+        ({"n_depth": True}, "says that depth is True"),
+        ({"n_depth": "4"}, "has a str for n_depth; it must be a plain number"),
+        ({"tclip": torch.tensor(4.0)}, "has a Tensor for tclip; it must be a plain number"),
+        ({"tclip": -1.0}, "has hyperparameters that fit no AMDIM: tclip is -1"),
+    ):
+        hyperparams = file["hyperparams"] | changed
+        path = written(tmp_path, file | {"hyperparams": hyperparams})
+        with pytest.raises(CheckpointError, match=rf"file\.pth {message}"):
+            load_checkpoint(path)
+    for given in (torch.zeros(2), [1], "text"):
+        with pytest.raises(CheckpointError, match=r"under 'hyperparams'; it must be a dict"):
+            load_checkpoint(written(tmp_path, file | {"hyperparams": given}))
     file = golden_file()
     file["model"].update(rename(file["model"], (ENCODER, "encoder.")))
     with pytest.raises(CheckpointError, match=r"holds encoder\.layer_list\.0\.conv\.weight twice"):
