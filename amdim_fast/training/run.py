@@ -17,6 +17,7 @@ from tqdm import tqdm
 from amdim_fast.data.datasets import ImageData
 from amdim_fast.data.loader import training_batches
 from amdim_fast.data.workers import worker_count
+from amdim_fast.devices import execution_line
 from amdim_fast.distributed.ranks import LostRank, Ranks, is_lost_rank, reason
 from amdim_fast.training.checkpoints import RunCheckpoints
 from amdim_fast.training.log import RunLog
@@ -119,8 +120,9 @@ class Run:
         self._start_loading()
 
     def _open_log(self) -> None:
-        step = self.checkpoints.step
+        step, facts = self.checkpoints.step, self._facts()
         config = self.checkpoints.fixed | {
+            "execution": facts,
             "data_dir": str(self.setup.data_dir),
             "skip_bad": self.setup.skip_bad,
             "threads": torch.get_num_threads(),
@@ -136,12 +138,21 @@ class Run:
                 tensorboard_port=self.setup.tensorboard_port,
             )
         )
+        if self._progress:
+            print(execution_line(facts), file=sys.stderr, flush=True)
         for name, before in self._before.items():
             now = self.checkpoints.fixed[name]
             if now != before:
                 said = _CHANGED[name].format(now=now, before=before)
                 print(f"amdim-fast: resuming after step {step} {said}", file=sys.stderr)
                 self.log.write({"step": step, name: now, f"{name}_before": before})
+
+    def _facts(self) -> dict[str, str]:
+        """What runs the steps; views are made on the CPU where their CUDA library is not built."""
+        facts, made = self.training.describe(), views_device(self.training.device)
+        if made != self.training.device:
+            facts["views"] += f" on {made}, for want of the CUDA library (nvcc builds it)"
+        return facts
 
     def _measure_baselines(self) -> None:
         fixed = self.checkpoints.fixed

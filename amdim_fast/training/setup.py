@@ -11,6 +11,7 @@ from amdim_fast.checks import LARGEST_SEED, whole_number
 from amdim_fast.data.datasets import ImageData, load_data
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
+from amdim_fast.training.graph import check_graph
 from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.tensorboard import check_tensorboard
 from amdim_fast.views import compiled
@@ -77,7 +78,7 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
     whole_number("seed", setup.seed, least=0, most=LARGEST_SEED)
-    find_device(device)
+    check_graph(setup.recipe.cuda_graph, find_device(device), ranks.world_size)
     compiled.require("cpu")
     ranks.device(device)
     ranks.check_batch(setup.recipe.batch_size)

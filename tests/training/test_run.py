@@ -105,6 +105,19 @@ def test_command_prints_the_table(tmp_path, capfd):
     assert "images/s" in captured.err
 
 
+def test_what_runs_a_step_is_said_first_and_kept(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = [*SMALL_FLAGS, "--precision=float32", "--no-baselines", f"--runs-dir={tmp_path}"]
+    assert main(["pretrain", *flags, "--name=x", "--device=cpu"]) == 0
+    first = capfd.readouterr().err.splitlines()[0]
+    facts = {"device": "cpu", "precision": "float32", "loss": "torch", "views": "compiled"}
+    facts |= {"encoder": "torch", "execution": "eager"}
+    assert first == "; ".join(f"{name} {value}" for name, value in facts.items())
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["execution"] == facts
+    pretrain(replace(SMALL, baselines=False), name="y", runs_dir=tmp_path, progress=False)
+    assert capfd.readouterr().err == ""
+
+
 def test_existing_run_is_left_alone(tmp_path, capsys):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "precious").write_text("kept")
