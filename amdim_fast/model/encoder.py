@@ -22,7 +22,11 @@ from amdim_fast.model.residual.modules import (
     OptionalBatchNorm,
     ResidualBlock,
     ResidualConv,
+    are_plain,
+    as_row,
     chosen_backend,
+    has_hooks,
+    is_fused,
 )
 
 SIZES = (32, 64, 128)
@@ -63,6 +67,7 @@ class RKHSHead(nn.Module):
         self.bn_hid = OptionalBatchNorm(n_out, use_bn)
         self.bn_out = OptionalBatchNorm(n_out, use_bn=True)
         self.shortcut = nn.Conv2d(n_in, n_out, 1)
+        self.backend = "auto"
         nn.init.zeros_(self.conv2.weight)
         if n_out >= n_in:
             nn.init.uniform_(self.shortcut.weight, -0.01, 0.01)
@@ -75,6 +80,10 @@ class RKHSHead(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """What ``bn_out`` normalizes."""
+        convs = self.conv1, self.conv2, self.shortcut
+        touched = self.bn_hid.use_bn or has_hooks(*convs, self.bn_hid) or not are_plain(*convs)
+        if is_fused(self.backend, x) and not touched:
+            return as_row(x, [self.conv1], [self.conv2], self.shortcut, backend=self.backend)
         hidden = F.relu(self.bn_hid(self.conv1(x)), inplace=True)
         return self.conv2(hidden) + self.shortcut(x)
 
@@ -116,9 +125,9 @@ class Encoder(nn.Module):
         use_bn: BatchNorm inside the blocks too. If not, its modules stay in the state dict, as in
             the public code, but do not require gradients.
         in_channels: channels of the images.
-        backend: of residual layers without BatchNorm. "torch" is the plain layers. "triton" runs
-            all layers of a block as one op of matrix products that end in the ReLU and add to the
-            shortcut, with Triton kernels for pooled shortcuts; on a CPU it needs Triton's
+        backend: of blocks and heads without BatchNorm inside. "torch" is the plain layers. "triton"
+            runs all layers of a block as one op of matrix products that end in the ReLU and add to
+            the shortcut, with Triton kernels for pooled shortcuts; on a CPU it needs Triton's
             interpreter. "auto" is triton on CUDA in half types and torch elsewhere.
 
     Raises:
@@ -186,7 +195,7 @@ class Encoder(nn.Module):
             raise ValueError(f"backend is {name!r}; it must be one of {', '.join(BACKENDS)}")
         self._backend = name
         for module in self.modules():
-            if isinstance(module, ResidualConv):
+            if isinstance(module, ResidualConv | RKHSHead):
                 module.backend = name
 
     def backend_for(self, dtype: torch.dtype, device: torch.device) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from amdim_fast.devices import describe_device
 from amdim_fast.model.encoder import Encoder
 from amdim_fast.views.compiled import views_device
+from amdim_fast.views.images import Picture
 from amdim_fast.views.preprocessing import Preprocessing
 
 
@@ -41,18 +42,18 @@ def frozen_facts(encoder: Encoder) -> dict[str, str]:
 
 
 def encode(
-    encoder: Encoder, images: Tensor | Sequence[Tensor], preprocessing: Preprocessing | None
+    encoder: Encoder, images: Picture | Sequence[Picture], preprocessing: Preprocessing | None
 ) -> Tensor:
     """Global features of images, in evaluation mode and without gradients.
 
     Args:
         encoder: its submodules are left in the modes that they had.
-        images: uint8, as in ``center_view``, or normalized floating point
-            [N, in_channels, size, size].
+        images: as in ``center_view``, or normalized floating point
+            [N, in_channels, size, size]; one image is [in_channels, size, size].
         preprocessing: for uint8 images.
 
     Returns:
-        [N, D], dtype and device of the encoder.
+        [N, D], dtype and device of the encoder; [D] of one image.
 
     Raises:
         ValueError: a shape is wrong, or uint8 images come without ``preprocessing``.
@@ -68,5 +69,7 @@ def encode(
         )
     else:
         x = preprocessing(images).to(weight.device, weight.dtype)
+    single = x.dim() == 3
     with eval_mode(encoder):
-        return encoder(x).r1.flatten(1)
+        features = encoder(x[None] if single else x).r1.flatten(1)
+    return features[0] if single else features

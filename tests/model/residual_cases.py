@@ -19,6 +19,7 @@ class Row(NamedTuple):
     kernel: int
     stride: int
     layers: int
+    projects: bool = False  # the first shortcut is a convolution
 
 
 ROWS = {
@@ -30,13 +31,16 @@ ROWS = {
     "1x1, more channels": Row(2, 4, 3, 5, 1, 1, 2),
     "more pixels and channels than a program has": Row(3, 12, 66, 130, 4, 2, 1),
     "one pixel": Row(1, 1, 2, 2, 1, 1, 1),
+    "a head": Row(2, 5, 6, 4, 1, 1, 1, projects=True),
+    "a head, then 1x1": Row(8, 5, 12, 12, 1, 1, 2, projects=True),
+    "3x3 covers the map, fewer channels": Row(4, 3, 6, 4, 3, 1, 1, projects=True),
 }
 # Eager low precision rounds at other places; a few of its units in the last place.
 MARGIN = 1.2
 
 
 def draw(row, dtype, weight_dtype=None, seed=0):
-    """x, the weights of the convolutions, and a gradient of the result."""
+    """x, weights of the first, second and shortcut convolutions, and a gradient of the result."""
     generator = torch.Generator().manual_seed(seed)
 
     def new(*shape, scale=1.0, of=dtype):
@@ -49,16 +53,23 @@ def draw(row, dtype, weight_dtype=None, seed=0):
     conv1 = [new(out, row.channels, row.kernel, row.kernel, scale=wide**-0.5, of=of)]
     conv1 += [new(out, out, 1, 1, scale=out**-0.5, of=of) for _ in range(row.layers - 1)]
     conv2 = [new(out, out, 1, 1, scale=out**-0.5, of=of) for _ in range(row.layers)]
+    shortcut = []
+    if row.projects:
+        shortcut = [new(*conv1[0].shape, scale=wide**-0.5, of=of)]
+        shortcut += [new(1, out, 1, 1, of=of).detach().flatten().requires_grad_()]
     side = (row.side - row.kernel) // row.stride + 1
     x = new(row.images, row.channels, row.side, row.side)
-    return x, conv1, conv2, new(row.images, out, side, side).detach()
+    return x, conv1, conv2, shortcut, new(row.images, out, side, side).detach()
 
 
-def written_out(x, conv1, conv2, stride):
+def written_out(x, conv1, conv2, projection, stride):
     """The layers by functions alone; the pool is a mean of windows."""
     for number, (first, second) in enumerate(zip(conv1, conv2, strict=True)):
         step, kernel = (1 if number else stride), first.shape[-1]
         branch = F.conv2d(F.conv2d(x, first, stride=step).relu(), second)
+        if projection and not number:
+            x = branch + F.conv2d(x, *projection, stride=step)
+            continue
         pooled = x.unfold(2, kernel, step).unfold(3, kernel, step).mean((-2, -1))
         shortcut = torch.zeros_like(branch)
         shortcut[:, : x.shape[1]] = pooled
@@ -69,22 +80,22 @@ def written_out(x, conv1, conv2, stride):
 def results(function, tensors, grad):
     """The result and all gradients."""
     out = function(*tensors)
-    flat = [tensors[0], *tensors[1], *tensors[2]]
+    flat = [tensors[0], *tensors[1], *tensors[2], *tensors[3]]
     return [out.detach(), *torch.autograd.grad(out, flat, grad)]
 
 
-def truth(row, x, conv1, conv2, grad):
+def truth(row, x, *lists_and_grad):
     """Results in float64."""
     wide = x.detach().double().requires_grad_()
-    weights = [[w.detach().double().requires_grad_() for w in part] for part in (conv1, conv2)]
+    *lists, grad = lists_and_grad
+    weights = [[w.detach().double().requires_grad_() for w in part] for part in lists]
     return results(lambda *t: written_out(*t, row.stride), (wide, *weights), grad.double())
 
 
-def ours(row, x, conv1, conv2, grad, **options):
+def ours(row, *tensors, **options):
     """Results of the op."""
-    return results(
-        lambda *t: residual_layers(*t, stride=row.stride, **options), (x, conv1, conv2), grad
-    )
+    *inputs, grad = tensors
+    return results(lambda *t: residual_layers(*t, stride=row.stride, **options), inputs, grad)
 
 
 def errors(found, right):

@@ -46,12 +46,12 @@ def run(launches, layers, kernel, keep_hidden=True, weight_dtype=torch.float32):
     conv2 = [new(OUT, OUT, 1, 1) for _ in range(layers)]
     stride = 1 if kernel == 1 else 2
     launches.counts.clear()
-    out, *kept = op.forward(x, conv1, conv2, stride, keep_hidden, "triton")
+    out, *kept = op.forward(x, conv1, conv2, [], stride, keep_hidden, "triton")
     forward = launches.total
     launches.counts.clear()
     grad = torch.empty_like(out)
     needs = [True] * (1 + 2 * layers)
-    found = op.backward(grad, x, conv1, conv2, *kept, stride, "triton", needs)
+    found = op.backward(grad, x, conv1, conv2, [], *kept, stride, "triton", needs)
     assert [g.dtype for g in found] == [x.dtype] + [weight_dtype] * (2 * layers)
     return forward, launches.total
 

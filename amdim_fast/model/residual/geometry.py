@@ -19,22 +19,27 @@ class Geometry(NamedTuple):
     out_channels: int
     kernel: int
     stride: int
+    projects: bool = False  # the shortcut is a convolution
 
     @classmethod
-    def of(cls, x: Tensor, conv1: Sequence[Tensor], stride: int) -> Geometry:
-        """Of x [B, C, H, W] and the weights of the first convolutions."""
+    def of(cls, x: Tensor, conv1: Tensor, stride: int, shortcut: Sequence[Tensor]) -> Geometry:
+        """Of x [B, C, H, W] and the weights of the first layer."""
         batch, channels, height, width = x.shape
-        return cls(batch, height, width, channels, conv1[0].shape[0], conv1[0].shape[-1], stride)
+        out_channels, _, kernel, _ = conv1.shape
+        sizes = batch, height, width, channels, out_channels, kernel, stride
+        return cls(*sizes, projects=bool(shortcut))
 
     @property
     def is_plain(self) -> bool:
-        """Whether the first layer keeps map and channels, as the others do."""
-        return self.kernel == 1 and self.stride == 1 and self.channels == self.out_channels
+        """Whether the first layer's shortcut is its input, as the others' is."""
+        keeps = self.kernel == self.stride == 1 and self.channels == self.out_channels
+        return keeps and not self.projects
 
     @property
-    def covers(self) -> bool:
-        """Whether the kernel covers the map, so that the convolution is one product."""
-        return self.height == self.width == self.kernel
+    def is_product(self) -> bool:
+        """Whether conv1 is one product: its kernel is one pixel or covers the map."""
+        covers = self.height == self.width == self.kernel
+        return covers or self.kernel == self.stride == 1
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -60,6 +65,16 @@ def rows_of(x: Tensor) -> Tensor:
 def map_of(rows: Tensor, height: int, width: int) -> Tensor:
     """[B, C, height, width] in channels_last, a view of rows [B height width, C]."""
     return rows.unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)
+
+
+def columns_of(x: Tensor, geometry: Geometry) -> Tensor:
+    """[B H' W', kernel kernel C], a view of x: what conv1 multiplies where it is a product."""
+    return rows_of(x) if geometry.kernel == 1 else matrix_of(x)
+
+
+def map_of_columns(columns: Tensor, geometry: Geometry) -> Tensor:
+    """[B, C, H, W] in channels_last, a view of what ``columns_of`` made."""
+    return map_of(columns.view(-1, geometry.channels), geometry.height, geometry.width)
 
 
 def matrix_of(weight: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Source: arXiv:1906.00910, section 4.1, and the public code's ``ConvResNxN`` and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -96,29 +97,36 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, n_in, H, W] -> [B, n_out, H', W']."""
         layers = [layer for layer in self.layer_list if isinstance(layer, ResidualConv)]
-        is_row = len(layers) == len(self.layer_list) and not _has_hooks(self.layer_list)
+        is_row = len(layers) == len(self.layer_list) and not has_hooks(self.layer_list)
         is_row = is_row and can_fuse(layers, x)
         return fused(layers, x) if is_row else self.layer_list(x)
 
 
 def can_fuse(layers: Sequence[ResidualConv], x: Tensor) -> bool:
-    """Whether these layers run as one op on x.
-
-    Not where BatchNorm is between the convolutions, a shortcut is a convolution, or a submodule
-    has hooks or has been replaced, which one op would pass over.
-    """
-    backend = layers[0].backend
-    if backend == "auto" and x.is_cuda:
-        backend = chosen_backend(backend, product_dtype(x), x.device)
-    if backend != "triton":
+    """Whether these layers run as one op on x; not where it would pass over something of them."""
+    if not is_fused(layers[0].backend, x):
         return False
     return all(
-        layer.conv3 is None
-        and not layer.bn1.use_bn
-        and type(layer.conv1) is type(layer.conv2) is nn.Conv2d
-        and not any(map(_has_hooks, (layer, layer.conv1, layer.conv2, layer.bn1)))
+        not layer.bn1.use_bn
+        and are_plain(layer.conv1, layer.conv2)
+        and not has_hooks(layer, layer.conv1, layer.conv2, layer.bn1)
+        and (layer.conv3 is None or _projects(layer, x))
         for layer in layers
     )
+
+
+def _projects(layer: ResidualConv, x: Tensor) -> bool:
+    """Whether the op has the layer's convolution in its shortcut."""
+    conv = layer.conv3
+    is_product = layer.kernel == layer.stride == 1 or tuple(x.shape[2:]) == (layer.kernel,) * 2
+    return is_product and conv is not None and are_plain(conv) and not has_hooks(conv)
+
+
+def is_fused(backend: str, x: Tensor) -> bool:
+    """Whether layers of this backend that multiply x run as one op."""
+    if backend == "auto" and x.is_cuda:
+        backend = chosen_backend(backend, product_dtype(x), x.device)
+    return backend == "triton"
 
 
 def chosen_backend(backend: str, dtype: torch.dtype, device: torch.device) -> str:
@@ -128,12 +136,19 @@ def chosen_backend(backend: str, dtype: torch.dtype, device: torch.device) -> st
     return backend
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
+def are_plain(*convs: nn.Module) -> bool:
+    """Whether these are convolutions that nobody has replaced."""
+    return all(type(conv) is nn.Conv2d for conv in convs)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether one of them has hooks."""
+    return any(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        for module in modules
     )
 
 
@@ -145,15 +160,35 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def fused(layers: Sequence[ResidualConv], x: Tensor) -> Tensor:
     """The layers, one after the other, as one op."""
-    x = x.to(product_dtype(x)).contiguous(memory_format=torch.channels_last)
     first = layers[0]
-    height, width = ((side - first.kernel) // first.stride + 1 for side in x.shape[2:])
-    values = x.shape[0] * height * width * first.conv2.out_channels * len(layers)
+    return as_row(
+        x,
+        [layer.conv1 for layer in layers],
+        [layer.conv2 for layer in layers],
+        first.conv3,
+        backend=first.backend,
+    )
+
+
+def as_row(
+    x: Tensor,
+    conv1: Sequence[nn.Conv2d],
+    conv2: Sequence[nn.Conv2d],
+    shortcut: nn.Conv2d | None,
+    *,
+    backend: str,
+) -> Tensor:
+    """``residual_layers`` of these convolutions."""
+    x = x.to(product_dtype(x)).contiguous(memory_format=torch.channels_last)
+    kernel, stride = conv1[0].kernel_size[0], conv1[0].stride[0]
+    height, width = ((side - kernel) // stride + 1 for side in x.shape[2:])
+    values = x.shape[0] * height * width * conv2[0].out_channels * len(conv1)
     return residual_layers(
         x,
-        [layer.conv1.weight for layer in layers],
-        [layer.conv2.weight for layer in layers],
-        stride=first.stride,
+        [conv.weight for conv in conv1],
+        [conv.weight for conv in conv2],
+        () if shortcut is None else (shortcut.weight, cast(Tensor, shortcut.bias)),
+        stride=stride,
         keep_hidden=values * x.element_size() <= KEEP_BYTES,
-        backend=first.backend,
+        backend=backend,
     )

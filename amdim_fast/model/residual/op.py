@@ -15,16 +15,16 @@ from torch import Tensor
 
 from amdim_fast.model.residual import row
 from amdim_fast.model.residual.geometry import Geometry, new_map
-from amdim_fast.model.residual.row import Kept, Needs, Weights
+from amdim_fast.model.residual.row import Kept, Needs, Weights, split
 from amdim_fast.nce.library import OPS, below_autograd, register, register_autograd
 
 FORWARD_SCHEMA = (
-    "(Tensor x, Tensor[] conv1, Tensor[] conv2, int stride, bool keep_hidden, str backend) ->"
-    " (Tensor out, Tensor[] inputs, Tensor[] hidden, Tensor[] rounded)"
+    "(Tensor x, Tensor[] conv1, Tensor[] conv2, Tensor[] shortcut, int stride, bool keep_hidden,"
+    " str backend) -> (Tensor out, Tensor[] inputs, Tensor[] hidden, Tensor[] rounded)"
 )
 BACKWARD_SCHEMA = (
-    "(Tensor grad, Tensor x, Tensor[] conv1, Tensor[] conv2, Tensor[] inputs, Tensor[] hidden,"
-    " Tensor[] rounded, int stride, str backend, bool[] needs) -> Tensor[]"
+    "(Tensor grad, Tensor x, Tensor[] conv1, Tensor[] conv2, Tensor[] shortcut, Tensor[] inputs,"
+    " Tensor[] hidden, Tensor[] rounded, int stride, str backend, bool[] needs) -> Tensor[]"
 )
 SECOND_DERIVATIVE = (
     "residual layers: a second derivative is not supported; backend='torch' of the encoder has one"
@@ -35,6 +35,7 @@ def residual_layers(
     x: Tensor,
     conv1: Sequence[Tensor],
     conv2: Sequence[Tensor],
+    shortcut: Sequence[Tensor] = (),
     *,
     stride: int,
     keep_hidden: bool = True,
@@ -43,12 +44,14 @@ def residual_layers(
     """Layers x -> conv2(relu(conv1(x))) + shortcut(x), one after the other, without padding.
 
     The shortcut is x or, in a first layer that is strided, wider than 1x1 or adds channels, the
-    average pool of conv1's kernel and stride with zero channels appended.
+    average pool of conv1's kernel and stride with zero channels appended. The first layer's may be
+    a convolution instead, of conv1's geometry, where that is 1x1 or covers the map.
 
     Args:
         x: [B, C, H, W], in channels_last.
         conv1: weights [C', C, kernel, kernel], then [C', C', 1, 1]; C' >= C.
         conv2: weights [C', C', 1, 1].
+        shortcut: weight [C', C, kernel, kernel] and bias [C'] of the first layer's, or nothing.
         stride: of the first layer; the others have 1.
         keep_hidden: whether the backward finds the results of the ReLUs; if not, it makes those of
             layers that keep map and channels again, one product each.
@@ -59,9 +62,9 @@ def residual_layers(
 
     Differentiable once. Deterministic if the convolutions of torch are.
     """
-    return OPS.residual_forward.default(x, list(conv1), list(conv2), stride, keep_hidden, backend)[
-        0
-    ]
+    return OPS.residual_forward.default(
+        x, list(conv1), list(conv2), list(shortcut), stride, keep_hidden, backend
+    )[0]
 
 
 @contextmanager
@@ -81,15 +84,16 @@ def forward(
     x: Tensor,
     conv1: list[Tensor],
     conv2: list[Tensor],
+    shortcut: list[Tensor],
     stride: int,
     keep_hidden: bool,
     backend: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """``residual_forward``."""
-    geometry = Geometry.of(x, conv1, stride)
+    geometry = Geometry.of(x, conv1[0], stride, shortcut)
     with _prepared(x):
         out, kept = row.forward(
-            x, Weights(conv1, conv2), geometry, keep_hidden=keep_hidden, backend=backend
+            x, Weights(conv1, conv2, shortcut), geometry, keep_hidden=keep_hidden, backend=backend
         )
     return out, *kept
 
@@ -98,21 +102,22 @@ def forward_fake(
     x: Tensor,
     conv1: list[Tensor],
     conv2: list[Tensor],
+    shortcut: list[Tensor],
     stride: int,
     keep_hidden: bool,
     backend: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """Tensors of the shapes that ``forward`` returns."""
-    geometry = Geometry.of(x, conv1, stride)
+    geometry = Geometry.of(x, conv1[0], stride, shortcut)
     batch, channels, height, width = geometry.out_shape
     maps = [new_map(x, geometry.out_shape) for _ in conv1]
     hidden = len(conv1) if keep_hidden else int(not geometry.is_plain)
-    weights = [*conv1, *conv2] if conv1[0].dtype != x.dtype else []
+    weights = [*conv1, *conv2, *shortcut] if conv1[0].dtype != x.dtype else []
     return (
         maps[0],
         maps[1:],
         [x.new_empty(batch * height * width, channels) for _ in range(hidden)],
-        [new_map(x, weight.shape) for weight in weights],
+        [_like(weight, x.dtype) for weight in weights],
     )
 
 
@@ -121,6 +126,7 @@ def backward(
     x: Tensor,
     conv1: list[Tensor],
     conv2: list[Tensor],
+    shortcut: list[Tensor],
     inputs: list[Tensor],
     hidden: list[Tensor],
     rounded: list[Tensor],
@@ -129,17 +135,18 @@ def backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """``residual_backward``: gradients of x, conv1 and conv2, of those that ``needs`` names."""
+    weights = Weights(conv1, conv2, shortcut)
     with _prepared(x):
         found = row.backward(
             grad,
             x,
-            Weights(conv1, conv2),
+            weights,
             Kept(inputs, hidden, rounded),
-            Geometry.of(x, conv1, stride),
-            Needs(needs[0], needs[1 : 1 + len(conv1)], needs[1 + len(conv1) :]),
+            Geometry.of(x, conv1[0], stride, shortcut),
+            Needs(needs[0], *split(needs[1:], weights.lengths)),
             backend,
         )
-    flat = [*found.x, *found.conv1, *found.conv2]
+    flat = [value for part in found for value in part]
     return [value for value, need in zip(flat, needs, strict=True) if need and value is not None]
 
 
@@ -148,6 +155,7 @@ def backward_fake(
     x: Tensor,
     conv1: list[Tensor],
     conv2: list[Tensor],
+    shortcut: list[Tensor],
     inputs: list[Tensor],
     hidden: list[Tensor],
     rounded: list[Tensor],
@@ -156,8 +164,15 @@ def backward_fake(
     needs: list[bool],
 ) -> list[Tensor]:
     """Tensors of the shapes that ``backward`` returns."""
-    tensors = zip([x, *conv1, *conv2], needs, strict=True)
-    return [new_map(tensor, tensor.shape) for tensor, need in tensors if need]
+    tensors = zip([x, *conv1, *conv2, *shortcut], needs, strict=True)
+    return [_like(tensor, tensor.dtype) for tensor, need in tensors if need]
+
+
+def _like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty tensor of this shape, a map or a weight in channels_last."""
+    if tensor.ndim == 1:
+        return torch.empty_like(tensor, dtype=dtype)
+    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.channels_last)
 
 
 class _Residual(torch.autograd.Function):
@@ -167,8 +182,8 @@ class _Residual(torch.autograd.Function):
     def forward(ctx: Any, keyset: Any, arguments: tuple[Any, ...], *tensors: Tensor) -> Any:
         """The op below autograd."""
         out, *kept = below_autograd(OPS.residual_forward.default, keyset, arguments)
-        ctx.stride, ctx.backend = arguments[3], arguments[5]
-        ctx.lengths = [len(arguments[1]), len(arguments[2]), *map(len, kept)]
+        ctx.stride, ctx.backend = arguments[4], arguments[6]
+        ctx.lengths = [*map(len, arguments[1:4]), *map(len, kept)]
         saved = [value for values in kept for value in values]
         ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
@@ -184,27 +199,21 @@ class _Residual(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(SECOND_DERIVATIVE)
         x, *rest = ctx.saved_tensors
-        lists = _split(rest, ctx.lengths)
+        lists = split(rest, ctx.lengths)
         found = iter(OPS.residual_backward.default(grad, x, *lists, ctx.stride, ctx.backend, needs))
         return (None, None, *(next(found) if need else None for need in needs))
 
 
-def _split(values: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
-    """Lists of these lengths, one after the other."""
-    rest = iter(values)
-    return [[next(rest) for _ in range(length)] for length in lengths]
-
-
 def _autograd(keyset: Any, *arguments: Any) -> Any:
     """``residual_forward`` with its backward, where one is wanted."""
-    tensors = [arguments[0], *arguments[1], *arguments[2]]
+    x, *lists = arguments[:4]
+    tensors = [x, *(value for part in lists for value in part)]
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
         return below_autograd(OPS.residual_forward.default, keyset, arguments)
     out, *saved = _Residual.apply(keyset, arguments, *tensors)
-    # What is kept has the lengths that the fake implementation gives, too.
-    count = len(arguments[1])
-    rounded = 2 * count if arguments[1][0].dtype != arguments[0].dtype else 0
-    return out, *_split(saved, [count - 1, len(saved) - rounded - count + 1, rounded])
+    layers = len(arguments[1])
+    rounded = len(tensors) - 1 if arguments[1][0].dtype != x.dtype else 0
+    return out, *split(saved, [layers - 1, len(saved) - layers + 1 - rounded, rounded])
 
 
 register("residual_forward", FORWARD_SCHEMA, forward, forward_fake)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from amdim_fast.model.residual.geometry import (
     Geometry,
+    columns_of,
     map_of,
+    map_of_columns,
     matrix_of,
     new_map,
     rows_of,
@@ -23,7 +25,8 @@ from amdim_fast.nce.products import multiply_into
 
 def rounded(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Weights in channels_last and of this dtype, those that are so already as they are."""
-    given = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
+    formats = {4: torch.channels_last, 1: torch.contiguous_format}
+    given = [weight.contiguous(memory_format=formats[weight.ndim]) for weight in weights]
     if given[0].dtype == dtype:
         return given
     made = [torch.empty_like(weight, dtype=dtype) for weight in given]
@@ -58,8 +61,8 @@ def masked(grad: Tensor, hidden: Tensor) -> Tensor:
 
 def wide_product(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """[B H' W', C'], conv1 of a layer that is strided, wider than 1x1 or adds channels."""
-    if geometry.covers:
-        return product(matrix_of(x), matrix_of(weight).t(), x.dtype)
+    if geometry.is_product:
+        return product(columns_of(x, geometry), matrix_of(weight).t(), x.dtype)
     found = F.conv2d(x, weight, stride=geometry.stride)
     return rows_of(found.contiguous(memory_format=torch.channels_last))
 
@@ -75,11 +78,12 @@ def wide_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and, in this dtype, of the weight, given the one of ``wide_product``."""
     grad_x = grad_weight = None
-    if geometry.covers:
+    if geometry.is_product:
         if of_x:
-            grad_x = weight_of(product(grad, matrix_of(weight), x.dtype), geometry.kernel)
+            grad_x = map_of_columns(product(grad, matrix_of(weight), x.dtype), geometry)
         if of_weight:
-            grad_weight = weight_of(product(grad.t(), matrix_of(x), of_weight), geometry.kernel)
+            columns = columns_of(x, geometry)
+            grad_weight = weight_of(product(grad.t(), columns, of_weight), geometry.kernel)
         return grad_x, grad_weight
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         *(map_of(grad, *geometry.out_shape[2:]), x, weight, None),

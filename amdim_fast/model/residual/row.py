@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from amdim_fast.model.residual import passes
-from amdim_fast.model.residual.geometry import Geometry, map_of, matrix_of, new_map, rows_of
+from amdim_fast.model.residual.geometry import (
+    Geometry,
+    columns_of,
+    map_of,
+    matrix_of,
+    new_map,
+    rows_of,
+    weight_of,
+)
+
+T = TypeVar("T")
 
 
 class Weights(NamedTuple):
-    """Weights of a row of layers: of the first convolutions and of the second ones."""
+    """Weights of a row of layers."""
 
     conv1: list[Tensor]
     conv2: list[Tensor]
+    shortcut: list[Tensor]  # weight and bias of the first layer's, where it is a convolution
+
+    @property
+    def flat(self) -> list[Tensor]:
+        """All tensors, one after the other."""
+        return [*self.conv1, *self.conv2, *self.shortcut]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the lists."""
+        return [len(part) for part in self]
 
     def rounded(self, dtype: torch.dtype) -> Weights:
-        """In channels_last and of this dtype."""
-        found = passes.rounded([*self.conv1, *self.conv2], dtype)
-        return Weights(found[: len(self.conv1)], found[len(self.conv1) :])
+        """In this dtype and channels_last."""
+        return Weights(*split(passes.rounded(self.flat, dtype), self.lengths))
 
 
 class Kept(NamedTuple):
@@ -28,7 +49,7 @@ class Kept(NamedTuple):
 
     inputs: list[Tensor]  # [B, C', H', W'] of all layers but the first
     hidden: list[Tensor]  # [B H' W', C'] results of ReLUs, of the first layers
-    rounded: list[Tensor]  # conv1 and conv2, where their dtype is another one than x's
+    rounded: list[Tensor]  # all weights in the dtype of x, where theirs is another
 
 
 class Needs(NamedTuple):
@@ -37,36 +58,50 @@ class Needs(NamedTuple):
     x: bool
     conv1: list[bool]
     conv2: list[bool]
+    shortcut: list[bool]
 
 
 class Gradients(NamedTuple):
-    """Gradients, None where they are not wanted."""
+    """Gradients; None where they are not wanted."""
 
     x: list[Tensor | None]  # one
     conv1: list[Tensor | None]
     conv2: list[Tensor | None]
+    shortcut: list[Tensor | None]
+
+
+def split(values: Sequence[T], lengths: Sequence[int]) -> list[list[T]]:
+    """Lists of these lengths, one after the other."""
+    rest = iter(values)
+    return [[next(rest) for _ in range(length)] for length in lengths]
 
 
 def forward(
-    x: Tensor, weights: Weights, geometry: Geometry, *, keep_hidden: bool, backend: str
+    x: Tensor, given: Weights, geometry: Geometry, *, keep_hidden: bool, backend: str
 ) -> tuple[Tensor, Kept]:
     """The result, and what the backward needs."""
-    given, weights = weights, weights.rounded(x.dtype)
+    weights = given.rounded(x.dtype)
     out, kept = x, Kept([], [], [])
-    for layer, (conv1, conv2) in enumerate(zip(*weights, strict=True)):
+    for layer, (conv1, conv2) in enumerate(zip(weights.conv1, weights.conv2, strict=True)):
+        is_plain = bool(layer) or geometry.is_plain
         if layer:
             kept.inputs.append(out)
-        if layer or geometry.is_plain:
+        if is_plain:
             hidden = passes.relu_product(rows_of(out), matrix_of(conv1))
             out = new_map(x, geometry.out_shape).copy_(out)
+        elif geometry.projects:
+            columns, (matrix, bias) = columns_of(x, geometry), weights.shortcut
+            hidden = passes.relu_product(columns, matrix_of(conv1))
+            rows = torch.addmm(bias, columns, matrix_of(matrix).t())
+            out = map_of(rows, *geometry.out_shape[2:])
         else:
             hidden = passes.wide_product(x, conv1, geometry)
             out = passes.shortcut(x, hidden, geometry, backend)
         passes.multiply_into(rows_of(out), hidden, matrix_of(conv2).t(), add=True)
-        if keep_hidden or not (layer or geometry.is_plain):
+        if keep_hidden or not is_plain:
             kept.hidden.append(hidden)
     if given.conv1[0].dtype != x.dtype:
-        kept.rounded.extend([*weights.conv1, *weights.conv2])
+        kept.rounded.extend(weights.flat)
     return out, kept
 
 
@@ -82,8 +117,8 @@ def backward(
     """The gradients that are wanted, those of weights in the weights' dtype."""
     count, dtype = len(given.conv1), given.conv1[0].dtype
     made = kept.rounded
-    weights = Weights(made[:count], made[count:]) if made else given.rounded(x.dtype)
-    found = Gradients([None], [None] * count, [None] * count)
+    weights = Weights(*split(made, given.lengths)) if made else given.rounded(x.dtype)
+    found = Gradients([None], [None] * count, [None] * count, [None] * len(given.shortcut))
     rows, is_own = rows_of(grad.contiguous(memory_format=torch.channels_last)), False
     for layer in reversed(range(count)):
         source = kept.inputs[layer - 1] if layer else x
@@ -93,16 +128,13 @@ def backward(
         else:
             hidden = passes.relu_product(rows_of(source), conv1)
         if needs.conv2[layer]:
-            found.conv2[layer] = map_of(passes.product(rows.t(), hidden, dtype), 1, 1)
-        needs_source = bool(layer) or needs.x
-        if not (needs_source or needs.conv1[layer]):
-            break
+            found.conv2[layer] = weight_of(passes.product(rows.t(), hidden, dtype), 1)
         of_hidden = passes.masked(passes.product(rows, conv2, x.dtype), hidden)
         if layer or geometry.is_plain:
             if needs.conv1[layer]:
                 of_weight = passes.product(of_hidden.t(), rows_of(source), dtype)
-                found.conv1[layer] = map_of(of_weight, 1, 1)
-            if needs_source:
+                found.conv1[layer] = weight_of(of_weight, 1)
+            if layer or needs.x:
                 rows, is_own = (rows if is_own else rows.clone()), True
                 passes.multiply_into(rows, of_hidden, conv1, add=True)
                 found.x[0] = map_of(rows, *geometry.out_shape[2:])
@@ -115,6 +147,16 @@ def backward(
                 of_x=needs.x,
                 of_weight=dtype if needs.conv1[0] else None,
             )
-            if found.x[0] is not None:
+            if geometry.projects:
+                columns, matrix = columns_of(x, geometry), matrix_of(weights.shortcut[0])
+                if needs.shortcut[0]:
+                    of_matrix = passes.product(rows.t(), columns, dtype)
+                    found.shortcut[0] = weight_of(of_matrix, geometry.kernel)
+                if needs.shortcut[1]:
+                    found.shortcut[1] = rows.sum(0, dtype=dtype)
+                if found.x[0] is not None:
+                    into = columns_of(found.x[0], geometry)
+                    passes.multiply_into(into, rows, matrix, add=True)
+            elif found.x[0] is not None:
                 passes.add_shortcut_gradient(found.x[0], rows, geometry, backend)
     return found
