@@ -219,6 +219,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the shape or device is wrong. TypeError: the dtype is wrong.
         """
+        self._check(x)
         if x.ndim != 5:
             return self._encode(x, 1)[0]
         if self.use_bn:
@@ -227,7 +228,6 @@ class Encoder(nn.Module):
 
     def _encode(self, x: Tensor, views: int) -> tuple[EncoderOutput, ...]:
         """Outputs of ``views`` views that follow one another."""
-        self._check(x, views)
         x = x.contiguous(memory_format=torch.channels_last)
         map_5 = map_7 = x
         *layers, last = self.layer_list
@@ -248,13 +248,17 @@ class Encoder(nn.Module):
         parts = [[norm(part) for part in found.chunk(views)] for norm, found in ends]
         return tuple(EncoderOutput(*view) for view in zip(*parts, strict=True))
 
-    def _check(self, x: Tensor, views: int) -> None:
-        expected = f"[B, {self.in_channels}, {self.size}, {self.size}]"
-        if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, self.size, self.size):
-            raise ValueError(f"x has shape {list(x.shape)}; it must be {expected}")
+    def _check(self, x: Tensor) -> None:
+        image = self.in_channels, self.size, self.size
+        if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != image or (x.ndim == 5 and not len(x)):
+            expected = f"{self.in_channels}, {self.size}, {self.size}]"
+            raise ValueError(
+                f"x has shape {list(x.shape)}; it must be [B, {expected} or, for V views,"
+                f" [V, B, {expected}"
+            )
         training = self.layer_list[-1].get_submodule("bn").training
         least = 2 if training else 1
-        images = x.shape[0] // views
+        images = x.shape[-4]
         if images < least:
             mode = "training, for BatchNorm" if training else "evaluation"
             raise ValueError(f"x has {images} images; it must have {least} or more in {mode}")

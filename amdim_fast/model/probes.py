@@ -101,28 +101,33 @@ def probe_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> T
     Equals ``F.cross_entropy(10 * tanh(logits / 10), labels) + 1e-3 * (logits ** 2).mean()``.
 
     Args:
-        logits: [B, n_classes] of one probe, any floating dtype; converted to float32.
+        logits: [B, n_classes] of one probe, or [P, B, n_classes] of several, any floating dtype;
+            converted to float32.
         labels: [B] int64, 0 ... n_classes - 1. Rows labeled -1 do not count in the cross
             entropy, but do in the penalty.
         count: divisor of the summed cross entropies; None is the number of labels other than -1.
             Several processes pass the mean of their counts.
 
     Returns:
-        float32 scalar. If every label is -1 it is the penalty (the public code gives NaN).
+        float32 scalar, or [P]. If every label is -1 it is the penalty (the public code gives NaN).
 
     Raises:
         ValueError: the shapes disagree. TypeError: labels are not integers.
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    if logits.ndim not in (2, 3) or labels.shape != logits.shape[-2:-1]:
         raise ValueError(
             f"logits have shape {list(logits.shape)} and labels {list(labels.shape)}; "
-            "they must be [B, n_classes] and [B]"
+            "they must be [B, n_classes] or [P, B, n_classes], and [B]"
         )
     if labels.dtype != torch.int64:
         raise TypeError(f"labels are {labels.dtype}; they must be torch.int64")
     logits = logits.float()
     clipped = LOGIT_CLIP * torch.tanh(logits / LOGIT_CLIP)
-    total = F.cross_entropy(clipped, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    targets = labels.expand(logits.shape[:-1]).flatten()
+    costs = F.cross_entropy(
+        clipped.flatten(0, -2), targets, ignore_index=IGNORED_LABEL, reduction="none"
+    )
     if count is None:
         count = (labels != IGNORED_LABEL).sum().clamp(min=1)
-    return total / count + LOGIT_PENALTY * logits.square().mean()
+    total = costs.view(logits.shape[:-1]).sum(-1)
+    return total / count + LOGIT_PENALTY * logits.square().mean((-2, -1))

@@ -218,12 +218,13 @@ class Training:
             values += [output.entropy, torch.special.entr(usage).sum()]
         if self.model.evaluator is not None:
             labels = labels.repeat(2)
-            logits = self.model.evaluator(torch.cat([output.r1_x1, output.r1_x2]))
-            count = ranks.sum((labels >= 0).sum()).clamp(min=1) / ranks.world_size
-            losses = [probe_loss(part, labels, count) for part in logits]
-            loss = loss + losses[0] + losses[1]
-            correct = [(part.argmax(1) == labels).sum() for part in logits]
-            values += [*losses, *correct, (labels >= 0).sum()]
+            logits = torch.stack(self.model.evaluator(torch.cat([output.r1_x1, output.r1_x2])))
+            labeled = (labels >= 0).sum()
+            count = ranks.sum(labeled).clamp(min=1) / ranks.world_size
+            losses = probe_loss(logits, labels, count)
+            loss = loss + losses.sum()
+            correct = (logits.argmax(-1) == labels).sum(-1)
+            values += [*losses.unbind(), *correct.unbind(), labeled]
         return loss, torch.stack([value.detach().float() for value in values]), encoding
 
     def _draw_locations(self, view: Tensor) -> Tensor:

@@ -86,6 +86,19 @@ def test_loss_leaves_out_unlabelled_rows():
     torch.testing.assert_close(probe_loss(logits, torch.full((4,), -1)), penalty)
 
 
+def test_losses_of_several_probes_are_those_of_each():
+    logits, labels = (
+        5 * torch.randn(2, 6, 3, dtype=torch.float64),
+        torch.tensor([1, -1, 2, 0, 0, 1]),
+    )
+    for count in (None, torch.tensor(4.0)):
+        found = probe_loss(logits, labels, count)
+        each = torch.stack([probe_loss(part, labels, count) for part in logits])
+        torch.testing.assert_close(found, each)
+    with pytest.raises(ValueError, match=r"\[P, B, n_classes\], and \[B\]"):
+        probe_loss(logits, labels[:2])
+
+
 def test_wrong_inputs_are_named():
     probes = Probes(6, 3)
     for shape in ((4, 5), (4, 6, 2, 1), (6,)):
