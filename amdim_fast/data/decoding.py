@@ -44,7 +44,7 @@ def decode(path: str | os.PathLike[str]) -> Image:
         raise BadImage(f"{path} is empty")
     try:
         with pillow.open(io.BytesIO(content)) as image:
-            return _to_rgb(image, pillow)
+            return to_rgb(image)
     except pillow.DecompressionBombError:
         raise BadImage(
             f"{path} has more pixels than Pillow opens ({2 * pillow.MAX_IMAGE_PIXELS:,}); raise"
@@ -60,13 +60,19 @@ def decode(path: str | os.PathLike[str]) -> Image:
         raise BadImage(f"{path} is damaged or truncated ({reason})") from None
 
 
-def _to_rgb(image: Image, pillow: type[Image]) -> Image:
+def to_rgb(image: Image) -> Image:
+    """An open Pillow image in mode RGB, converted as ``decode`` says.
+
+    Raises:
+        ValueError: its gray values are not those of 16 bits.
+    """
+    pillow = require("PIL.Image", "converting images")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"pixels of mode {image.mode} that are not within 16 bits")
         gray = (values.astype(np.uint32) + _16_BIT_STEP // 2) // _16_BIT_STEP
-        return pillow.fromarray(gray.astype(np.uint8)).convert("RGB")  # type: ignore[attr-defined]
+        return pillow.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -22,6 +22,7 @@ from amdim_fast.model.frozen import encode
 from amdim_fast.model.probes import Probes
 from amdim_fast.nce.losses import LossMultiNCE
 from amdim_fast.nce.mixture import MixtureHead, MixtureLosses, MixtureNCELoss
+from amdim_fast.views.images import Picture
 from amdim_fast.views.preprocessing import Preprocessing
 
 
@@ -163,16 +164,18 @@ class AMDIM(nn.Module):
         model.load_state_dict(stored.state)
         return model.to(map_location)
 
-    def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+    def encode(self, images: Picture | Sequence[Picture]) -> Tensor:
         """Global features [N, D] of images, in evaluation mode and without gradients.
 
         Args:
             images: uint8 [N, H, W, 3], [N, 3, H, W] or N tensors [H, W, 3], which
                 ``preprocessing`` resizes, crops and normalizes; or normalized floating point
-                [N, in_channels, size, size]. All are encoded in one batch: split large sets.
+                [N, in_channels, size, size]. NumPy arrays and Pillow images work too, and one image
+                without N. All are encoded in one batch: split large sets.
 
         Returns:
-            [N, D], dtype and device of the encoder. The modes of its modules are restored.
+            [N, D], or [D] of one image; dtype and device of the encoder. The modes of its modules
+            are restored.
 
         Raises:
             ValueError: a shape does not fit, or the model has no ``preprocessing`` for uint8.

@@ -2,10 +2,64 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from amdim_fast.data.decoding import pixels_of, to_rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Picture: TypeAlias = Union[Tensor, np.ndarray, "Image"]
+
+
+class Batch(NamedTuple):
+    """Images as tensors, and whether they were one image without a batch dimension."""
+
+    images: Tensor | list[Tensor]
+    single: bool
+
+
+def as_batch(images: Picture | Sequence[Picture]) -> Batch:
+    """Tensors of images that may be tensors, NumPy arrays or Pillow images; or of one image.
+
+    Args:
+        images: uint8 [N, H, W, 3], [N, 3, H, W], or a list of N pictures of any sizes: [H, W, 3] or
+            Pillow images of any mode, converted to RGB as when files are read. One picture is
+            [H, W, 3], [3, H, W] or a Pillow image. Arrays are not copied, Pillow images are.
+
+    Raises:
+        TypeError: an image is of another type.
+    """
+    if isinstance(images, list | tuple):
+        listed = [_as_tensor(f"images[{index}]", image) for index, image in enumerate(images)]
+        return Batch(listed, single=False)
+    tensor = _as_tensor("images", images)
+    if tensor.dim() == 3:
+        return Batch(tensor[None], single=True)
+    return Batch(tensor, single=False)
+
+
+def _as_tensor(name: str, image: object) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    pillow = sys.modules.get("PIL.Image")  # whoever has an image of it has imported it
+    if pillow is not None and isinstance(image, pillow.Image):
+        return torch.from_numpy(pixels_of(to_rgb(image)))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise TypeError(f"{name} is an array of {image.dtype}; it must be of uint8")
+        usable = image.flags.writeable and min(image.strides, default=0) >= 0
+        return torch.from_numpy(image if usable else image.copy())
+    raise TypeError(
+        f"{name} is of type {type(image).__name__}; it must be a uint8 tensor, a uint8 array or a"
+        " Pillow image"
+    )
 
 
 def as_pixels(images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from amdim_fast.views import reference
 from amdim_fast.views.augment import check_output, compiled_views
 from amdim_fast.views.compiled import check_backend
-from amdim_fast.views.images import as_pixels, sizes_of, stacked
+from amdim_fast.views.images import Picture, as_batch, as_pixels, sizes_of, stacked
 from amdim_fast.views.params import ViewParams, ViewPolicy
 
 
@@ -51,8 +51,8 @@ class Preprocessing:
         """The test-time transform that belongs to a policy."""
         return cls(policy.size, policy.mean, policy.std, policy.test_resize)
 
-    def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 images, as in ``center_view``, to normalized float32 [N, 3, size, size]."""
+    def __call__(self, images: Picture | Sequence[Picture]) -> Tensor:
+        """Images, as in ``center_view``, to normalized float32 [N, 3, size, size]."""
         return center_view(
             images,
             resize=self.resize,
@@ -64,7 +64,7 @@ class Preprocessing:
 
 
 def center_view(
-    images: Tensor | Sequence[Tensor],
+    images: Picture | Sequence[Picture],
     *,
     resize: int | None,
     size: int,
@@ -80,7 +80,8 @@ def center_view(
     ``Normalize(mean, std)`` on Pillow images, bit for bit; see ``augment``.
 
     Args:
-        images: as in ``augment``.
+        images: as in ``augment``; NumPy arrays and Pillow images too, and one image: [H, W, 3],
+            [3, H, W] or a Pillow image.
         resize: shorter side before the crop, pixels, at least ``size``; None leaves images as they
             are, and they must be size x size. A policy's ``test_resize``.
         size: side of the view, pixels.
@@ -91,14 +92,15 @@ def center_view(
         backend: as in ``augment``.
 
     Returns:
-        [N, 3, size, size].
+        [N, 3, size, size]; [3, size, size] of one image.
 
     Raises:
         TypeError: images are not uint8, or dtype is not one of the three.
         ValueError: shapes or sizes disagree.
         RuntimeError: the compiled library is not built, or not for this device.
     """
-    pixels = as_pixels(images)
+    batch = as_batch(images)
+    pixels = as_pixels(batch.images)
     check_backend(backend)
     check_output(size=size, mean=mean, std=std, dtype=dtype)
     _check_resize(resize, size)
@@ -111,7 +113,8 @@ def center_view(
                 )
     if not len(pixels) or backend == "reference":
         views = _reference_center(pixels, resize, size)
-        return reference.normalize(views, mean, std, dtype, channels_last)
+        normalized = reference.normalize(views, mean, std, dtype, channels_last)
+        return normalized[0] if batch.single else normalized
     sizes = sizes_of(pixels)
     resized = sizes if resize is None else resize * sizes // sizes.amin(1, keepdim=True)
     begin = ((resized - size).double() / 2).round().long()  # halves to even, as torchvision
@@ -125,7 +128,7 @@ def center_view(
         dtype=dtype,
         channels_last=channels_last,
     )
-    return views
+    return views[0] if batch.single else views
 
 
 def _check_resize(resize: int | None, size: int) -> None:

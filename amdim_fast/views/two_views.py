@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amdim_fast.views.augment import augment
-from amdim_fast.views.images import as_pixels, sizes_of
+from amdim_fast.views.images import Picture, as_batch, as_pixels, sizes_of
 from amdim_fast.views.params import POLICIES, ViewPolicy
 from amdim_fast.views.sampling import sample_view_params
 
@@ -17,7 +17,8 @@ class TwoViews(nn.Module):
     """Draw two views of each image and make them: uint8 images to [2, N, 3, size, size].
 
     Equals ``augment(images, sample_view_params(policy, sizes), ...)`` with the size, mean and std
-    of the policy. Draws from the CPU generator even for images on a GPU.
+    of the policy. Draws from the CPU generator even for images on a GPU. As a transform of a data
+    set it takes one Pillow image, and gives [2, 3, size, size].
 
     Args:
         policy: a ``ViewPolicy`` or the name of one in ``POLICIES``.
@@ -49,13 +50,18 @@ class TwoViews(nn.Module):
 
     def forward(
         self,
-        images: Tensor | Sequence[Tensor],
+        images: Picture | Sequence[Picture],
         *,
         generator: torch.Generator | None = None,
         sample_index: Tensor | None = None,
     ) -> Tensor:
-        """Views of uint8 images; see ``augment`` and ``sample_view_params`` for the arguments."""
-        pixels = as_pixels(images)
+        """Views of uint8 images; see ``augment`` and ``sample_view_params`` for the arguments.
+
+        Images may also be NumPy arrays and Pillow images, and one image: [H, W, 3], [3, H, W] or a
+        Pillow image, whose views have no N.
+        """
+        batch = as_batch(images)
+        pixels = as_pixels(batch.images)
         params = sample_view_params(
             self.policy,
             sizes_of(pixels),
@@ -63,7 +69,7 @@ class TwoViews(nn.Module):
             sample_index=sample_index,
             backend=self.backend,
         )
-        return augment(
+        views = augment(
             pixels,
             params,
             size=self.policy.size,
@@ -73,6 +79,7 @@ class TwoViews(nn.Module):
             channels_last=self.channels_last,
             backend=self.backend,
         )
+        return views[:, 0] if batch.single else views
 
     def extra_repr(self) -> str:
         """The policy."""
