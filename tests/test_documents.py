@@ -26,12 +26,12 @@ NAMES = {path: str(path.relative_to(ROOT)) for path in PAGES}
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 
 
-def run_blocks(path):
-    """Names after running all python blocks of a document, one after another."""
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", TEXTS[path], re.DOTALL):
-        exec(block, names)
-    return names
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+BLOCKS = {
+    f"{NAMES[path]} {number}": block
+    for path in DOCUMENTS
+    for number, block in enumerate(BLOCK.findall(TEXTS[path]), 1)
+}
 
 
 def commands(text):
@@ -106,14 +106,18 @@ def check(line, monkeypatch):
             module.main(arguments[2:])
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_every_block_of_a_document_runs(path):
-    run_blocks(path)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_of_a_document_runs_alone(name):
+    """As pasted into a fresh interpreter: it imports and makes all that it uses."""
+    exec(BLOCKS[name], {})
 
 
 def test_st_dim_is_its_loops_over_locations():
     """A bilinear score and a softmax over images at each location, as ST-DIM has them."""
-    st_dim = run_blocks(ROOT / "docs" / "mixtures.md")["st_dim"]
+    names = {}
+    (block,) = [block for block in BLOCKS.values() if "def st_dim(" in block]
+    exec(block, names)
+    st_dim = names["st_dim"]
     now, then = torch.randn(2, 5, 6, 3, 4, dtype=torch.float64)
     summary = torch.randn(5, 8, dtype=torch.float64)
     of_global = torch.nn.Linear(8, 6).double()

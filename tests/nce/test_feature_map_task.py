@@ -123,15 +123,15 @@ def test_any_number_of_maps_and_any_sizes():
 
 def test_channels_that_differ_between_compared_maps_raise():
     """The maps of a ResNet-18 with the comparisons that lightning-bolts' command takes."""
-    sizes = ((64, 8), (128, 4), (256, 2))
+    sizes = ((128, 4), (256, 2), (512, 1))
     anchors, positives = (
         [torch.randn(4, width, side, side) for width, side in sizes] for _ in range(2)
     )
     with pytest.raises(ValueError, match="channels differ") as caught:
         FeatureMapContrastiveTask("01, 02, 11")(anchors, positives)
     assert str(caught.value) == (
-        "comparison '01' takes anchor_maps[0] of shape [4, 64, 8, 8] and positive_maps[1] of"
-        " [4, 128, 4, 4], whose channels differ; project the maps to one width, such as each with"
+        "comparison '01' takes anchor_maps[0] of shape [4, 128, 4, 4] and positive_maps[1] of"
+        " [4, 256, 2, 2], whose channels differ; project the maps to one width, such as each with"
         " an nn.Conv2d(channels, width, 1), or compare each with itself: '00, 11, 22'"
     )
     losses, _ = FeatureMapContrastiveTask("00, 11, 22")(anchors, positives)
