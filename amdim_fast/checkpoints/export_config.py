@@ -22,6 +22,7 @@ ARCHITECTURE = {
     "use_bn": bool,
     "in_channels": int,
 }
+_LARGEST_RESIZE = 1 << 16  # pixels
 # Arguments of AMDIM for the head that makes components and for their posterior.
 MIXTURE = ("components", "mixture_hidden", "tau", "alpha", "tclip")
 
@@ -96,6 +97,8 @@ def _parse(content: Any) -> ExportConfig:
         _numbers("std", given["std"]),
         None if resize is None else _typed("resize", resize, int),
     )
+    if resize is not None and resize > _LARGEST_RESIZE:
+        raise ValueError(f"resize is {resize}; it must be at most {_LARGEST_RESIZE}")
     if preprocessing.size != architecture["size"]:
         raise ValueError(
             f"preprocessing makes {preprocessing.size} pixels and the encoder takes"
@@ -122,7 +125,8 @@ def _mixture(given: Any) -> dict[str, Any] | None:
     found = {name: _typed("mixture", given, dict)[name] for name in MIXTURE}
     for name in ("components", "mixture_hidden"):
         _typed(name, found[name], int)
-    for name in ("tau", "alpha", "tclip"):
+    _typed("tau", found["tau"], float)
+    for name in ("alpha", "tclip"):
         if found[name] is not None:
             _typed(name, found[name], float)
     return found
@@ -137,5 +141,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 def _numbers(name: str, values: Any) -> tuple[float, float, float]:
     if len(_typed(name, values, list)) != 3:
         raise ValueError(f"{name} has {len(values)} values; it must have three")
+    if not all(type(value) in (int, float) for value in values):
+        raise TypeError(f"{name} is {values}; it must be three numbers")
     first, second, third = (float(value) for value in values)
     return first, second, third

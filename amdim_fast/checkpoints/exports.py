@@ -90,10 +90,9 @@ def read_export(path: Path) -> StoredModel:
         for name, value in _read_weights(file, config.sha256).items()
     }
     check_weights(state, file)
+    stated = config.architecture | (config.mixture or {"components": None})
     try:
-        arguments = model_arguments(
-            config.architecture | (config.mixture or {}), state, folder / CONFIG
-        )
+        arguments = model_arguments(stated, state, folder / CONFIG)
     except (KeyError, IndexError, ZeroDivisionError):
         raise CheckpointError(f"{file} holds no AMDIM encoder; export it again") from None
     return StoredModel(

@@ -25,6 +25,7 @@ _ARGUMENT_NAMES = {
     "reg_weight": ("reg_weight",),
     **{name: (name,) for name in ("components", "mixture_hidden", "tau", "alpha")},
 }
+_SHOWN_KEYS = 20
 _WRAPPERS = re.compile(r"^(?:module\.|encoder\.|evaluator\.)*")
 
 
@@ -33,9 +34,12 @@ def find_state(contents: dict[str, Any], path: object) -> Mapping[str, Tensor]:
     for state in (contents.get("model"), contents.get("state_dict"), contents):
         if isinstance(state, Mapping) and state and all(map(_is_weight, state.items())):
             return state
+    keys = sorted(map(str, contents))
+    left = len(keys) - _SHOWN_KEYS
+    shown = f"{keys[:_SHOWN_KEYS]}" + (f" and {left} more" if left > 0 else "")
     raise CheckpointError(
-        f"{path} has the keys {sorted(map(str, contents))} and no state dict under 'model' or "
-        "'state_dict'; give an AMDIM checkpoint"
+        f"{path} has the keys {shown} and no state dict under 'model' or 'state_dict'; give an"
+        " AMDIM checkpoint"
     )
 
 

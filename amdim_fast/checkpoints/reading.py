@@ -57,14 +57,14 @@ def read_checkpoint_model(path: str | os.PathLike[str]) -> StoredModel:
     recipe, step = contents.get("recipe"), contents.get("step")
     recipe = recipe if isinstance(recipe, dict) else {}
     step = step if isinstance(step, int) else None
-    policy = recipe.get("policy")
-    if not isinstance(policy, str | None):
-        kind = type(policy).__name__
-        raise CheckpointError(f"{path} has a {kind} for its recipe's policy; it must be a name")
+    for what in ("name", "policy"):
+        if not isinstance(recipe.get(what), str | None):
+            kind = type(recipe[what]).__name__
+            raise CheckpointError(f"{path} has a {kind} for the recipe's {what}; it must be text")
     return StoredModel(
         source=path,
         arguments=arguments,
         state=state,
         provenance={"recipe": recipe.get("name"), "step": step},
-        policy=policy,
+        policy=recipe.get("policy"),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.preprocessing import Preprocessing
 
@@ -41,12 +42,20 @@ class StoredModel:
         """The named policy's, else the one that the file states, else the original's for the size.
 
         Raises:
-            ValueError: there is no such policy, or it is for another size.
+            ValueError: there is no such policy, or it is for another size. CheckpointError: the one
+                that the file states is so.
         """
         size = self.arguments["size"]
         if policy is None and self.preprocessing is not None:
             return self.preprocessing
-        return preprocessing_of(policy or self.policy or POLICY_OF_SIZE[size], size)
+        if policy is None and self.policy is not None:
+            try:
+                return preprocessing_of(self.policy, size)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{self.source} states a policy that cannot be: {error}; name another"
+                ) from None
+        return preprocessing_of(policy or POLICY_OF_SIZE[size], size)
 
 
 def preprocessing_of(policy: str, size: int) -> Preprocessing:

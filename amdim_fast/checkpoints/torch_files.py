@@ -137,6 +137,8 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(f"{path} is a folder; give the checkpoint file in it")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the path of a checkpoint file")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a device or a pipe; give a checkpoint file")
     with open(path, "rb") as file:
         start = file.read(4)
     if start == b"PK\x03\x04":

@@ -163,6 +163,10 @@ def foreign(path, kind):
             archive.writestr("hello.txt", "hello")
     elif kind == "pickle":
         path.write_bytes(pickle.dumps({"model": 1}))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "many":
+        torch.save({f"key{index:03}": 1 for index in range(999)}, path)
     elif kind == "list":
         torch.save([1, 2], path)
     else:
@@ -180,6 +184,8 @@ def foreign(path, kind):
         ("zip", "is a zip of other files; give a checkpoint file"),
         ("pickle", "is damaged, truncated or not a checkpoint .*; copy it again"),
         ("list", "holds a list, not a checkpoint; give a file with a model"),
+        ("pipe", "is a device or a pipe; give a checkpoint file"),
+        ("many", r"has the keys \['key000', .* 'key019'\] and 979 more and no state dict .*"),
         ("no_model", r"has the keys \['optimizer'\] and no state dict .*; give an AMDIM"),
     ],
 )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from amdim_fast import CheckpointError, load_checkpoint
+from amdim_fast import AMDIM, CheckpointError, load_checkpoint, save_checkpoint
 from tests.checkpoints.cases import (
     GOLDEN,
     SIZES,
@@ -156,3 +156,19 @@ def test_shapes_hyperparameters_and_doubles_that_do_not_fit_are_named(tmp_path):
     file["model"].update(rename(file["model"], (ENCODER, "encoder.")))
     with pytest.raises(CheckpointError, match=r"holds encoder\.layer_list\.0\.conv\.weight twice"):
         load_checkpoint(written(tmp_path, file))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"policy": "none"}, "states a policy that cannot be: policy is 'none'; it must be one of"),
+        ({"policy": "stl10"}, "states a policy that cannot be: policy 'stl10' makes views of 64"),
+        ({"policy": ["cifar"]}, "has a list for the recipe's policy; it must be text"),
+        ({"name": torch.zeros(1)}, "has a Tensor for the recipe's name; it must be text"),
+    ],
+)
+def test_recipes_of_checkpoints_are_checked(recipe, message, tmp_path):
+    save_checkpoint(tmp_path / "run.pt", small_model(), recipe=recipe)
+    with pytest.raises(CheckpointError, match=r"run\.pt (states|has)") as caught:
+        AMDIM.from_pretrained(tmp_path / "run.pt")
+    assert message in str(caught.value)

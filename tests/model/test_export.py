@@ -1,15 +1,12 @@
-"""Exports: round trips, encode, and what is said to damaged or hostile ones."""
+"""Exports: round trips, encode, and the command."""
 
-import hashlib
 import json
-import shutil
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torchvision import transforms
 
 from amdim_fast import (
@@ -17,52 +14,22 @@ from amdim_fast import (
     Preprocessing,
     export_encoder,
     load_checkpoint,
-    save_checkpoint,
 )
-from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.cli.main import main
-from amdim_fast.training.recipes import RECIPES
 from amdim_fast.views.params import POLICIES
+from tests.checkpoints.export_cases import CONFIG, WEIGHTS, write_small_checkpoint
 from tests.data.image_files import picture
-
-CONFIG, WEIGHTS = "config.json", "encoder.safetensors"
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A small model's file, written as a run writes it, its BatchNorms not at their start."""
-    model = AMDIM(32, 4, 8, 1, use_bn=True, n_classes=3)
-    for _ in range(2):
-        model.encoder(torch.randn(8, 3, 32, 32))
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, model, recipe=asdict(RECIPES["digits"]), step=7)
-    return path
+    return write_small_checkpoint(tmp_path)
 
 
 @pytest.fixture
 def export(checkpoint, tmp_path):
     export_encoder(checkpoint, tmp_path / "export")
     return tmp_path / "export"
-
-
-def changed(folder, **entries):
-    """Rewrite entries of a configuration, "a.b" in nested ones."""
-    config = json.loads((folder / CONFIG).read_text())
-    for name, value in entries.items():
-        place, *parts = config, *name.split("__")
-        for part in parts[:-1]:
-            place = place[part]
-        if value is None:
-            del place[parts[-1]]
-        else:
-            place[parts[-1]] = value
-    (folder / CONFIG).write_text(json.dumps(config))
-
-
-def resealed(folder):
-    """Make the configuration's hash that of the weights as they are now."""
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    changed(folder, sha256=digest)
 
 
 def test_round_trip_is_bit_exact(checkpoint, export):
@@ -192,88 +159,3 @@ def test_full_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export_encoder(checkpoint, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
-@pytest.mark.parametrize("position", [0, 9, -1])
-def test_flipped_bit_is_damage(export, position):
-    content = bytearray((export / WEIGHTS).read_bytes())
-    content[position] ^= 1
-    (export / WEIGHTS).write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"encoder\.safetensors is damaged: its SHA-256"):
-        AMDIM.from_pretrained(export)
-
-
-def test_wrong_weights_under_a_right_hash(export, tmp_path):
-    state = load_file(export / WEIGHTS)
-    first, *_, last = state
-    cases = [
-        (b"", "not a safetensors file"),
-        ((export / WEIGHTS).read_bytes()[:-4], "not a safetensors file"),
-        ({k: v for k, v in state.items() if k != last}, "holds no AMDIM|does not fit"),
-        ({**state, "stray": torch.zeros(1)}, "does not fit its hyperparameters"),
-        ({**state, first: torch.zeros(3)}, "holds no AMDIM|does not fit|is of"),
-        ({"weight": torch.zeros(1)}, "holds no AMDIM encoder"),
-    ]
-    for number, (content, message) in enumerate(cases):
-        folder = tmp_path / str(number)
-        shutil.copytree(export, folder)
-        if isinstance(content, bytes):
-            (folder / WEIGHTS).write_bytes(content)
-        else:
-            save_file(content, folder / WEIGHTS)
-        resealed(folder)
-        with pytest.raises(CheckpointError, match=message):
-            AMDIM.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ({"format": "other"}, "its format is 'other' 1; it must be 'amdim_fast encoder' 1"),
-        ({"format_version": 2}, "it must be 'amdim_fast encoder' 1"),
-        ({"weights": "../checkpoint.pt"}, "it must be the name of a file in the same folder"),
-        ({"weights": "/etc/passwd"}, "it must be the name of a file in the same folder"),
-        ({"weights": ".."}, "it must be the name of a file in the same folder"),
-        ({"weights": "..\\x"}, "it must be the name of a file in the same folder"),
-        ({"sha256": None}, "has no entry 'sha256'; export again"),
-        ({"architecture": []}, "architecture is list; it must be dict"),
-        ({"architecture__ndf": 4.0}, "ndf is float; it must be int"),
-        ({"architecture__ndf": True}, "ndf is bool; it must be int"),
-        (
-            {"architecture__ndf": 10**9},
-            "says that ndf is 1000000000, but its weights are those of 4",
-        ),
-        ({"architecture__depth": 10**7}, "says that depth is 10000000, but its weights are those"),
-        ({"preprocessing__std": [0.5, 0.5]}, "std has 2 values; it must have three"),
-        ({"preprocessing__std": [0.5, 0.5, 0.0]}, "it must be positive"),
-        ({"preprocessing__mean": [0.5, 0.5, float("nan")]}, "three finite numbers"),
-        ({"preprocessing__size": 64}, "makes 64 pixels and the encoder takes 32"),
-        ({"preprocessing__resize": 31}, "resize is 31; it must be at least size = 32"),
-    ],
-)
-def test_configurations_are_checked(export, entries, message):
-    changed(export, **entries)
-    with pytest.raises(CheckpointError, match=r"config\.json") as caught:
-        AMDIM.from_pretrained(export)
-    assert message in str(caught.value)
-
-
-def test_missing_and_garbled_files(export, tmp_path):
-    (export / "other.safetensors").write_bytes((export / WEIGHTS).read_bytes())
-    with pytest.raises(CheckpointError, match=r"belongs to encoder\.safetensors, not to other"):
-        AMDIM.from_pretrained(export / "other.safetensors")
-    (export / WEIGHTS).unlink()
-    with pytest.raises(FileNotFoundError, match=r"which config\.json names, does not exist"):
-        AMDIM.from_pretrained(export)
-    for garbled in (b"\xff\xfe", b"{", b"[" * 100_000):
-        (export / CONFIG).write_bytes(garbled)
-        with pytest.raises(CheckpointError, match="is damaged or not JSON"):
-            AMDIM.from_pretrained(export)
-    (export / CONFIG).write_text("[]")
-    with pytest.raises(CheckpointError, match="the file is list; it must be dict"):
-        AMDIM.from_pretrained(export)
-    (export / CONFIG).unlink()
-    with pytest.raises(FileNotFoundError, match=r"an export is a folder with config\.json"):
-        AMDIM.from_pretrained(export)
-    with pytest.raises(FileNotFoundError, match="does not exist; give a checkpoint file"):
-        AMDIM.from_pretrained(tmp_path / "none")
