@@ -8,6 +8,7 @@ on stored scores ``-2 raw / clip``; without it, stored scores are the raw ones.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,20 @@ from torch import Tensor
 LARGEST_SHIFTED_CLIP = 43.0
 # exp2 instead of exp: torch's CPU exp is several times slower where it calls MKL.
 LOG2_E = math.log2(math.e)
+# Scores over the clip, and their squares, are numbers of float32 in between.
+LEAST_CLIP = 1e-6
+HUGE_CLIP = 1e30
 
 
-def clip_value(clip: float | None) -> float | None:
-    """The clip as the op takes it; an infinite one is None."""
-    return None if clip is None or clip == math.inf else float(clip)
+def clip_value(clip: Any) -> Any:
+    """The clip as the op takes it; a huge one is None, and a graph's may be a tensor."""
+    if isinstance(clip, int | float):
+        return None if clip >= HUGE_CLIP else float(clip)
+    if clip is None:
+        return None
+    if torch.compiler.is_compiling():
+        return torch.as_tensor(clip, dtype=torch.float64)
+    return clip_value(float(clip))
 
 
 def shifted_clip(clip: float | None) -> float | None:

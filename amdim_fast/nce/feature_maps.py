@@ -53,7 +53,11 @@ def draw_locations(
         )
     images, n_locations = trg.shape[:2]
     batch = (count * world_size * images,)
-    drawn = torch.randint(0, n_locations, batch, generator=generator, device=trg.device)
+    # torch refuses a symbolic size beside a generator, even None.
+    if generator is None:
+        drawn = torch.randint(0, n_locations, batch, device=trg.device)
+    else:
+        drawn = torch.randint(0, n_locations, batch, generator=generator, device=trg.device)
     return drawn if world_size == 1 else drawn[rank * images : (rank + 1) * images]
 
 
@@ -79,7 +83,7 @@ def view_locations(
         if maps[0].shape == maps[1].shape:
             # On CPUs the same values as from two draws.
             both = draw_locations(maps[0], generator, count=2)
-            first, second = both.split(len(maps[0]))
+            first, second = both.view(2, -1).unbind()
             locations = first, second
         else:
             locations = draw_locations(maps[0], generator), draw_locations(maps[1], generator)

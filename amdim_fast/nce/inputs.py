@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from amdim_fast.checks import whole_number
+from amdim_fast.nce.clip import LEAST_CLIP
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NEGATIVES = ("other_images", "same_location")
@@ -53,8 +55,7 @@ def check_options(
     clip: float | None, clip_name: str, backend: str, precision: str, memory_budget: int | None
 ) -> None:
     """Raise unless the options that functions and loss modules share are in range."""
-    if clip is not None and not clip > 0:
-        raise ValueError(f"{clip_name} is {clip}; it must be greater than 0, or None for no clip")
+    check_clip(clip_name, clip)
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if precision not in PRECISIONS:
@@ -66,9 +67,22 @@ def check_options(
         whole_number("memory_budget", memory_budget, least=0)
 
 
+def check_clip(name: str, clip: Any) -> None:
+    """Raise unless the clip is None or a number in range; a graph's tensor is looked at later."""
+    if clip is None or (torch.compiler.is_compiling() and not isinstance(clip, int | float)):
+        return
+    if isinstance(clip, str | complex) or not hasattr(clip, "__float__"):
+        kind = type(clip).__name__
+        raise TypeError(f"{name} is {clip!r}, a {kind}; it must be a number, or None for no clip")
+    if not clip > 0:
+        raise ValueError(f"{name} is {clip}; it must be greater than 0, or None for no clip")
+    if clip < LEAST_CLIP:
+        raise ValueError(f"{name} is {clip}; it must be {LEAST_CLIP} or more, or None for no clip")
+
+
 def check_weight(name: str, value: float) -> None:
     """Raise unless ``value`` is finite and not negative."""
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value}; it must be a finite number, 0 or more")
 
 

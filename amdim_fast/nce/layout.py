@@ -16,6 +16,7 @@ from amdim_fast.nce.costs import launches_of, small_bytes_of
 from amdim_fast.nce.pairing import Options, Pairing, Results
 from amdim_fast.nce.plan import KEEP, PairingShape, Plan, default_budget, plan_pairings
 from amdim_fast.nce.products import product_library
+from amdim_fast.nce.sizes import sizes_of
 from amdim_fast.nce.wiring import Finish, Wiring
 
 
@@ -105,6 +106,7 @@ def layout_of(
     memory_budget: int | None,
     one_pass: bool,
     world_size: int = 1,
+    keep: int | None = None,
 ) -> Layout:
     """The layout of a call with these tensors.
 
@@ -117,6 +119,7 @@ def layout_of(
         memory_budget: bytes, or None for the default.
         one_pass: whether the call makes its own gradients.
         world_size: ranks whose sources meet these targets.
+        keep: as in ``plan_pairings``.
     """
     src = srcs[0]
     backend = resolve_backend(backend, src.dtype, src.device)
@@ -126,29 +129,25 @@ def layout_of(
     trg_shapes = tuple([tensor.shape for tensor in trgs])
     key = (
         *(src_shapes, trg_shapes, src.device, way, options, wiring),
-        *(memory_budget, one_pass, world_size),
+        *(memory_budget, one_pass, world_size, keep),
     )
     known = all(type(size) is int for shape in (*src_shapes, *trg_shapes) for size in shape)
     layout = _layouts.get(key) if known else None
     if layout is not None:
         return layout
-    shapes = tuple(
-        PairingShape(
-            src_shapes[place][0] + int(wiring.draws(index)),
-            src_shapes[place][1] * world_size,
-            *trg_shapes[index],
-        )
-        for index, place in enumerate(wiring.src_of)
-    )
+    sizes = sizes_of(srcs, trgs, wiring, same_location=options.same_location, world_size=world_size)
+    shapes = sizes.shapes
     budget = default_budget(shapes, way) if memory_budget is None else memory_budget
     plans = plan_pairings(
-        shapes, way, memory_budget=budget, one_pass=one_pass, with_grad=any(wiring.needs)
+        shapes,
+        way,
+        memory_budget=budget,
+        one_pass=one_pass,
+        with_grad=any(wiring.needs),
+        keep=keep,
     )
     library = product_library(src.device, src.dtype, backend) + way.limbs * " in limbs"
     kernels = passes.describe(way, src.device, src.shape[2], plans)
-    sums = [s.rows * (s.locations if options.same_location else 1) for s in shapes]
-    owns = [shape.rows * shape.locations for shape in shapes]
-    sizes = (sum(owns), sum(sums), sum(shape.rows for shape in shapes))
     launches = None
     if backend == "triton" and not way.limbs and src.dtype != torch.float16 and world_size == 1:
         launches = launches_of(plans, shapes, wiring, scaled=one_pass and any(wiring.needs))
@@ -161,8 +160,10 @@ def layout_of(
         wiring,
         tuple(wiring.finishes()),
         Plan(backend, library, plans, budget, small, launches, kernels),
-        *(_starts([shape.sets for shape in shapes]), _starts(owns), _starts(sums)),
-        sizes,
+        _starts([shape.sets for shape in shapes]),
+        _starts(sizes.owns),
+        _starts(sizes.sums),
+        (sum(sizes.owns), sum(sizes.sums), sizes.rows),
     )
     if known:
         if len(_layouts) >= MOST_LAYOUTS:

@@ -26,6 +26,11 @@ def register_autograd(name: str, function: Callable[..., Any]) -> None:
     LIBRARY.impl(name, function, "Autograd", with_keyset=True)
 
 
+def register_vmap(name: str, rule: Callable[..., Any]) -> None:
+    """Give an op its rule of ``torch.func.vmap``."""
+    torch.library.register_vmap(f"amdim_fast::{name}", rule, lib=LIBRARY)
+
+
 def below_autograd(op: Any, keyset: Any, arguments: Sequence[Any]) -> Any:
     """The op without its derivative."""
     with torch._C._AutoDispatchBelowAutograd():

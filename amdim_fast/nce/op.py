@@ -11,14 +11,15 @@ are locations, and ``pos`` are scores with the own image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from amdim_fast.nce import op_autograd, op_kernels
-from amdim_fast.nce.library import OPS, register, register_autograd
+from amdim_fast.nce import op_autograd, op_fakes, op_kernels, op_transforms
+from amdim_fast.nce.library import OPS, register, register_autograd, register_vmap
 from amdim_fast.nce.op_inputs import Inputs
 from amdim_fast.nce.wiring import NO_ORIGIN
 
@@ -28,16 +29,17 @@ _INPUTS = (
     " str precision, int? memory_budget"
 )
 FORWARD_SCHEMA = (
-    f"({_INPUTS}, str? group_name, bool[] needs) -> (Tensor totals, Tensor loss, Tensor log_prob,"
-    " Tensor mean_sq, Tensor pos, Tensor[] saved)"
+    f"({_INPUTS}, str? group_name, bool[] needs, SymInt? keep=None, Tensor? numbers=None)"
+    " -> (Tensor totals, Tensor loss, Tensor log_prob, Tensor mean_sq, Tensor pos, Tensor[] saved)"
 )
 BACKWARD_SCHEMA = (
     f"({_INPUTS}, str? group_name, bool[] needs, Tensor[] saved, Tensor? grad_totals,"
-    " Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_mean_sq) -> Tensor[]"
+    " Tensor? grad_loss, Tensor? grad_log_prob, Tensor? grad_mean_sq, SymInt? keep=None,"
+    " Tensor? numbers=None) -> Tensor[]"
 )
 OBJECTIVE_SCHEMA = (
-    f"({_INPUTS}, bool[] needs) -> (Tensor objective, Tensor totals, Tensor loss, Tensor mean_sq,"
-    " Tensor gradients)"
+    f"({_INPUTS}, bool[] needs, Tensor? numbers=None) -> (Tensor objective, Tensor totals,"
+    " Tensor loss, Tensor mean_sq, Tensor gradients)"
 )
 SCALE_SCHEMA = "(Tensor(a!) gradients, Tensor upstream, str backend) -> ()"
 
@@ -103,8 +105,11 @@ def nce_forward(
         pick_from: as in ``Inputs``; None where no sources are drawn.
         group_name: process group whose other ranks' images are negatives too, or None.
     """
+    settings, weights, numbers = _numbers(settings, weights)
     inputs, needs = _inputs(srcs, trgs, settings, weights, picks, pick_from)
-    return Outputs(*OPS.nce_forward.default(*inputs, group_name, needs)[:5])
+    if op_transforms.active():
+        return Outputs(*op_transforms.forward(inputs, group_name))
+    return Outputs(*OPS.nce_forward.default(*inputs, group_name, needs, None, numbers)[:5])
 
 
 def nce_objective(
@@ -117,8 +122,33 @@ def nce_objective(
     pick_from: Sequence[int] | None = None,
 ) -> Objective:
     """The sum of totals, with its gradients from the same pass; arguments as ``nce_forward``."""
+    if op_transforms.active():
+        found = nce_forward(srcs, trgs, settings, weights, picks=picks, pick_from=pick_from)
+        parts = found.totals, found.loss, found.mean_sq
+        return Objective(found.totals.sum(), *(part.detach() for part in parts))
+    settings, weights, numbers = _numbers(settings, weights)
     inputs, needs = _inputs(srcs, trgs, settings, weights, picks, pick_from)
-    return Objective(*OPS.nce_objective.default(*inputs, needs)[:4])
+    return Objective(*OPS.nce_objective.default(*inputs, needs, numbers)[:4])
+
+
+def _numbers(settings: Settings, weights: Weights) -> tuple[Settings, Weights, Tensor | None]:
+    """Numbers that change from call to call of a graph, as the tensor that the ops take.
+
+    As numbers they would be constants of a graph, and each value would take one of its own.
+    """
+    if not torch.compiler.is_compiling():
+        return settings, weights, None
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    clip, mean_sq = settings.clip, weights.mean_sq
+    if isinstance(clip, Tensor) or not (
+        (clip is None or has_static_value(clip)) and has_static_value(mean_sq)
+    ):
+        one = torch.ones((), dtype=torch.float64)
+        numbers = torch.stack([one * (math.inf if clip is None else clip), one * mean_sq])
+        settings, weights = settings._replace(clip=None), weights._replace(mean_sq=0.0)
+        return settings, weights, numbers
+    return settings, weights, None
 
 
 def _inputs(
@@ -155,9 +185,11 @@ def _inputs(
     return inputs, [enabled and tensor.requires_grad for tensor in (*unique, *trgs)]
 
 
-register("nce_forward", FORWARD_SCHEMA, op_kernels.forward, op_kernels.forward_fake)
-register("nce_backward", BACKWARD_SCHEMA, op_kernels.backward, op_kernels.backward_fake)
-register("nce_objective", OBJECTIVE_SCHEMA, op_kernels.objective, op_kernels.objective_fake)
-register("nce_scale_", SCALE_SCHEMA, op_kernels.scale, op_kernels.scale_fake)
+register("nce_forward", FORWARD_SCHEMA, op_kernels.forward, op_fakes.forward)
+register("nce_backward", BACKWARD_SCHEMA, op_kernels.backward, op_fakes.backward)
+register("nce_objective", OBJECTIVE_SCHEMA, op_kernels.objective, op_fakes.objective)
+register("nce_scale_", SCALE_SCHEMA, op_kernels.scale, op_fakes.scale)
 register_autograd("nce_forward", op_autograd.forward)
 register_autograd("nce_objective", op_autograd.objective)
+register_vmap("nce_forward", op_transforms.one_by_one(OPS.nce_forward.default))
+register_vmap("nce_backward", op_transforms.one_by_one(OPS.nce_backward.default))

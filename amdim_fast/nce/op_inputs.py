@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from amdim_fast.nce.clip import clip_value
 from amdim_fast.nce.feature_maps import locations_inside
+from amdim_fast.nce.inputs import check_clip, check_weight
 from amdim_fast.nce.layout import Layout, layout_of
 from amdim_fast.nce.pairing import Options
+from amdim_fast.nce.sizes import Sizes, sizes_of
 from amdim_fast.nce.wiring import NO_ORIGIN, Wiring
 
 # Gradients of a call lie in one tensor and start at multiples of this many entries.
@@ -51,12 +54,42 @@ class Inputs(NamedTuple):
     precision: str
     memory_budget: int | None
 
-    def layout(self, *, one_pass: bool, needs: Sequence[bool], world_size: int = 1) -> Layout:
-        """Shapes, places and plan; ``needs`` says which of srcs and trgs want gradients."""
+    def with_numbers(self, numbers: Tensor | None) -> Inputs:
+        """With the clip and the weight of mean_sq that a graph has worked out, float64 [2]."""
+        if numbers is None:
+            return self
+        clip, weight = numbers.tolist()
+        check_clip("clip", clip)
+        check_weight("mean_sq_weight", weight)
+        return self._replace(clip=clip_value(clip), mean_sq_weight=weight)
+
+    def wiring(self, needs: Sequence[bool]) -> Wiring:
+        """Who meets whom; ``needs`` says which of srcs and trgs want gradients."""
+        return Wiring(tuple(self.src_of), tuple(self.pick_from), tuple(needs), len(self.srcs))
+
+    def sizes(self, *, needs: Sequence[bool], world_size: int = 1) -> Sizes:
+        """Sizes, without a plan."""
+        return sizes_of(
+            self.srcs,
+            self.trgs,
+            self.wiring(needs),
+            same_location=self.same_location,
+            world_size=world_size,
+        )
+
+    def layout(
+        self,
+        *,
+        one_pass: bool,
+        needs: Sequence[bool],
+        world_size: int = 1,
+        keep: int | None = None,
+    ) -> Layout:
+        """Shapes, places and plan."""
         return layout_of(
             self.srcs,
             self.trgs,
-            Wiring(tuple(self.src_of), tuple(self.pick_from), tuple(needs), len(self.srcs)),
+            self.wiring(needs),
             Options(
                 clip=self.clip,
                 same_location=self.same_location,
@@ -69,6 +102,7 @@ class Inputs(NamedTuple):
             memory_budget=self.memory_budget,
             one_pass=one_pass,
             world_size=world_size,
+            keep=keep,
         )
 
     def drawn(self, index: int) -> tuple[Tensor | None, Tensor | None]:
@@ -78,6 +112,13 @@ class Inputs(NamedTuple):
             return None, None
         place = sum(other != NO_ORIGIN for other in self.pick_from[:index])
         return self.trgs[origin], locations_inside(self.picks[place], self.trgs[origin])
+
+
+def read(arguments: tuple[Any, ...], count: int) -> tuple[Inputs, tuple[Any, ...]]:
+    """Inputs, and the ``count`` arguments after them; the dispatcher leaves out a last None."""
+    known = len(Inputs._fields)
+    rest = arguments[known:]
+    return Inputs(*arguments[:known]), rest + (None,) * (count - len(rest))
 
 
 class Gradients(NamedTuple):

@@ -1,4 +1,4 @@
-"""The implementations of the contrastive ops, for every device, and their fakes."""
+"""The implementations of the contrastive ops, for every device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from torch import Tensor
 from amdim_fast.nce import algorithm, ranks
 from amdim_fast.nce.algorithm import SourceGradient
 from amdim_fast.nce.backend import resolve_backend
+from amdim_fast.nce.kept import handed_on, received
 from amdim_fast.nce.layout import Layout, passes_of
 from amdim_fast.nce.op_inputs import (
     Gradients,
     Inputs,
     new_flat,
     new_gradients,
+    read,
     split_flat,
 )
 from amdim_fast.nce.pairing import Pairing, Results, Upstream
-from amdim_fast.nce.plan import FORWARD, KEEP, record_plan
+from amdim_fast.nce.plan import FORWARD, record_plan
 
 
 @contextmanager
@@ -64,65 +66,43 @@ def _pairings(
 
 def forward(*arguments: Any) -> tuple[Any, ...]:
     """``nce_forward``."""
-    *first, group_name, needs = arguments
-    inputs = Inputs(*first)
+    inputs, (group_name, needs, keep, numbers) = read(arguments, 4)
+    inputs = inputs.with_numbers(numbers)
     if group_name is not None:
         with _prepared(inputs.srcs[0]):
-            return ranks.forward(inputs, needs, group_name)
-    layout = inputs.layout(one_pass=False, needs=needs)
+            return ranks.forward(inputs, needs, group_name, keep)
+    layout = inputs.layout(one_pass=False, needs=needs, keep=keep)
     with _prepared(inputs.srcs[0]):
         results = layout.new_results(inputs.srcs[0])
         pairings, stacks = _pairings(inputs, layout)
         kept = [algorithm.forward(layout.passes, pairing, results) for pairing in pairings]
         loss, mean_sq, totals, _ = layout.passes.sum_rows(results, layout.options, layout.images)
     record_plan(layout.plan)
-    blocks = [block for block in kept if block is not None]
-    saved = [results.neg, results.row_square, *stacks, *blocks]
+    saved = [results.neg, results.row_square, *stacks]
+    if any(needs):
+        saved += handed_on(kept, keep, results.score)
     return totals, loss, results.log_prob, mean_sq, results.score, saved
-
-
-def forward_fake(*arguments: Any) -> tuple[Any, ...]:
-    """Tensors of the shapes that ``forward`` returns."""
-    *first, group_name, needs = arguments
-    inputs = Inputs(*first)
-    if group_name is not None:
-        return ranks.forward_fake(inputs, needs, group_name)
-    layout = inputs.layout(one_pass=False, needs=needs)
-    score, neg, rows = layout.sizes
-    sizes = layout.options.parts + 1, layout.sets, score, layout.sets, score, neg, rows
-    src = inputs.srcs[0]
-    totals, loss, log_prob, mean_sq, own, *saved = (
-        src.new_empty(size, dtype=layout.dtype) for size in sizes
-    )
-    stack_dtype = layout.passes.stack_dtype(src.device, src.dtype)
-    saved += [
-        src.new_empty((shape.rows, shape.width), dtype=stack_dtype)
-        for index, shape in enumerate(layout.shapes)
-        if layout.wiring.draws(index)
-    ]
-    saved += [src.new_empty(shape, dtype=layout.dtype) for shape in layout.kept_shapes()]
-    return totals, loss, log_prob, mean_sq, own, saved
 
 
 def backward(*arguments: Any) -> list[Tensor]:
     """``nce_backward``."""
-    *first, group_name, needs, saved, totals, loss, log_prob, mean_sq = arguments
-    inputs = Inputs(*first)
+    inputs, (group_name, needs, saved, *grads, keep, numbers) = read(arguments, 9)
+    inputs = inputs.with_numbers(numbers)
     # Autograd's may be expanded.
     totals, loss, log_prob, mean_sq = (
-        None if grad is None else grad.contiguous() for grad in (totals, loss, log_prob, mean_sq)
+        None if grad is None else grad.contiguous() for grad in grads
     )
     upstream = Upstream(log_prob=log_prob, loss=loss, mean_sq=mean_sq, totals=totals)
     if group_name is not None:
         with _prepared(inputs.srcs[0]):
-            return ranks.backward(inputs, needs, group_name, saved, upstream)
-    layout = inputs.layout(one_pass=False, needs=needs)
+            return ranks.backward(inputs, needs, group_name, saved, upstream, keep)
+    layout = inputs.layout(one_pass=False, needs=needs, keep=keep)
     gradients = new_gradients(inputs, needs)
     with _prepared(inputs.srcs[0]):
         score, neg, row_square, *rest = saved
         results = Results(score, score, neg, row_square, row_square)
         pairings, stacks = _pairings(inputs, layout, rest[: len(inputs.picks)])
-        blocks = iter(rest[len(stacks) :])
+        kept = received(layout, rest[len(stacks) :], keep)
         parts = _source_gradients(layout, pairings, results)
         for index, pairing in enumerate(pairings):
             algorithm.backward(
@@ -130,7 +110,7 @@ def backward(*arguments: Any) -> list[Tensor]:
                 pairing,
                 results,
                 upstream,
-                next(blocks) if pairing.plan.mode == KEEP else None,
+                kept[index],
                 grad_src=parts[index],
                 grad_trg=gradients.trgs[index],
             )
@@ -138,16 +118,10 @@ def backward(*arguments: Any) -> list[Tensor]:
     return gradients.wanted()
 
 
-def backward_fake(*arguments: Any) -> list[Tensor]:
-    """Tensors of the shapes that ``backward`` returns."""
-    inputs, needs = Inputs(*arguments[: len(Inputs._fields)]), arguments[len(Inputs._fields) + 1]
-    return new_gradients(inputs, needs).wanted()
-
-
 def objective(*arguments: Any) -> tuple[Tensor, ...]:
     """``nce_objective``."""
-    *first, needs = arguments
-    inputs = Inputs(*first)
+    inputs, (needs, numbers) = read(arguments, 2)
+    inputs = inputs.with_numbers(numbers)
     layout = inputs.layout(one_pass=True, needs=needs)
     flat = new_flat(inputs, needs)
     gradients = split_flat(inputs, needs, flat)
@@ -174,28 +148,12 @@ def objective(*arguments: Any) -> tuple[Tensor, ...]:
     return objective, totals, loss, mean_sq, flat
 
 
-def objective_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    """Tensors of the shapes that ``objective`` returns."""
-    *first, needs = arguments
-    inputs = Inputs(*first)
-    layout = inputs.layout(one_pass=True, needs=needs)
-    objective, totals, loss, mean_sq = (
-        inputs.srcs[0].new_empty(shape, dtype=layout.dtype)
-        for shape in ((), layout.options.parts + 1, layout.sets, layout.sets)
-    )
-    return objective, totals, loss, mean_sq, new_flat(inputs, needs)
-
-
 def scale(gradients: Tensor, upstream: Tensor, backend: str) -> None:
     """``nce_scale_``."""
     with _prepared(gradients):
         passes_of(resolve_backend(backend, gradients.dtype, gradients.device)).scale(
             gradients, upstream
         )
-
-
-def scale_fake(gradients: Tensor, upstream: Tensor, backend: str) -> None:
-    """Nothing: it returns nothing."""
 
 
 def _source_gradients(

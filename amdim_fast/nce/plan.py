@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -178,7 +178,8 @@ class Plan:
 def default_budget(shapes: Sequence[PairingShape], way: Way) -> int:
     """Bytes for score-shaped memory: 256 MiB; on a GPU those of the features, if more."""
     entries = sum(shape.width * (shape.rows + shape.columns) for shape in shapes)
-    return max(DEFAULT_MEMORY_BUDGET, way.gpu * entries * way.dtype.itemsize)
+    budget: Any = torch.sym_max(DEFAULT_MEMORY_BUDGET, way.gpu * entries * way.dtype.itemsize)
+    return budget
 
 
 def plan_pairings(
@@ -188,6 +189,7 @@ def plan_pairings(
     memory_budget: int,
     one_pass: bool,
     with_grad: bool,
+    keep: int | None = None,
 ) -> tuple[PairingPlan, ...]:
     """Split ``memory_budget`` bytes between chunks, blocks, sums and kept scores.
 
@@ -197,6 +199,7 @@ def plan_pairings(
         memory_budget: bytes; below the smallest blocks that are still fast, those are taken.
         one_pass: whether the call makes its own gradients.
         with_grad: whether gradients are wanted.
+        keep: 1 to keep the scores of all pairings, 0 to keep none, None where they fit.
 
     Returns:
         One plan per pairing. Work comes first; then scores are kept, in the order of the pairings,
@@ -207,18 +210,21 @@ def plan_pairings(
     elif one_pass:
         plans = [_one_pass(shape, way, memory_budget) for shape in shapes]
     else:
-        plans = _general(shapes, way, memory_budget)
+        plans = _general(shapes, way, memory_budget, keep)
     return tuple(_named_if_above(plan, memory_budget) for plan in plans)
 
 
-def _general(shapes: Sequence[PairingShape], way: Way, memory_budget: int) -> list[PairingPlan]:
+def _general(
+    shapes: Sequence[PairingShape], way: Way, memory_budget: int, all_kept: int | None
+) -> list[PairingPlan]:
     plans = [_recompute(shape, way, memory_budget) for shape in shapes]
     work = max(plan.block_bytes for plan in plans)
     remaining = memory_budget
     for index, shape in enumerate(shapes):
         keep = _keep(shape, way, work)
         needed = max(work, keep.block_bytes)
-        if keep.kept_bytes + needed <= remaining:
+        fits = keep.kept_bytes + needed <= remaining
+        if fits if all_kept is None else all_kept:
             work, remaining = needed, remaining - keep.kept_bytes
             plans[index] = keep
     return plans

@@ -36,19 +36,22 @@ from amdim_fast.distributed.collectives import (
 from amdim_fast.nce import algorithm
 from amdim_fast.nce.algorithm import SourceGradient
 from amdim_fast.nce.feature_maps import features_at
+from amdim_fast.nce.kept import handed_on, received
 from amdim_fast.nce.layout import Layout
 from amdim_fast.nce.op_inputs import Gradients, Inputs, new_gradients
 from amdim_fast.nce.pairing import Pairing, Results, Upstream
-from amdim_fast.nce.plan import KEEP, record_plan
+from amdim_fast.nce.plan import record_plan
 from amdim_fast.nce.torch_passes import finish_sources, log_probability, totals_of
 from amdim_fast.nce.wiring import NO_ORIGIN
 
 
-def forward(inputs: Inputs, needs: Sequence[bool], group_name: str) -> tuple[Any, ...]:
+def forward(
+    inputs: Inputs, needs: Sequence[bool], group_name: str, keep: int | None
+) -> tuple[Any, ...]:
     """What ``nce_forward`` returns; mean_sq is over all pairs of all ranks and equal on each."""
     group = resolve(group_name)
     with ErrorsOnAllRanks(group_name):
-        layout = inputs.layout(one_pass=False, needs=needs, world_size=group.size())
+        layout = inputs.layout(one_pass=False, needs=needs, world_size=group.size(), keep=keep)
         sent = [*inputs.srcs, *_drawn_sources(inputs)]
     src = inputs.srcs[0]
     settings = inputs.pick_from, inputs.clip, inputs.same_location, inputs.src_of, list(needs)
@@ -61,8 +64,7 @@ def forward(inputs: Inputs, needs: Sequence[bool], group_name: str) -> tuple[Any
     own = slice(group.rank() * images, (group.rank() + 1) * images)
     scores, exchanges, squares, kept = [], [], [], []
     for pairing in _pairings(inputs, layout, all_srcs, group):
-        block = algorithm.forward(layout.passes, pairing, results)
-        kept += [] if block is None else [block]
+        kept.append(algorithm.forward(layout.passes, pairing, results))
         by_set = pairing.shape.sets, pairing.shape.images, -1
         neg = pairing.sums(results.neg).view(by_set)
         exchanges.append(start_exchange(split_rows(neg, group.size()), group))
@@ -82,25 +84,10 @@ def forward(inputs: Inputs, needs: Sequence[bool], group_name: str) -> tuple[Any
     all_negs = _join_pairings(of_neg, [(*part.shape,) for part in negs])
     record_plan(layout.plan)
     totals = totals_of(loss, mean_sq, layout.options)
-    saved = [all_scores, all_negs, results.row_square, *all_srcs, *kept]
+    saved = [all_scores, all_negs, results.row_square, *all_srcs]
+    if any(needs):
+        saved += handed_on(kept, keep, results.score)
     return totals, loss, log_prob, mean_sq, score, saved
-
-
-def forward_fake(inputs: Inputs, needs: Sequence[bool], group_name: str) -> tuple[Any, ...]:
-    """Tensors of the shapes that ``forward`` returns."""
-    src, world_size = inputs.srcs[0], resolve(group_name).size()
-    layout = inputs.layout(one_pass=False, needs=needs, world_size=world_size)
-    images, width = src.shape[1:]
-    score, neg, rows = layout.sizes
-    own = sum(shape.sets * images * shape.locations for shape in layout.shapes)
-    totals, loss, log_prob, mean_sq, own_score, *sums = (
-        src.new_empty(size, dtype=layout.dtype)
-        for size in (layout.options.parts + 1, layout.sets, own, layout.sets, own, score, neg, rows)
-    )
-    sets = [part.shape[0] for part in inputs.srcs] + [1] * len(inputs.picks)
-    all_srcs = [src.new_empty((count, world_size * images, width)) for count in sets]
-    kept = [src.new_empty(shape, dtype=layout.dtype) for shape in layout.kept_shapes()]
-    return totals, loss, log_prob, mean_sq, own_score, [*sums, *all_srcs, *kept]
 
 
 def backward(
@@ -109,13 +96,14 @@ def backward(
     group_name: str,
     saved: Sequence[Tensor],
     upstream: Upstream,
+    keep: int | None,
 ) -> list[Tensor]:
     """Gradients of the needed ones of this rank's sources and targets, in order."""
     group = resolve(group_name)
-    layout = inputs.layout(one_pass=False, needs=needs, world_size=group.size())
+    layout = inputs.layout(one_pass=False, needs=needs, world_size=group.size(), keep=keep)
     _, all_scores, all_negs, row_square, *rest = saved  # first the own score of this rank
     count = len(inputs.srcs) + len(inputs.picks)
-    all_srcs, blocks = rest[:count], iter(rest[count:])
+    all_srcs, kept = rest[:count], received(layout, rest[count:], keep)
     results = Results(all_scores, all_scores, all_negs, row_square, row_square)
     gathered = _gather_upstream(inputs, layout, upstream, group)
     gradients = new_gradients(inputs, needs)
@@ -133,7 +121,7 @@ def backward(
             pairing,
             results,
             gathered,
-            next(blocks) if pairing.plan.mode == KEEP else None,
+            kept[index],
             grad_src=None if found is None else SourceGradient(found),
             grad_trg=gradients.trgs[index],
         )

@@ -35,6 +35,11 @@ def features(**changes):
         ({"clip": 0.0}, ValueError, "clip is 0.0; it must be greater than 0"),
         ({"clip": -3.0}, ValueError, "clip is -3.0; it must be greater than 0"),
         ({"clip": float("nan")}, ValueError, "clip is nan; it must be greater than 0"),
+        ({"clip": 1e-154}, ValueError, "clip is 1e-154; it must be 1e-06 or more, or None"),
+        ({"clip": 1e-46}, ValueError, "clip is 1e-46; it must be 1e-06 or more, or None"),
+        ({"clip": "x"}, TypeError, "clip is 'x', a str; it must be a number, or None"),
+        ({"clip": 1j}, TypeError, "clip is 1j, a complex; it must be a number, or None"),
+        ({"clip": [5.0]}, TypeError, r"clip is \[5.0\], a list; it must be a number, or None"),
         ({"negatives": "all"}, ValueError, "negatives is 'all'; it must be one of other_images"),
         ({"backend": "cuda"}, ValueError, "backend is 'cuda'; it must be one of auto, torch"),
         (
@@ -115,6 +120,7 @@ def test_generator_for_another_device(name):
     ("arguments", "error", "message"),
     [
         ({"tclip": 0.0}, ValueError, "tclip is 0.0; it must be greater than 0"),
+        ({"tclip": "20"}, TypeError, "tclip is '20', a str; it must be a number, or None"),
         ({"reg_weight": -1.0}, ValueError, "reg_weight is -1.0; it must be a finite number"),
         ({"backend": "cuda"}, ValueError, "backend is 'cuda'; it must be one of auto, torch"),
         ({"group": object()}, TypeError, "group is a object; it must be a torch.distributed"),

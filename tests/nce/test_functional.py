@@ -236,3 +236,17 @@ def test_planted_errors_are_caught(monkeypatch, name):
     monkeypatch.setattr(torch_passes, *planted(name))
     with pytest.raises(AssertionError):
         test_equals_reference(2, 20.0, "other_images")
+
+
+@pytest.mark.parametrize("clip", [1e-6, 1e30, 1e39, 1e300, float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clips_at_the_ends_of_their_range(clip, dtype):
+    """From 1e30 on a clip is none."""
+    src, trg = features(6, 4, 33, dtype=dtype)
+    wide = [tensor.detach().double().requires_grad_() for tensor in (src, trg)]
+    upstream = upstream_like(src, trg)
+    truth = evaluate(reference.nce_log_prob, *wide, upstream, clip=clip if clip < 1 else None)
+    for value, expected in zip(
+        evaluate(nce_log_prob, src, trg, upstream, clip=clip), truth, strict=True
+    ):
+        assert relative_error(value, expected) < 1e-5

@@ -91,6 +91,27 @@ def test_opcheck_backward(budget, needs):
         torch.library.opcheck(OPS.nce_backward.default, arguments)
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_opcheck_of_what_a_graph_of_any_batch_size_calls(keep):
+    """All scores are kept or none, whatever the plan says, and numbers are in a tensor."""
+    needs = [True] * 5
+    inputs = op_inputs(budget=0 if keep else None, clip=None, needs=(False,) * 5)
+    numbers = torch.tensor([7.0, 0.2], dtype=torch.float64)
+    *results, score, saved = OPS.nce_forward(*inputs, None, needs, keep, numbers)
+    assert {pairing.mode for pairing in last_plan().pairings} == {("recompute", "keep")[keep]}
+    entries = [15 * 5 * 4, 10 * 5 * 6, 5 * 5 * 3]
+    assert [block.numel() for block in saved[3:]] == (entries if keep else [2] * 3)
+    rest = None, needs, [score, *saved], *map(torch.ones_like, results), keep, numbers
+    torch.library.opcheck(OPS.nce_backward.default, (*inputs, *rest))
+    asked = inputs._replace(clip=7.0, mean_sq_weight=0.2, memory_budget=None)
+    *expected, other, kept = OPS.nce_forward(*asked, None, needs)
+    torch.testing.assert_close(results, expected)
+    plain = None, needs, [other, *kept], *map(torch.ones_like, results)
+    torch.testing.assert_close(
+        OPS.nce_backward(*inputs, *rest), OPS.nce_backward(*asked, *plain), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_opcheck_scale():
     for upstream in (1.0, 2.5):
         arguments = torch.randn(300), torch.tensor(upstream), "torch"
