@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.nce import op
 from amdim_fast.nce.feature_maps import check_pair, draw_locations, features_at, flatten_local
+from amdim_fast.nce.inputs import of_one_dtype
 from amdim_fast.nce.module import NCEModule
 
 RANDOM_MAP = "r"
@@ -119,6 +120,8 @@ class FeatureMapContrastiveTask(NCEModule):
                     f"anchor_maps has {len(anchor_maps)} maps and positive_maps"
                     f" {len(positive_maps)}; their numbers must be equal"
                 )
+            every = of_one_dtype([*anchor_maps, *positive_maps])
+            anchor_maps, positive_maps = every[: len(anchor_maps)], every[len(anchor_maps) :]
             views = [
                 [flatten_local(f"{name}[{index}]", item) for index, item in enumerate(maps)]
                 for name, maps in (("anchor_maps", anchor_maps), ("positive_maps", positive_maps))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amdim_fast.nce.inputs import check_features
+from amdim_fast.nce.inputs import check_features, check_tensor
 
 
 def flatten_global(name: str, features: Tensor) -> Tensor:
     """[B, D, 1, 1] or [B, D] -> [B, D]."""
+    check_tensor(name, features)
     if features.dim() not in (2, 4) or features.shape[2:].numel() != 1:
         raise ValueError(
             f"{name} has shape {list(features.shape)}; it must be [B, D, 1, 1] or [B, D]"
@@ -19,6 +20,7 @@ def flatten_global(name: str, features: Tensor) -> Tensor:
 
 def flatten_local(name: str, feature_map: Tensor) -> Tensor:
     """[B, D, h, w] -> [B, h*w, D], a view of a channels_last map."""
+    check_tensor(name, feature_map)
     if feature_map.dim() != 4:
         raise ValueError(f"{name} has shape {list(feature_map.shape)}; it must be [B, D, h, w]")
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)

@@ -16,6 +16,7 @@ from amdim_fast.nce.inputs import (
     check_options,
     check_weight,
     group_name,
+    of_one_dtype,
 )
 
 
@@ -59,7 +60,7 @@ def nce_log_prob(
             or float64.
         trg: [B, L, D] local features, same dtype and device; trg[b] is the positive of src[b]. The
             [B, L, D] view of a channels_last map is used without a copy.
-        clip: bound on |s| in nats; None leaves raw scores.
+        clip: bound on |s| in nats, 1e-6 or more; None, or 1e30 and more, leaves raw scores.
         negatives: "other_images", all their locations, or "same_location", only location l of them
             for log_prob[b,l] (the softmax of ST-DIM, DRIML and CPC).
         backend: "torch", for any device; "triton", fused kernels for GPUs of compute capability 8.0
@@ -93,8 +94,15 @@ def nce_log_prob(
         ValueError: shapes or devices disagree, a size is 0, an argument is out of range,
             ``backend="triton"`` cannot run here, or the ranks of a group call with different
             numbers of images, shapes, dtypes or options.
-        TypeError: dtypes differ or are not floating point, or are float64 for "triton".
-        RuntimeError: a second derivative is taken.
+        TypeError: dtypes differ or are not floating point, or are float64 for "triton"; a tensor
+            is not dense; an argument is of a wrong type.
+        RuntimeError: a second derivative is taken, or one in forward mode (jvp, jacfwd, dual
+            tensors).
+
+    Under autocast, inputs of several types are brought to its type, as for a matrix product. Under
+    torch.compile and torch.export a graph may have any batch size: its plan is made when it runs,
+    and it keeps the scores of all pairings for its backward, or of none. torch.func's grad, vjp and
+    jacrev work, and vmap makes one call after the other.
 
     Accumulates in float32 and is bitwise reproducible. Saves the inputs, the own scores, one
     log-sum per row, and the kept scores. With a group, saves the sources, own scores and log-sums
@@ -175,6 +183,7 @@ def nce_objective(
 
     Bitwise reproducible. Holds the inputs and their gradients until the backward.
     """
+    src, trg = of_one_dtype((src, trg))
     check_features(src, trg)
     check_options(clip, "clip", backend, precision, memory_budget)
     _check_negatives(negatives)
@@ -208,6 +217,7 @@ def _one_pairing(
 ) -> op.Outputs:
     name = group_name(group)
     with ErrorsOnAllRanks(name):
+        src, trg = of_one_dtype((src, trg))
         check_features(src, trg)
         check_options(clip, "clip", backend, precision, memory_budget)
         _check_negatives(negatives)

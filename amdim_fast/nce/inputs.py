@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,20 +14,42 @@ from amdim_fast.checks import whole_number
 from amdim_fast.nce.clip import LEAST_CLIP
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# What autocast casts; float64 stays.
+CAST_DTYPES = FEATURE_DTYPES[:3]
 NEGATIVES = ("other_images", "same_location")
 BACKENDS = ("auto", "torch", "triton")
 PRECISIONS = ("auto", "limbs")
+MOST_BYTES = 2**63 - 1
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise unless features are a dense tensor of a type that the losses take."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor")
+    if tensor.dtype not in FEATURE_DTYPES:
+        raise TypeError(
+            f"{name} is {tensor.dtype}; it must be float32, float16, bfloat16 or float64"
+        )
+    if tensor.layout is not torch.strided:
+        kind = str(tensor.layout).removeprefix("torch.")
+        raise TypeError(f"{name} is {kind}; it must be dense: {name}.to_dense()")
+
+
+def of_one_dtype(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The tensors; under autocast, those of several types in its type, as a product takes them."""
+    if not all([isinstance(tensor, Tensor) for tensor in tensors]):
+        return tensors
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) < 2 or not torch.is_autocast_enabled(tensors[0].device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return [tensor.to(dtype) if tensor.dtype in CAST_DTYPES else tensor for tensor in tensors]
 
 
 def check_features(src: Tensor, trg: Tensor) -> None:
     """Raise unless src [B, D] or [S, B, D] and trg [B, L, D] fit together."""
-    for name, tensor in (("src", src), ("trg", trg)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor")
-        if tensor.dtype not in FEATURE_DTYPES:
-            raise TypeError(
-                f"{name} is {tensor.dtype}; it must be float32, float16, bfloat16 or float64"
-            )
+    check_tensor("src", src)
+    check_tensor("trg", trg)
     if src.dim() not in (2, 3):
         raise ValueError(f"src has shape {_shape(src)}; it must be [B, D] or [S, B, D]")
     if trg.dim() != 3:
@@ -65,6 +88,8 @@ def check_options(
             kind = type(memory_budget).__name__
             raise TypeError(f"memory_budget is a {kind}; it must be a whole number of bytes")
         whole_number("memory_budget", memory_budget, least=0)
+        if memory_budget > MOST_BYTES:
+            raise ValueError(f"memory_budget is {memory_budget}; it must be {MOST_BYTES} or less")
 
 
 def check_clip(name: str, clip: Any) -> None:

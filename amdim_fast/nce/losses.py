@@ -21,7 +21,7 @@ from amdim_fast.nce.feature_maps import (
     flatten_local,
     view_locations,
 )
-from amdim_fast.nce.inputs import check_weight
+from amdim_fast.nce.inputs import check_weight, of_one_dtype
 from amdim_fast.nce.module import NCEModule
 from amdim_fast.nce.wiring import NO_ORIGIN
 
@@ -197,6 +197,9 @@ def _features(
     generator: torch.Generator | None,
 ) -> _Features:
     """Checked features, and the locations of the 5x5 sources."""
+    r1_x1, r5_x1, r7_x1, r1_x2, r5_x2, r7_x2 = of_one_dtype(
+        (r1_x1, r5_x1, r7_x1, r1_x2, r5_x2, r7_x2)
+    )
     src_1, src_2 = flatten_global("r1_x1", r1_x1), flatten_global("r1_x2", r1_x2)
     r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
     r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)

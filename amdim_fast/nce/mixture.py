@@ -22,7 +22,7 @@ from amdim_fast.nce.feature_maps import (
     flatten_local,
     view_locations,
 )
-from amdim_fast.nce.inputs import check_weight
+from amdim_fast.nce.inputs import check_tensor, check_weight, of_one_dtype
 from amdim_fast.nce.module import NCEModule
 from amdim_fast.nce.wiring import NO_ORIGIN
 
@@ -196,10 +196,14 @@ class MixtureNCELoss(NCEModule):
             ValueError: shapes, devices or locations do not fit. TypeError: dtypes differ.
         """
         with ErrorsOnAllRanks(self.group_name):
+            components_x1, r5_x1, r7_x1, components_x2, r5_x2, r7_x2 = of_one_dtype(
+                (components_x1, r5_x1, r7_x1, components_x2, r5_x2, r7_x2)
+            )
             for name, features in (
                 ("components_x1", components_x1),
                 ("components_x2", components_x2),
             ):
+                check_tensor(name, features)
                 if features.dim() != 3:
                     raise ValueError(
                         f"{name} has shape {list(features.shape)}; it must be [K, B, D]"

@@ -1,5 +1,6 @@
 """What a call hands to the device, counted without one: torch operations and kernels."""
 
+import gc
 import sys
 from collections import Counter
 
@@ -63,16 +64,19 @@ def same_memory(tensor):
 
 
 def python_calls(function):
-    """Python functions that ``function()`` enters."""
+    """Python functions that ``function()`` enters; not those of a garbage collection."""
     count = 0
 
     def profile(frame, event, argument):
         nonlocal count
         count += event == "call"
 
+    gc.collect()
+    gc.disable()
     sys.setprofile(profile)
     try:
         function()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
