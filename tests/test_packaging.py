@@ -1,5 +1,6 @@
 """One version, a citation, an sdist that holds everything, workflows that run what there is."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -96,6 +97,109 @@ def test_a_user_installs_the_compiled_ops_and_nothing_of_the_tests(tree):
     assert extensions - {"amdim_fast._cuda"} == {"amdim_fast._cpu"}
     assert {name.partition(".")[0] for name in packages} == {"amdim_fast"}
     assert "pybind11" not in (tree / "setup.py").read_text(encoding="utf-8")
+
+
+PLANTED = """
+import os, sys, torch
+from distutils.core import run_setup
+cards = {cards}
+torch.version.cuda = {cuda}
+torch.cuda.is_available = lambda: bool(cards)
+torch.cuda.device_count = lambda: len(cards)
+torch.cuda.get_device_capability = cards.__getitem__
+import torch.utils.cpp_extension as extension
+extension.BuildExtension.run = lambda self: print("built")
+run_setup("setup.py", ["build_ext"])
+print(os.environ["TORCH_CUDA_ARCH_LIST"])
+"""
+
+
+def build(tree, tmp_path, arguments, *, compiler=None, **variables):
+    """A step of installing, with a PATH that has no more than a C++ compiler, if that is given."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    if compiler is not None:
+        (tmp_path / "bin" / "c++").write_text(f"#!/bin/sh\n{compiler}\n")
+        (tmp_path / "bin" / "c++").chmod(0o755)
+    left_out = ("CXX", "CUDA_HOME", "FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "AMDIM_FAST_BUILD")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tree,
+        env=kept | {"PATH": str(tmp_path / "bin"), "TORCH_CPP_LOG_LEVEL": "ERROR"} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [(None, "there is no C++ compiler 'c++'"), ("exit 1", "c++ does not compile C++20")],
+)
+@pytest.mark.parametrize("step", ["build", "build_ext"])
+def test_without_a_compiler_installing_stops_before_the_build(
+    tree, tmp_path, compiler, reason, step
+):
+    done = build(tree, tmp_path, ["setup.py", step], compiler=compiler)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"amdim_fast: {reason}, which the views need. Install one, ")
+    assert "AMDIM_FAST_BUILD=0 to install without views" in said
+    assert len(done.stdout.splitlines()) == 1  # running build
+    assert not (tree / "build").exists()
+
+
+def test_views_are_left_out_on_purpose(tree, tmp_path):
+    done = build(tree, tmp_path, ["-c", READ_SETUP], AMDIM_FAST_BUILD="0")
+    assert done.returncode == 0, done.stderr
+    extensions, packages = done.stdout.splitlines()[-2:]
+    assert extensions == ""
+    assert "amdim_fast.kernels" in packages.split()
+    assert "amdim_fast: views are left out, because AMDIM_FAST_BUILD is 0\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cuda", "cards", "variables", "said", "listed"),
+    [
+        ("13.0", [], {}, "CPUs only, because nvcc, which CUDA needs, is not found", None),
+        (None, [], {}, None, None),
+        (
+            "13.0",
+            [],
+            {"CUDA_HOME": "/no"},
+            "8.0;9.0;10.0+PTX, all of them, as no GPU is here",
+            "8.0;9.0;10.0+PTX",
+        ),
+        (
+            "13.0",
+            [(9, 0), (8, 6), (9, 0)],
+            {"CUDA_HOME": "/no"},
+            "8.6;9.0, those of the GPUs here",
+            "8.6;9.0",
+        ),
+        (
+            "13.0",
+            [(9, 0)],
+            {"CUDA_HOME": "/no", "TORCH_CUDA_ARCH_LIST": "7.5"},
+            "7.5, as TORCH_CUDA_ARCH_LIST says",
+            "7.5",
+        ),
+    ],
+)
+def test_what_is_built_is_said(tree, tmp_path, cuda, cards, variables, said, listed):
+    code = PLANTED.format(cuda=repr(cuda), cards=cards)
+    done = build(tree, tmp_path, ["-c", code], compiler="exit 0", **variables)
+    assert done.returncode == 0, done.stderr
+    assert "built" in done.stdout.splitlines()
+    lines = [line for line in done.stderr.splitlines() if line.startswith("amdim_fast: ")]
+    if said is None:
+        assert lines == []
+    else:
+        assert len(lines) == 1
+        assert lines[0].startswith("amdim_fast: views are built for CPUs")
+        assert lines[0].endswith(said)
+    if listed is not None:
+        assert done.stdout.splitlines()[-1] == listed
 
 
 def commands(workflow):
