@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amdim_fast.nce import op_autograd, op_fakes, op_kernels, op_transforms
+from amdim_fast.nce import flops, op_autograd, op_fakes, op_kernels, op_transforms
 from amdim_fast.nce.library import OPS, register, register_autograd, register_vmap
 from amdim_fast.nce.op_inputs import Inputs
 from amdim_fast.nce.wiring import NO_ORIGIN
@@ -193,3 +193,4 @@ register_autograd("nce_forward", op_autograd.forward)
 register_autograd("nce_objective", op_autograd.objective)
 register_vmap("nce_forward", op_transforms.one_by_one(OPS.nce_forward.default))
 register_vmap("nce_backward", op_transforms.one_by_one(OPS.nce_backward.default))
+flops.register()
