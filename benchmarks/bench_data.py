@@ -1,6 +1,7 @@
 """Images a second from disk to tensor on one core: the packed store beside ImageFolder.
 
-    python -m benchmarks.bench_data
+    python -m benchmarks.bench_data --device cpu
+    python -m benchmarks.bench_data --device cuda    # only what imagenet128 reads, onto the GPU
 
 Writes JPEG files of photographs into a temporary folder, packs them, and reads random batches from
 both with one thread, the page cache warm. Half a minute; exit status 1 if pixels disagree.
@@ -34,6 +35,8 @@ DECODED = "ImageFolder, JPEG decoded by Pillow"
 STORED = "packed store"
 REUSED = "packed store, into one buffer"
 LOADED = "packed store, through the loader"
+TRAINED = "packed store of 160 px, through the loader"
+TRAINED_SIDE, TRAINED_BATCH = 160, 480  # what a step of imagenet128 reads
 
 
 def write_photographs(folder: Path) -> None:
@@ -63,28 +66,48 @@ def providers(folder: Path, images: PackedImages) -> dict[str, Callable[[Tensor]
     return {DECODED: decoded, STORED: images.batch, REUSED: reused}
 
 
-def time_loader(images: PackedImages) -> list[float]:
+def time_loader(images: PackedImages, batch: int, device: str = "cpu") -> tuple[list[float], str]:
     """Milliseconds per batch, requested without pause: its one thread reads all the time."""
-    with training_batches(images, BATCH, seed=0) as loader:
+    with training_batches(images, batch, seed=0, device=device) as loader:
 
         def run() -> None:
             for _ in range(LOADER_BATCHES):
                 next(loader)
 
-        samples, _ = harness.timed({LOADED: run}, repeats=REPEATS, warm_ups=WARM_UPS)
-    return [sample / LOADER_BATCHES for sample in samples[LOADED]]
+        samples, note = harness.timed({LOADED: run}, device, repeats=REPEATS, warm_ups=WARM_UPS)
+    return [sample / LOADER_BATCHES for sample in samples[LOADED]], note
+
+
+def packed(folder: Path, size: int | None = None) -> PackedImages:
+    """The training images of a store of the files in ``folder``."""
+    store = folder / f"store-{size}"
+    pack(folder / "files", store, size=size, progress=False)
+    images = load_data("folder", store).train
+    assert isinstance(images, PackedImages)
+    return images
+
+
+def record_trained(folder: Path, out: Path, device: str) -> None:
+    """A row of the loader at the batches that a step of imagenet128 reads."""
+    batch = min(TRAINED_BATCH, IMAGES)
+    milliseconds, note = time_loader(packed(folder, TRAINED_SIDE), batch, device)
+    shapes = {"images": f"{batch} of {TRAINED_SIDE} x {TRAINED_SIDE}"}
+    condition = harness.Condition(NAME, f"{device}-160px", TRAINED, "read", shapes, "uint8")
+    rates = [1e3 * batch / sample for sample in milliseconds]
+    harness.record(out, condition, "rate", "images/s", rates, device, note=note)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure and append the rows; 1 if a batch of the store differs from the decoded one."""
-    options = harness.parser(NAME, __doc__).parse_args(arguments)
+    options = harness.parser(NAME, __doc__, "cpu", "cuda").parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_photographs(folder / "files")
-        pack(folder / "files", folder / "store", progress=False)
-        images = load_data("folder", folder / "store").train
-        assert isinstance(images, PackedImages)
+        if options.device == "cuda":
+            record_trained(folder, options.out, "cuda")
+            return 0
+        images = packed(folder)
         calls = providers(folder / "files", images)
         index = torch.randperm(IMAGES)[:BATCH]
         expected = torch.stack(list(calls[DECODED](index)))
@@ -97,12 +120,13 @@ def main(arguments: list[str] | None = None) -> int:
             for provider, call in calls.items()
         }
         samples, note = harness.timed(random, repeats=REPEATS, warm_ups=WARM_UPS)
-        samples[LOADED] = time_loader(images)
-    shapes = {"images": f"{BATCH} of {SIDE} x {SIDE}"}
-    for provider, milliseconds in samples.items():
-        condition = harness.Condition(NAME, "cpu-256px", provider, "read", shapes, "uint8")
-        rates = [1e3 * BATCH / sample for sample in milliseconds]
-        harness.record(options.out, condition, "rate", "images/s", rates, note=note)
+        samples[LOADED], _ = time_loader(images, BATCH)
+        shapes = {"images": f"{BATCH} of {SIDE} x {SIDE}"}
+        for provider, milliseconds in samples.items():
+            condition = harness.Condition(NAME, "cpu-256px", provider, "read", shapes, "uint8")
+            rates = [1e3 * BATCH / sample for sample in milliseconds]
+            harness.record(options.out, condition, "rate", "images/s", rates, note=note)
+        record_trained(folder, options.out, "cpu")
     return 0
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amdim_fast.data.buffers import Buffers
 from amdim_fast.data.image_sets import Images, ImageSet, StoredImages, read_flat, unpack
 from amdim_fast.data.workers import ordered_map, worker_count
 
@@ -204,7 +205,8 @@ def _fill(
         pinned = device.type == "cuda"
         if pinned:
             torch.cuda.set_device(device)
-        buffer = partial(torch.empty, dtype=torch.uint8, pin_memory=pinned)
+        # Torch keeps pinned memory, too, and uses it again once copies from it have run.
+        buffer = partial(torch.empty, dtype=torch.uint8, pin_memory=True) if pinned else Buffers()
         send = _to_cuda(device) if pinned else _to(device)
         with contextlib.closing(_read(images, indices, workers, buffer)) as read:
             for index, flat, shapes in read:

@@ -12,6 +12,7 @@ from itertools import islice
 import pytest
 import torch
 
+from amdim_fast.data.buffers import Buffers
 from amdim_fast.data.datasets import load_data
 from amdim_fast.data.image_sets import FileImages, TensorImages
 from amdim_fast.data.loader import Loader, ordered_batches, training_batches, training_indices
@@ -132,6 +133,30 @@ def test_kept_batches_stay_as_they_were():
     with training_batches(numbered(), 4, seed=1, prefetch=1) as loader:
         kept = take(loader, 25)
     assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices) for batch in kept)
+
+
+def test_memory_is_used_again_only_when_nothing_holds_it():
+    buffers = Buffers()
+    first = buffers(100).fill_(1)
+    place, part = first.data_ptr(), first.view(10, 10)[3]
+    del first
+    second = buffers(100).fill_(2)
+    assert second.data_ptr() != place
+    assert (part == 1).all()
+    shared = part.numpy()
+    del part
+    assert buffers(100).data_ptr() != place
+    assert (shared == 1).all()
+    del shared, second
+    again = [buffers(size) for size in (100, 100, 0, 1000)]
+    assert place in [tensor.data_ptr() for tensor in again]
+    assert [len(tensor) for tensor in again] == [100, 100, 0, 1000]
+
+
+def test_a_loader_uses_its_memory_again():
+    with training_batches(numbered(), 8, seed=1, prefetch=1) as loader:
+        places = {next(loader).images.data_ptr() for _ in range(60)}
+    assert len(places) <= 6  # in the queue, at either end of it, and spare
 
 
 def test_in_order_with_the_rest():
@@ -285,6 +310,17 @@ def test_waiting_is_counted():
         take(loader, 2)
         assert first >= 0.09
         assert loader.waited - first < 0.1
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_used_again():
+    made = []
+    with training_batches(numbered(), 8, seed=1, device="cuda") as loader:
+        for step, batch in enumerate(islice(loader, 60)):
+            assert torch.equal(batch.images[:, 0, 0, 0].cpu().long(), batch.indices)
+            if step >= 20:
+                made.append(torch.cuda.host_memory_stats()["num_host_alloc"])
+    assert made[0] == made[-1]
 
 
 @pytest.mark.gpu
