@@ -116,6 +116,8 @@ def _triton(device: torch.device) -> str:
         resolve_backend("triton", torch.float32, device)
     except ValueError as error:
         return str(error).removeprefix("backend is 'triton', but ").rpartition("; use")[0]
+    except ModuleNotFoundError as error:
+        return f"{error.name} is missing; pip install . installs it"
     return f"runs on {device}"
 
 

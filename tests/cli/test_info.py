@@ -38,6 +38,23 @@ def test_what_is_missing_is_said(monkeypatch):
         assert facts["CUDA devices"] == "none"
 
 
+def test_a_tree_that_is_not_installed_has_no_kernels(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "amdim_fast.kernels.nce_forward", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["info"]) == 0
+    line = next(s for s in capsys.readouterr().out.splitlines() if s.startswith("loss, triton"))
+    assert line.endswith("amdim_fast.kernels.nce_forward is missing; pip install . installs it")
+
+
+def test_commands_that_make_views_need_their_library(monkeypatch, capsys):
+    monkeypatch.setattr(compiled, "load_cpu", lambda: False)
+    for command in (["views", "x.png"], ["pretrain"], ["evaluate", "x"], ["segment", "x", "y"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("amdim-fast: views need the compiled library, which is not built: ")
+        assert error.count("\n") == 1
+
+
 def test_models(golden, tmp_path, capsys):
     model = AMDIM(32, 4, 8, 1, n_classes=3)
     path = tmp_path / "checkpoint.pt"
