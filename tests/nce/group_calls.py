@@ -49,7 +49,7 @@ def bad_input(rank, world, group):
 
 
 def compiled(rank, world, group):
-    """Eager results and those of the whole graph."""
+    """Eager results, those of the whole graph, and those of a graph of any sizes."""
     src, trg, upstream, of_mean_sq = log_prob_inputs(torch.float32)
     src, upstream = own(src, rank, world, 1).requires_grad_(), own(upstream, rank, world, 1)
     trg = own(trg, rank, world).requires_grad_()
@@ -65,6 +65,9 @@ def compiled(rank, world, group):
     inputs = (src, trg, *features)
     whole = torch.compile(objective, fullgraph=True, backend="aot_eager")
     values = [function(*inputs) for function in (objective, whole)]
+    torch.compiler.reset()
+    any_size = torch.compile(objective, fullgraph=True, backend="aot_eager", dynamic=True)
+    values.append(any_size(*inputs))
     return [[value.detach(), *torch.autograd.grad(value, inputs)] for value in values]
 
 

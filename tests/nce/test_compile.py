@@ -1,5 +1,7 @@
 """torch.compile and torch.export: batches of any size in one graph, with eager's values."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,30 @@ def test_batches_of_any_size_take_one_graph_more(name, options):
         counts.append(graphs.frame_count)
     # With dynamic=True torch makes one anew where it finds that the clip is a constant.
     assert counts == [2 if options.get("dynamic") else 1, *[2] * 9] or counts == [1] * 10
+
+
+@pytest.mark.parametrize("budget", [None, 2_000])
+def test_the_kernels(budget):
+    """Their kept scores have padding, of sizes that the graph works out."""
+    function = partial(nce_loss, backend="triton", memory_budget=budget)
+    called, graphs = compiled(function, dynamic=True, fullgraph=True)
+    for images in BATCHES[:3]:
+        inputs = pair(images)
+        assert_equal(evaluated(called, inputs), evaluated(function, inputs))
+        assert last_plan().pairings[0].mode == ("keep" if budget is None else "recompute")
+    assert graphs.frame_count <= 2
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_a_function_with_a_transform_of_torch_func():
+    """torch breaks the graph there."""
+
+    def function(src, trg):
+        return torch.func.grad(lambda src: nce_loss(src, trg)[0])(src)
+
+    src, trg = pair(6)
+    called, _ = compiled(function)
+    assert_equal([called(src, trg)], [function(src, trg)])
 
 
 def test_the_plan_is_made_when_the_graph_runs():
