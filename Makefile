@@ -6,7 +6,8 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint bench coverage dist smoke smoke-clean gpu report clean
 
-# Pre-train on 4,000 embedded digits, judge on 1,000, and show every command; minutes on two cores.
+# Pre-train on 4,000 embedded digits, judge on 1,000, and show every command; minutes on two cores,
+# less on a GPU, which is used if there is one.
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo
 
@@ -34,10 +35,10 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-# The wheel is built from the sdist, so both are known to be whole.
+# The wheel is built from the sdist, so both are known to be whole; it is for all GPUs, not those here.
 dist: $(INSTALLED)
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-8.0;9.0;10.0+PTX}" $(BIN)/python -m build --no-isolation
 
 # The wheel without the repository: over the packages of .venv, or in an environment of its own.
 SMOKE = $(CURDIR)/tests/smoke.py

@@ -1,8 +1,9 @@
 """What ``make demo`` runs: the digits recipe through every command of amdim-fast.
 
-    python -m benchmarks.demo [--folder DIR] [options of amdim-fast pretrain]
+    python -m benchmarks.demo [--folder DIR] [--device cpu] [options of amdim-fast pretrain]
 
-Images of digits are written as files first, for the commands that read files.
+Images of digits are written as files first, for the commands that read files. The commands use a
+GPU if there is one.
 """
 
 from __future__ import annotations
@@ -37,23 +38,26 @@ def write_digits(folder: Path) -> list[str]:
     return paths
 
 
-def commands(folder: Path, probe_epochs: int, options: list[str]) -> Iterator[list[str]]:
+def commands(
+    folder: Path, probe_epochs: int, device: str | None, options: list[str]
+) -> Iterator[list[str]]:
     """The arguments of each command; what a command writes, later ones read."""
     files = write_digits(folder / "digits")
-    pretrain = ["pretrain", "--recipe=digits", f"--runs-dir={folder}"]
+    where = [] if device is None else [f"--device={device}"]
+    pretrain = ["pretrain", "--recipe=digits", f"--runs-dir={folder}", *where]
     checkpoint, mixture = (str(folder / run / "checkpoint.pt") for run in ("run", "mixture"))
     evaluate = ["evaluate", checkpoint, "--data=digits", f"--probe-epochs={probe_epochs}"]
     steps = [] if any(o.startswith("--steps") for o in options) else [f"--steps={MIXTURE_STEPS}"]
     yield ["info"]
-    yield ["bench", "--seconds=10", "--dim=64", f"--out={folder / 'bench'}"]
+    yield ["bench", "--seconds=10", "--dim=64", f"--out={folder / 'bench'}", *where]
     yield ["views", *files[:5], "--policy=digits", f"--out={folder / 'views.png'}"]
     yield ["pack", str(folder / "digits"), str(folder / "packed")]
     yield [*pretrain, "--name=run", *options]
-    yield [*evaluate, f"--out={folder / 'evaluation'}"]
+    yield [*evaluate, f"--out={folder / 'evaluation'}", *where]
     yield ["export", checkpoint, str(folder / "encoder")]
     yield ["info", str(folder / "encoder")]
     yield [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *options, *steps]
-    yield ["segment", mixture, *files[::4], f"--out-dir={folder / 'segments'}"]
+    yield ["segment", mixture, *files[::4], f"--out-dir={folder / 'segments'}", *where]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,10 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     parser.add_argument("--folder", type=Path, default=Path("runs") / f"demo-{now}")
     parser.add_argument("--probe-epochs", type=int, default=30, help="of evaluate")
+    parser.add_argument("--device", help="of the commands that take one; a GPU if there is one")
     parsed, options = parser.parse_known_args(arguments)
     if parsed.folder.exists():
         parser.error(f"{parsed.folder} exists; name another --folder")
-    for command in commands(parsed.folder, parsed.probe_epochs, options):
+    for command in commands(parsed.folder, parsed.probe_epochs, parsed.device, options):
         print(f"\n$ amdim-fast {shlex.join(command)}", flush=True)
         done = subprocess.run([sys.executable, "-m", "amdim_fast", *command], check=False)
         if done.returncode:

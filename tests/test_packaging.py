@@ -202,6 +202,11 @@ def test_what_is_built_is_said(tree, tmp_path, cuda, cards, variables, said, lis
         assert done.stdout.splitlines()[-1] == listed
 
 
+def test_a_wheel_is_for_all_gpus():
+    listed = re.search(r'ALL_GPUS = "(.*)"', (ROOT / "setup.py").read_text(encoding="utf-8"))[1]
+    assert f'TORCH_CUDA_ARCH_LIST="$${{TORCH_CUDA_ARCH_LIST:-{listed}}}" $(BIN)' in MAKEFILE
+
+
 def commands(workflow):
     return [s["run"] for job in workflow["jobs"].values() for s in job["steps"] if "run" in s]
 

@@ -18,7 +18,7 @@ def demo(folder, *options):
 
 def test_every_command_on_digits(tmp_path):
     folder = tmp_path / "demo"
-    done = demo(folder, *SMALL)
+    done = demo(folder, *SMALL, "--device=cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     ran = {line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ amdim-fast")}
     assert ran == {command.__name__.rpartition(".")[2] for command in COMMANDS}
@@ -30,6 +30,11 @@ def test_every_command_on_digits(tmp_path):
     expected = {"views.png", "packed/manifest.json", "run/curves.png", "encoder/config.json"}
     assert expected <= written
     assert any(name.startswith("segments/") and name.endswith("-r7.png") for name in written)
+    placed = [line for line in done.stdout.splitlines() if line.endswith(" --device=cpu")]
+    assert {line.split()[2] for line in placed} >= {"bench", "evaluate", "segment"}
+    trained = [line for line in done.stdout.splitlines() if "amdim-fast pretrain" in line]
+    assert len(trained) == 2
+    assert all(" --device=cpu " in line for line in trained)
     again = demo(folder, *SMALL)
     assert again.returncode == 2
     assert again.stderr.endswith(f"{folder} exists; name another --folder\n")
