@@ -19,7 +19,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written; nothing is left behind and the older file stays.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -35,12 +35,19 @@ def check_new_folder(path: Path) -> None:
     """Raise unless a folder can be created at ``path``.
 
     Raises:
-        FileExistsError: the path exists. FileNotFoundError: its parent folder does not.
+        FileExistsError: the path exists. FileNotFoundError: its parent folder does not. OSError:
+            the system refuses, for want of permission or space, or of a shorter name.
     """
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already; choose another name or move it away")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder; create it to write {path.name}")
+    tried = _temporary(path)
+    try:
+        tried.mkdir()
+        tried.rmdir()
+    except OSError as error:
+        raise type(error)(f"{path} cannot be created ({error.strerror}); choose another") from None
 
 
 @contextlib.contextmanager
@@ -50,7 +57,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it exists, or cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         temporary.mkdir()
         yield temporary
@@ -73,7 +80,7 @@ def keep_as(source: Path, target: Path) -> None:
     Raises:
         OSError: it cannot be done; the file that had the name stays.
     """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(target)
     try:
         try:
             os.link(source, temporary)
@@ -100,6 +107,10 @@ def remove_temporaries(folder: Path) -> None:
     """Remove the temporary files that killed writers left in ``folder``."""
     for temporary in folder.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _sync(path: Path) -> None:

@@ -315,6 +315,18 @@ def test_bad_models_and_settings(model, digits):
         evaluate(model, digits, device="nowhere", progress=False)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "bench"])
+def test_an_out_that_cannot_be_made_is_said_before_work(tmp_path, capsys, command, monkeypatch):
+    monkeypatch.setattr("amdim_fast.cli.bench.compare", pytest.fail)
+    out = tmp_path / ("x" * 250)
+    model = ["no-such-file"] if command == "evaluate" else []
+    assert main([command, *model, f"--out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{out} cannot be created (File name too long); choose another" in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_command_on_bad_input(checkpoint, tmp_path, capsys):
     for arguments, message in (
         ([tmp_path / "none.pt"], "none.pt does not exist; give a checkpoint file"),
