@@ -84,8 +84,9 @@ def _in_workers(
             if isinstance(result, _Failure):
                 raise result.error
             yield result
-    except RuntimeError as error:
-        died = DEAD_WORKER.search(str(error)) is not None
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A worker that dies while it hands over a tensor breaks the connection instead.
+        died = not isinstance(error, RuntimeError) or DEAD_WORKER.search(str(error)) is not None
         if not died:
             raise
     finally:
