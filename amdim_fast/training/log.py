@@ -152,10 +152,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist, so {folder} is not the folder of a run")
+    damaged = ValueError(f"{path} is damaged; it must be the JSON that the run wrote")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise ValueError(f"{path} is damaged; it must be the JSON that the run wrote") from None
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise damaged from None
+    if not isinstance(config, dict) or not isinstance(config.get("data_dir"), str):
+        raise damaged
+    return config
 
 
 def _create(folder: Path) -> None:
@@ -173,14 +177,24 @@ def _create(folder: Path) -> None:
 
 
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Records of the steps up to ``step``; a line that a kill cut short is dropped."""
-    records = []
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for line in text.splitlines():
+    """Records of the steps up to ``step``; a last line that a kill cut short is dropped.
+
+    Raises:
+        ValueError: another line is not a record.
+    """
+    records: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            break
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise ValueError(
+                f"line {number} of {path} is not a record with a step; remove it to resume"
+            )
         if record["step"] > step:
             break
         records.append(record)

@@ -20,6 +20,12 @@ from amdim_fast.training.setup import PathLike, Setup, find_recipe
 from amdim_fast.training.step import Training
 
 _NEEDED = ("recipe", "step", "optimizer", "generators", "random", "seed", "score", "data", "device")
+_KINDS = {
+    **dict.fromkeys(
+        ("model", "recipe", "optimizer", "generators", "random", "score", "data"), dict
+    ),
+    **{"step": int, "seed": int, "device": str},
+}
 
 
 def resumed_setup(
@@ -97,6 +103,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / LAST} has no {', '.join(missing)}, so it cannot be resumed; start a new run"
         )
+    for name, kind in _KINDS.items():
+        if not isinstance(contents[name], kind):
+            found = type(contents[name]).__name__
+            raise CheckpointError(
+                f"{folder / LAST} has a {found} under {name!r}; it must be {kind.__name__}"
+            )
     remove_temporaries(folder)
     return contents
 
@@ -107,7 +119,29 @@ def restore(contents: dict[str, Any], training: Training, checkpoints: RunCheckp
     On a device of another kind, 5x5 locations are drawn from a new generator, seeded with seed and
     step. If the run was killed after it wrote the latest checkpoint and before it named that the
     best, it is named the best now.
+
+    Raises:
+        CheckpointError: a state is not one of the run's model, optimizer or generators.
     """
+    path = checkpoints.folder / LAST
+    try:
+        _restore_states(contents, training)
+        checkpoints.step, checkpoints.seconds = training.step, contents["seconds"]
+        is_best = contents["score"]["step"] == contents["step"]
+    except torch.OutOfMemoryError:
+        raise
+    # torch, NumPy and random raise any of these for a state of another shape or type.
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} holds a state that does not fit the run ({type(error).__name__}); go on from"
+            " an earlier checkpoint, or start a new run"
+        ) from error
+    if training.ranks.is_first and is_best:
+        keep_as(path, checkpoints.folder / BEST)
+    contents.clear()
+
+
+def _restore_states(contents: dict[str, Any], training: Training) -> None:
     training.model.load_state_dict(contents["model"])
     if torch.device(contents["device"]).type != training.device.type:
         seed = int(np.random.SeedSequence((training.seed, contents["step"])).generate_state(1)[0])
@@ -115,7 +149,3 @@ def restore(contents: dict[str, Any], training: Training, checkpoints: RunCheckp
         contents["generators"]["locations"] = generator.get_state()
     training.load_state(contents)
     restore_random_states(contents["random"])
-    checkpoints.step, checkpoints.seconds = training.step, contents["seconds"]
-    if training.ranks.is_first and contents["score"]["step"] == contents["step"]:
-        keep_as(checkpoints.folder / LAST, checkpoints.folder / BEST)
-    contents.clear()
