@@ -94,9 +94,10 @@ def check_options(
 
 def check_clip(name: str, clip: Any) -> None:
     """Raise unless the clip is None or a number in range; a graph's tensor is looked at later."""
-    if clip is None or (torch.compiler.is_compiling() and not isinstance(clip, int | float)):
+    number = isinstance(clip, int | float)
+    if clip is None or (torch.compiler.is_compiling() and not number):
         return
-    if isinstance(clip, str | complex) or not hasattr(clip, "__float__"):
+    if not number and (isinstance(clip, str | complex) or not hasattr(clip, "__float__")):
         kind = type(clip).__name__
         raise TypeError(f"{name} is {clip!r}, a {kind}; it must be a number, or None for no clip")
     if not clip > 0:

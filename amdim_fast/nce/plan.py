@@ -177,8 +177,10 @@ class Plan:
 
 def default_budget(shapes: Sequence[PairingShape], way: Way) -> int:
     """Bytes for score-shaped memory: 256 MiB; on a GPU those of the features, if more."""
+    if not way.gpu:
+        return DEFAULT_MEMORY_BUDGET
     entries = sum(shape.width * (shape.rows + shape.columns) for shape in shapes)
-    budget: Any = torch.sym_max(DEFAULT_MEMORY_BUDGET, way.gpu * entries * way.dtype.itemsize)
+    budget: Any = torch.sym_max(DEFAULT_MEMORY_BUDGET, entries * way.dtype.itemsize)
     return budget
 
 
