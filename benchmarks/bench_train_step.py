@@ -1,34 +1,29 @@
-"""Time of a whole training step: digits on a CPU, large models on a GPU.
+"""Time of a whole training step: digits on a CPU, every size of recipe on a GPU.
 
     python -m benchmarks.bench_train_step
-    python -m benchmarks.bench_train_step --device cuda
+    python -m benchmarks.bench_train_step --device cuda            # three minutes at most
+    python -m benchmarks.bench_train_step --device cuda --run      # pretrain --recipe digits
 
-On a CPU ``amdim-fast pretrain`` runs in processes of its own and its log is read. On a GPU the step
-is timed on synthetic uint8 images, eager and compiled.
+On a CPU ``amdim-fast pretrain`` runs in processes of its own and its log is read; on a GPU see
+``gpu/steps.py``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from amdim_fast.data.loader import Batch
 from amdim_fast.training.recipes import RECIPES, Recipe
-from amdim_fast.training.step import Training, build_model, uses_bfloat16
+from amdim_fast.training.step import uses_bfloat16
 from benchmarks import harness
+from benchmarks.gpu import steps
+from benchmarks.gpu.steps import GRAPH, NAME, OURS
 
-NAME = "train_step"
 ROUNDS, STEPS, RECORD = 3, 50, 5
-OURS, FLOAT32 = "amdim_fast", "amdim_fast, float32"
-COMPILED = "amdim_fast, compiled"
-CUDA_CASES = {"cifar10": 32, "imagenet128": 160}  # recipe: side of its synthetic images
-SECONDS = 25
+FLOAT32 = "amdim_fast, float32"
 
 
 def logged_steps(precision: str) -> tuple[list[float], list[float]]:
@@ -68,39 +63,32 @@ def _condition(recipe: Recipe, case: str, provider: str, dtype: str) -> harness.
     return harness.Condition(NAME, case, provider, "step", harness.sizes(recipe), dtype)
 
 
-def cuda_step(recipe: Recipe, images: Tensor) -> Callable[[], object]:
-    """The callable of a whole step on images that are on the device already."""
-    training = Training(build_model(recipe, 10).cuda(), recipe, len(images), seed=0)
-    labels = torch.arange(len(images), device="cuda") % 10
-    batch = Batch(torch.arange(len(images)), images, labels)
-    return lambda: training.update(training.views(batch), labels)
-
-
-def measure_cuda(out: Path) -> None:
-    """Every case and provider: images/s and peak memory."""
-    for case, side in CUDA_CASES.items():
-        recipe = replace(RECIPES[case], precision="bfloat16")
-        images = torch.randint(0, 256, (recipe.batch_size, side, side, 3), dtype=torch.uint8)
-        for provider in (OURS, COMPILED):
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            variant = replace(recipe, compile=provider == COMPILED)
-            call = cuda_step(variant, images.cuda())
-            samples, note = harness.timed(
-                {provider: call}, "cuda", repeats=10, warm_ups=2, seconds=SECONDS
-            )
-            rates = [1e3 * recipe.batch_size / sample for sample in samples[provider]]
-            peak = [float(torch.cuda.max_memory_allocated())]
-            condition = _condition(recipe, f"cuda-{case}", provider, "bfloat16")
-            harness.record(out, condition, "rate", "images/s", rates, "cuda", note=note)
-            harness.record(out, condition, "peak_memory", "bytes", peak, "cuda")
-            del call
-            torch._dynamo.reset()
+def measure_runs(device: str, out: Path) -> None:
+    """Rows of the seconds that pretrain takes for the whole digits recipe."""
+    recipe = RECIPES["digits"]
+    dtype = "bfloat16" if uses_bfloat16(recipe, torch.device(device)) else "float32"
+    ways = {GRAPH: ["--cuda-graph"]} if device == "cuda" else {}
+    for provider, options in {**ways, OURS: []}.items():
+        _, summary = harness.pretrain("--no-baselines", *options, device=device)
+        sizes = harness.sizes(recipe)
+        condition = harness.Condition(NAME, f"{device}-digits-run", provider, "run", sizes, dtype)
+        seconds = summary["train_seconds"]
+        harness.record(out, condition, "training_time", "ms", [1e3 * seconds], device)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = harness.parser(NAME, __doc__, "cpu", "cuda").parse_args(arguments)
-    {"cpu": measure_cpu, "cuda": measure_cuda}[options.device](options.out)
+    parser = harness.parser(NAME, __doc__, "cpu", "cuda")
+    parser.add_argument("--run", action="store_true", help="time the whole digits recipe instead")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("torch finds no CUDA device here; nothing was measured", file=sys.stderr)
+        return 1
+    if options.run:
+        measure_runs(options.device, options.out)
+        return 0
+    if options.device == "cuda":
+        return steps.measure_all(options.out)
+    measure_cpu(options.out)
     return 0
 
 

@@ -23,9 +23,11 @@ def reference_loss(recipe: Recipe) -> Any:
     return forward
 
 
-def use_reference(training: Training) -> None:
+def use_reference(training: Training, *, compiled: bool = False) -> None:
     """Replace the training's loss by it; locations are those that the training draws."""
     loss, forward = training.model.g2l_loss, reference_loss(training.recipe)
+    if compiled:
+        forward = torch.compile(forward, dynamic=False)
 
     def objective(*maps: Tensor, **options: Any) -> MultiNCEObjective:
         values = forward(*maps, **options)

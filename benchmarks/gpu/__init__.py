@@ -21,7 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Folders of tests that use a GPU where there is one: of the loss, and others.
 LOSS = ("tests/kernels", "tests/nce", "tests/bench")
-OTHERS = ("tests/views", "tests/data")
+OTHERS = ("tests/views", "tests/data", "tests/model")
+# Where only tests marked gpu use one.
+TRAINING = ("tests/training", "tests/test_devices.py")
 SANITIZED = [
     f"tests/{file}::test_small_case_for_the_sanitizer"
     for file in ("views/test_augment_gpu.py", "nce/test_gpu.py")
@@ -91,8 +93,10 @@ PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
     "goals": (15, lambda: _python("-m", "benchmarks.gpu.predictions")),
     "others": (120, lambda: _tests(OTHERS)),
     "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
-    "views": (45, lambda: _bench("augment")),
-    "step": (240, lambda: _bench("train_step")),
+    "training": (90, lambda: [*_tests(TRAINING), "-m", "gpu"]),
+    "views": (40, lambda: _bench("augment")),
+    "step": (190, lambda: _bench("train_step")),
+    "digits": (55, lambda: [*_bench("train_step"), "--run"]),
     "large": (570, lambda: _bench("large_batch")),
 }
 # The loss, in seven minutes at most: is it right, how fast is it, and does that meet the goals.

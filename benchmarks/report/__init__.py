@@ -20,6 +20,7 @@ from benchmarks.report import tables
 from benchmarks.report.goals import GOALS, goal_table
 from benchmarks.report.plots import DRAWN, PLOTS
 from benchmarks.report.rows import MARK, STALE, Rows, read_rows
+from benchmarks.report.steps import steps_table
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKED = re.compile(r"<!-- report:(?P<name>\w+) -->\n(?P<body>.*?)<!-- /report:(?P=name) -->", re.S)
@@ -39,8 +40,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "augment_gpu": partial(tables.views, cases=tables.GPU_VIEWS, metric="time"),
     "data": tables.data,
     "step_digits": partial(tables.small, name="train_step", case="cpu-digits", only=STEPS),
-    "step_cifar10": partial(tables.small, name="train_step", case="cuda-cifar10"),
-    "step_imagenet128": partial(tables.small, name="train_step", case="cuda-imagenet128"),
+    "step_gpu": steps_table,
     "demo": partial(tables.small, name="demo"),
     "quality": tables.quality,
     "mixture": tables.mixture,

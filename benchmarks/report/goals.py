@@ -6,11 +6,11 @@ from itertools import pairwise
 from operator import ge, gt, le, lt
 from statistics import mean, stdev
 
-from benchmarks.bench_augment import KERNEL
 from benchmarks.bench_large_batch import CACHED, DIGITS, LOSS, WHOLE
 from benchmarks.report.gpu_goals import ON_GPU
 from benchmarks.report.readers import Goal, Reader, Value, median, ratio
 from benchmarks.report.rows import MISSING, Row, Rows, mark, quantity, table
+from benchmarks.report.steps import STEP_GOALS, VIEWS_GOALS
 
 SMALL, LARGE = "cpu-b480-d1024-float32", "cpu-b4096-d256-float32"
 OURS, REFERENCE_LOSS, PILLOW = "amdim_fast", "reference loss", "torchvision on Pillow"
@@ -37,11 +37,6 @@ def goal_table(rows: Rows, block: str) -> str:
 def nce(metric: str, provider: str, mode: str = "forward_backward") -> Reader:
     """Times the reference's time or memory at B = 480."""
     return ratio("nce", "reference", provider, case=SMALL, mode=mode, metric=metric)
-
-
-def views(case: str, provider: str) -> Reader:
-    """Milliseconds of two views of a batch on a GPU."""
-    return median("augment", case=case, provider=provider, metric="time")
 
 
 def views_ratio(case: str) -> Reader:
@@ -131,16 +126,7 @@ GOALS = {
         f"96² to 64², one core, against {PILLOW}": Goal(
             "3x or more", views_ratio("cpu-96px-stl10"), ge, 3
         ),
-        # Five times what its memory traffic takes on an H200.
-        "256 of 256² to 128², kernel": Goal(
-            "115 us or less", views("cuda-256px-imagenet128", KERNEL), le, 0.115
-        ),
-        "256 of 256² to 128², drawing included": Goal(
-            "300 us or less", views("cuda-256px-imagenet128", OURS), le, 0.3
-        ),
-        "256 of 32², drawing included": Goal(
-            "100 us or less", views("cuda-32px-cifar", OURS), le, 0.1
-        ),
+        **VIEWS_GOALS,
     },
     "data": {
         name: Goal("10,000 or more", median("data", provider=name), ge, 10_000)
@@ -154,6 +140,7 @@ GOALS = {
             15,
         ),
     },
+    "step_gpu_goals": STEP_GOALS,
     "mixture_goals": {
         "training step with K = 4": Goal(
             "at most 1.5 plain steps", ratio("mixture", "K = 4", "plain"), le, 1.5

@@ -16,7 +16,7 @@ MARK = "†"
 STALE = f"{MARK} measured on older code."
 SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "bytes": ((1e9, " GB"), (1e6, " MB"), (1e3, " kB")),
-    "ms": ((1e3, " s"), (1.0, " ms")),
+    "ms": ((3.6e6, " h"), (1e3, " s"), (1.0, " ms")),
     "%": ((1.0, " %"),),
 }
 

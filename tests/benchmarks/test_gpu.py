@@ -10,8 +10,8 @@ import torch
 from amdim_fast.bench.inputs import make_inputs
 from amdim_fast.bench.measure import largest_difference, stopwatch
 from amdim_fast.training.recipes import RECIPES
-from benchmarks import bench_large_batch, gpu, harness
-from benchmarks.gpu import grid, large, predictions
+from benchmarks import bench_large_batch, bench_train_step, gpu, harness
+from benchmarks.gpu import grid, large, predictions, steps
 from benchmarks.nce_providers import FORWARD, FORWARD_BACKWARD, LOSSES, PEERS, run
 from benchmarks.report.goals import GOALS
 from benchmarks.report.rows import Rows
@@ -41,6 +41,13 @@ def test_the_default_parts_take_seven_minutes_at_most():
     assert sum(limits[name] for name in ("peak", "bench", "largest")) <= 4 * 60
     assert limits["test"] <= 90
     assert gpu.DEFAULT[-1] == "goals"
+
+
+def test_the_parts_of_training_take_five_minutes_at_most():
+    limits = {name: limit for name, (limit, _) in gpu.PARTS.items()}
+    assert sum(limits[name] for name in ("peak", "step", "views", "digits")) <= 5 * 60
+    assert limits["step"] >= steps.SECONDS + 15  # torch is imported before
+    assert gpu.PARTS["digits"][1]()[-2:] == ["cuda", "--run"]
 
 
 def recorded_by(found):
@@ -183,7 +190,7 @@ def test_share_of_the_peak_is_of_one_card():
 
 
 def test_every_goal_on_a_gpu_is_predicted():
-    on_gpu = [label for label in GOALS["nce_goals"] if label.startswith("GPU")]
+    on_gpu = [label for goals in GOALS.values() for label in goals if label.startswith("GPU")]
     assert list(predictions.PREDICTED) == on_gpu
 
 
@@ -216,12 +223,10 @@ def test_packages_of_helpers_count(tmp_path, monkeypatch):
 
 
 def test_every_test_that_needs_a_gpu_is_in_the_suite():
-    needing = {
-        str(path.parent.relative_to(gpu.ROOT))
-        for path in (gpu.ROOT / "tests").rglob("test_*.py")
-        if "mark.gpu" in path.read_text(encoding="utf-8") and path != Path(__file__)
-    }
-    assert needing <= {*gpu.LOSS, *gpu.OTHERS}
+    suite = {*gpu.LOSS, *gpu.OTHERS, *gpu.TRAINING}
+    for path in (gpu.ROOT / "tests").rglob("test_*.py"):
+        if "mark.gpu" in path.read_text(encoding="utf-8") and path != Path(__file__):
+            assert suite & {str(p.relative_to(gpu.ROOT)) for p in (path, path.parent)}, path
     for test in gpu.SANITIZED:
         file, _, name = test.partition("::")
         assert f"def {name}(" in (gpu.ROOT / file).read_text(encoding="utf-8")
@@ -231,6 +236,7 @@ def test_without_a_gpu_nothing_is_run(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 1
     assert grid.main(["peak"]) == 1
+    assert bench_train_step.main(["--device", "cuda"]) == 1
     assert bench_large_batch.main(["--device", "cuda"]) == 1
     assert "torch finds no CUDA device" in capsys.readouterr().err
 
