@@ -220,7 +220,7 @@ class Training:
             labels = labels.repeat(2)
             logits = torch.stack(self.model.evaluator(torch.cat([output.r1_x1, output.r1_x2])))
             labeled = (labels >= 0).sum()
-            count = ranks.sum(labeled).clamp(min=1) / ranks.world_size
+            count = ranks.sum(labeled.clone()).clamp(min=1) / ranks.world_size
             losses = probe_loss(logits, labels, count)
             loss = loss + losses.sum()
             correct = (logits.argmax(-1) == labels).sum(-1)
