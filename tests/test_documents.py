@@ -29,7 +29,7 @@ TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 BLOCKS = {
     f"{NAMES[path]} {number}": block
-    for path in DOCUMENTS
+    for path in [ROOT / "README.md", *DOCUMENTS]
     for number, block in enumerate(BLOCK.findall(TEXTS[path]), 1)
 }
 
