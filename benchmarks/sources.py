@@ -21,7 +21,7 @@ LOSS = (
 )
 VIEWS = ("amdim_fast/views/*.py", *(f"csrc/**/*.{suffix}" for suffix in ("h", "cpp", "cu")))
 MODEL = ("amdim_fast/model/**/*.py", "kernels/residual.py")
-STEP = (*LOSS, *VIEWS, *MODEL, "amdim_fast/training/step.py")
+STEP = (*LOSS, *VIEWS, *MODEL, *(f"amdim_fast/training/{name}.py" for name in ("step", "graph")))
 # By name of a bench; all others measure whole training steps.
 FOLDERS: Mapping[str, tuple[str, ...]] = {
     "nce": LOSS,
