@@ -48,7 +48,7 @@ class StepGraph:
         """
         self._calls += 1
         if self._calls <= WARM_UP:
-            return self._step(*inputs)
+            return beside(lambda: self._step(*inputs), self._device)
         if self._replay is None:
             self._record(inputs)
         for place, given in zip(self._inputs, inputs, strict=True):
@@ -71,6 +71,22 @@ class StepGraph:
             raise RuntimeError(
                 f"the step cannot be recorded as a CUDA graph ({error}); turn off cuda_graph"
             ) from error
+
+
+def beside(step: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """``step()`` on a stream of its own, as a recording is, before what the current one does next.
+
+    Nodes of autograd remember their stream, and a recording may not wait for the default one.
+    """
+    if device.type != "cuda":
+        return step()
+    current, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    own.wait_stream(current)
+    with torch.cuda.stream(own):
+        values = step()
+    current.wait_stream(own)
+    values.record_stream(current)
+    return values
 
 
 def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
