@@ -73,6 +73,12 @@ def _fake_augment(
     width: int,
     channels_last: bool,
 ) -> Tensor:
+    for other in (layout, params, table):
+        if other is not None and other.device != images.device:
+            raise RuntimeError(
+                f"images are on {images.device}, another argument on {other.device}; all must be"
+                " on one device"
+            )
     shape = (size, size, 3) if channels_last else (3, size, size)
     return table.new_empty(*params.shape[:2], *shape)
 

@@ -19,18 +19,40 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kStrip = 16;
 
-AMDIM_CLONES bool make_wide(const AugmentArgs& args, int64_t index, const View& view, char* memory,
-                            int64_t bytes, uint32_t* out) {
-  return make_view<kLanes>(Solo{}, args.image(index), view, args.size,
-                           static_cast<const uint32_t*>(args.table), args.channels_last, memory,
-                           bytes, out);
+// What one thread works in.
+struct Memory {
+  std::vector<Lanes<kLanes>> scratch, waiting;
+
+  explicit Memory(const AugmentArgs& args)
+      : scratch(scratch_bytes<kLanes>(args.height, args.width, args.size, args.size, args.size,
+                                      args.size, 1, kStrip) / kLanes + 1),
+        waiting(3LL * args.size * pitch(args)) {}
+
+  static int pitch(const AugmentArgs& args) { return (args.size + kLanes - 1) / kLanes; }
+};
+
+template <class T>
+inline __attribute__((always_inline)) bool make_view(const AugmentArgs& args, int64_t item,
+                                                     Memory& memory, T* out) {
+  const Plan plan = plan_of(args.image(item % args.count), args.params[item], args.size);
+  const Scratch<kLanes> scratch = split_scratch<kLanes>(
+      reinterpret_cast<char*>(memory.scratch.data()),
+      static_cast<int64_t>(memory.scratch.size()) * kLanes, plan.view, args.size, args.size, 1);
+  const Canvas<T> canvas = args.canvas(out, item);
+  const Waiting<kLanes> waiting{memory.waiting.data(), args.size, Memory::pitch(args)};
+  const Rows rows{0, args.size};
+  long long total = 0;
+  begin_rows<kLanes>(Solo{}, plan, rows, canvas, waiting, scratch, &total);
+  finish_rows<kLanes>(Solo{}, plan, rows, canvas, waiting, &total, 1);
+  return scratch.ring_slabs > 0;
 }
 
-AMDIM_CLONES bool make_half(const AugmentArgs& args, int64_t index, const View& view, char* memory,
-                            int64_t bytes, uint16_t* out) {
-  return make_view<kLanes>(Solo{}, args.image(index), view, args.size,
-                           static_cast<const uint16_t*>(args.table), args.channels_last, memory,
-                           bytes, out);
+AMDIM_CLONES bool make_wide(const AugmentArgs& args, int64_t item, Memory& memory, uint32_t* out) {
+  return make_view(args, item, memory, out);
+}
+
+AMDIM_CLONES bool make_half(const AugmentArgs& args, int64_t item, Memory& memory, uint16_t* out) {
+  return make_view(args, item, memory, out);
 }
 
 Tensor augment(const Tensor& images, const std::optional<Tensor>& layout, const Tensor& params,
@@ -38,23 +60,21 @@ Tensor augment(const Tensor& images, const std::optional<Tensor>& layout, const 
                bool channels_last) {
   const AugmentArgs args =
       augment_args(images, layout, params, table, size, height, width, channels_last);
+  for (int64_t index = 0; args.layout != nullptr && index < args.count; ++index) {
+    STD_TORCH_CHECK(args.fits(index), "layout[", index, "] is [", args.layout[3 * index], ", ",
+                    args.layout[3 * index + 1], ", ", args.layout[3 * index + 2],
+                    "]; it must be offset, height and width of an image inside the ", args.bytes,
+                    " bytes of images, at most height x width = ", height, " x ", width);
+  }
   Tensor out = empty_views(args, table);
   const bool wide = table.scalar_type() == torch::headeronly::ScalarType::Float;
-  const int64_t bytes =
-      scratch_bytes<kLanes>(args.height, args.width, args.size, args.size, args.size, 1, kStrip);
-  char* start = static_cast<char*>(out.data_ptr());
   torch::stable::parallel_for(0, args.views * args.count, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Lanes<kLanes>> memory(bytes / kLanes + 1);
-    char* scratch = reinterpret_cast<char*>(memory.data());
+    Memory memory(args);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item * args.view_elements();
-      const int64_t index = item % args.count;
       const bool made =
-          wide ? make_wide(args, index, args.params[item], scratch, bytes,
-                           reinterpret_cast<uint32_t*>(start) + first)
-               : make_half(args, index, args.params[item], scratch, bytes,
-                           reinterpret_cast<uint16_t*>(start) + first);
-      STD_TORCH_CHECK(made, "layout has an image larger than height x width");
+          wide ? make_wide(args, item, memory, static_cast<uint32_t*>(out.data_ptr()))
+               : make_half(args, item, memory, static_cast<uint16_t*>(out.data_ptr()));
+      STD_TORCH_CHECK(made, "amdim_fast::augment split its memory wrongly; please report it");
     }
   });
   return out;

@@ -1,87 +1,96 @@
-// Color jitter and grayscale of one view's pixels, and their normalized output.
+// Color jitter and grayscale of a group of pixels side by side, in registers.
 #pragma once
 
-#include "team.h"
 #include "view.h"
 
 namespace amdim {
 
-// Mean luma of the view, the same in every thread; integer sums, so their order does not matter.
-template <class Team>
-AMDIM_HD int mean_luma(const Team& team, const uint8_t* pixels, int size, long long* partials) {
-  const int area = size * size;
-  long long sum = 0;
-  for (int i = team.index; i < area; i += team.count) {
-    sum += luma({pixels[i], pixels[area + i], pixels[2 * area + i]});
-  }
-  partials[team.index] = sum;
-  team.sync(kPartialsReady);
-  for (int terms = team.count; terms > 1;) {
-    const int half = (terms + 1) / 2;
-    if (team.index + half < terms) partials[team.index] += partials[team.index + half];
-    team.sync(kPartialsAdded);
-    terms = half;
-  }
-  return rounded_mean(partials[0], area);
-}
+template <int LANES>
+struct Pixels {
+  float red[LANES], green[LANES], blue[LANES];
+};
 
-// Adjusts pixels [3, size, size] in place, in the view's own order; each thread keeps its pixels.
-template <class Team>
-AMDIM_HD void jitter(const Team& team, const View& view, int size, uint8_t* pixels,
-                     long long* partials) {
-  const int area = size * size;
-  uint8_t* __restrict__ red = pixels;
-  uint8_t* __restrict__ green = pixels + area;
-  uint8_t* __restrict__ blue = pixels + 2 * area;
-  auto adjust = [&](auto change) {
-    for (int i = team.index; i < area; i += team.count) {
-      const Rgb changed = change(Rgb{red[i], green[i], blue[i]});
-      red[i] = static_cast<uint8_t>(changed.red);
-      green[i] = static_cast<uint8_t>(changed.green);
-      blue[i] = static_cast<uint8_t>(changed.blue);
-    }
-  };
-  auto mix = [](int degenerate, Rgb pixel, float factor) {
-    return Rgb{blend(degenerate, pixel.red, factor), blend(degenerate, pixel.green, factor),
-               blend(degenerate, pixel.blue, factor)};
-  };
+constexpr int kGrayscale = kOperations;
+
+// What one view does to its pixels, in order. Contrast is the one step that needs the mean luma of all
+// pixels: steps before it come first, for every pixel, and those from it on need the mean.
+struct Recipe {
+  int32_t operation[kOperations + 1];
+  float amount[kOperations + 1];
+  int steps;
+  int mean_step;  // the step of contrast; ``steps`` if there is none
+
+  AMDIM_HD bool needs_mean() const { return mean_step < steps; }
+};
+
+AMDIM_HD Recipe recipe_of(const View& view) {
+  Recipe recipe;
+  recipe.steps = 0;
+  recipe.mean_step = kOperations + 1;
   for (int step = 0; view.flags & kJitter && step < kOperations; ++step) {
     const int operation = view.order[step];
     const float factor = view.factor[operation];
-    if (operation == kBrightness) {
-      adjust([&](Rgb pixel) { return mix(0, pixel, factor); });
-    } else if (operation == kContrast) {
-      const int mean = mean_luma(team, pixels, size, partials);
-      adjust([&](Rgb pixel) { return mix(mean, pixel, factor); });
-    } else if (operation == kSaturation) {
-      adjust([&](Rgb pixel) { return mix(luma(pixel), pixel, factor); });
-    } else {
-      const int steps = hue_steps(factor);
-      adjust([&](Rgb pixel) { return turn_hue(pixel, steps); });
-    }
+    if (operation == kContrast) recipe.mean_step = step;
+    recipe.operation[step] = operation;
+    recipe.amount[step] =
+        operation == kHue ? static_cast<float>(hue_steps(factor) & 0xFF) : factor;
+    recipe.steps = step + 1;
   }
   if (view.flags & kGray) {
-    adjust([](Rgb pixel) {
-      const int level = luma(pixel);
-      return Rgb{level, level, level};
-    });
+    recipe.operation[recipe.steps] = kGrayscale;
+    recipe.steps += 1;
+  }
+  recipe.mean_step = smaller(recipe.mean_step, recipe.steps);
+  return recipe;
+}
+
+template <int LANES, class Change>
+AMDIM_HD void change_each(Pixels<LANES>& pixels, Change change) {
+  AMDIM_LANE_LOOP
+  for (int lane = 0; lane < LANES; ++lane) {
+    const Rgb changed = change(Rgb{pixels.red[lane], pixels.green[lane], pixels.blue[lane]});
+    pixels.red[lane] = changed.red;
+    pixels.green[lane] = changed.green;
+    pixels.blue[lane] = changed.blue;
   }
 }
 
-// Looks each level up in table [3, 256] and writes out [3, size, size], or [size, size, 3]; each thread
-// writes the pixels it has adjusted.
-template <class T, class Team>
-AMDIM_HD void write_view(const Team& team, const uint8_t* __restrict__ pixels, int size,
-                         const T* __restrict__ table, bool channels_last, T* __restrict__ out) {
-  const int area = size * size;
-  const int64_t pixel_step = channels_last ? 3 : 1, channel_step = channels_last ? 1 : area;
-  for (int channel = 0; channel < 3; ++channel) {
-    const T* levels = table + 256 * channel;
-    T* plane = out + channel * channel_step;
-    for (int i = team.index; i < area; i += team.count) {
-      plane[i * pixel_step] = levels[pixels[channel * area + i]];
+// Steps begin .. end - 1 of the recipe; mean is that of contrast's input.
+template <int LANES>
+AMDIM_HD void adjust(const Recipe& recipe, int begin, int end, float mean, Pixels<LANES>& pixels) {
+  auto mix = [](float degenerate, Rgb pixel, float factor) {
+    return Rgb{blend(degenerate, pixel.red, factor), blend(degenerate, pixel.green, factor),
+               blend(degenerate, pixel.blue, factor)};
+  };
+  for (int step = begin; step < end; ++step) {
+    const int operation = recipe.operation[step];
+    const float amount = recipe.amount[step];
+    if (operation == kBrightness || operation == kContrast) {
+      const float degenerate = operation == kContrast ? mean : 0.0f;
+      change_each(pixels, [&](Rgb pixel) { return mix(degenerate, pixel, amount); });
+    } else if (operation == kSaturation) {
+      change_each(pixels, [&](Rgb pixel) { return mix(luma(pixel), pixel, amount); });
+    } else if (operation == kHue) {
+      change_each(pixels, [&](Rgb pixel) { return turn_hue(pixel, amount); });
+    } else {
+      change_each(pixels, [](Rgb pixel) {
+        const float level = luma(pixel);
+        return Rgb{level, level, level};
+      });
     }
   }
+}
+
+// Sum of the lumas of the first ``wanted`` pixels.
+template <int LANES>
+AMDIM_HD int luma_sum(const Pixels<LANES>& pixels, int wanted) {
+  int sum = 0;
+  AMDIM_LANE_LOOP
+  for (int lane = 0; lane < LANES; ++lane) {
+    const int level = as_index(luma({pixels.red[lane], pixels.green[lane], pixels.blue[lane]}));
+    sum += level * (lane < wanted);
+  }
+  return sum;
 }
 
 }  // namespace amdim

@@ -1,4 +1,4 @@
-// Scratch memory of one view, split by the sizes of its crop.
+// Scratch memory of some rows of one view, split by the sizes of its crop.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,9 @@ constexpr int kMaxStagedSlabs = 4;
 // All members point into one buffer. ring_slabs is 0 if the buffer is too small.
 template <int LANES>
 struct Scratch {
-  uint8_t* pixels;          // [3, size, size], the view before normalization
-  Taps* row_taps;           // [size]
+  Taps* row_taps;           // [rows]
   Taps* column_taps;        // [size]
-  int32_t* row_weights;     // [size, row_limit]
+  int32_t* row_weights;     // [rows, row_limit]
   int32_t* column_weights;  // [size, column_limit]
   long long* partials;      // [threads]
   Lanes<LANES>* staged;     // [staged_slabs, 3, crop width], source rows, transposed
@@ -37,10 +36,11 @@ AMDIM_HD int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit 
 // The most slabs of lines that one output row needs.
 AMDIM_HD int least_slabs(int taps, int lanes) { return (taps + lanes - 2) / lanes + 1; }
 
-// Splits ``bytes`` of memory, aligned to 16; the layout depends on its arguments only.
+// Splits ``bytes`` of memory, aligned to 16, for ``rows`` output rows; the layout depends on its
+// arguments only.
 template <int LANES>
 AMDIM_HD Scratch<LANES> split_scratch(char* memory, int64_t bytes, const View& view, int size,
-                                      int threads) {
+                                      int rows, int threads) {
   Scratch<LANES> scratch;
   int64_t used = 0;
   auto take = [&](int64_t length) {
@@ -48,15 +48,14 @@ AMDIM_HD Scratch<LANES> split_scratch(char* memory, int64_t bytes, const View& v
     used += rounded_up(length, 16);
     return start;
   };
-  const int64_t places = size;
+  const int64_t places = size, lines = rows;
   scratch.row_limit = tap_limit(view.height, view.resized_height);
   scratch.column_limit = tap_limit(view.width, view.resized_width);
   scratch.pitch = (size + LANES - 1) / LANES;
-  scratch.pixels = reinterpret_cast<uint8_t*>(take(3 * places * places));
-  scratch.row_taps = reinterpret_cast<Taps*>(take(places * sizeof(Taps)));
+  scratch.row_taps = reinterpret_cast<Taps*>(take(lines * sizeof(Taps)));
   scratch.column_taps = reinterpret_cast<Taps*>(take(places * sizeof(Taps)));
   scratch.row_weights =
-      reinterpret_cast<int32_t*>(take(places * scratch.row_limit * sizeof(int32_t)));
+      reinterpret_cast<int32_t*>(take(lines * scratch.row_limit * sizeof(int32_t)));
   scratch.column_weights =
       reinterpret_cast<int32_t*>(take(places * scratch.column_limit * sizeof(int32_t)));
   scratch.partials = reinterpret_cast<long long*>(take(threads * sizeof(long long)));
@@ -81,19 +80,20 @@ AMDIM_HD Scratch<LANES> split_scratch(char* memory, int64_t bytes, const View& v
   return scratch;
 }
 
-// Enough bytes for every view of images up to height x width to make ``strip`` output rows at a
+// Enough bytes for ``rows`` output rows of every view of images up to height x width, ``strip`` at a
 // time. resized_height, resized_width: the smallest size that a whole image is resized to.
 template <int LANES>
 AMDIM_HD int64_t scratch_bytes(int height, int width, int resized_height, int resized_width,
-                               int size, int threads, int strip) {
+                               int size, int rows, int threads, int strip) {
   const int64_t places = size;
   const int row_limit = tap_limit(height, resized_height);
   const int column_limit = tap_limit(width, resized_width);
   const int64_t pitch = (size + LANES - 1) / LANES;
-  const int64_t rows = row_limit + static_cast<int64_t>(strip - 1) * height / resized_height + 1;
-  const int64_t slabs = (rows + LANES - 2) / LANES + 1;
-  return 3 * places * places + 2 * places * static_cast<int64_t>(sizeof(Taps)) +
-         places * (row_limit + column_limit) * static_cast<int64_t>(sizeof(int32_t)) +
+  const int64_t sources = row_limit + static_cast<int64_t>(strip - 1) * height / resized_height + 1;
+  const int64_t slabs = (sources + LANES - 2) / LANES + 1;
+  return (rows + places) * static_cast<int64_t>(sizeof(Taps)) +
+         (static_cast<int64_t>(rows) * row_limit + places * column_limit) *
+             static_cast<int64_t>(sizeof(int32_t)) +
          threads * static_cast<int64_t>(sizeof(long long)) + 3LL * width * LANES +
          slabs * 3 * pitch * LANES * LANES + 8 * 16;
 }

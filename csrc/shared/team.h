@@ -13,7 +13,6 @@ enum Site {
   kWeightsReady,
   kRowsStaged,
   kLinesReady,
-  kPixelsReady,
   kPartialsReady,
   kPartialsAdded,
   kSites
@@ -25,5 +24,19 @@ struct Solo {
   static constexpr int count = 1;
   AMDIM_HD void sync(Site) const {}
 };
+
+// A thread's share of a table of rows and columns: columns ``column``, ``column`` + ``columns``, ... of
+// rows ``row``, ``row`` + ``rows``, ... Neighbors take neighboring columns, without a division an item.
+struct Share {
+  int column, columns, row, rows;
+};
+
+template <class Team>
+AMDIM_HD Share share_of(const Team& team, int table_columns) {
+  const int across = table_columns < team.count ? table_columns : team.count;
+  const int groups = team.count / across, group = team.index / across;
+  constexpr int kNone = 1 << 30;  // threads that do not fill a group have no row
+  return {team.index - group * across, across, group < groups ? group : kNone, groups};
+}
 
 }  // namespace amdim

@@ -1,10 +1,10 @@
-// make_view on the host, on random views: teams of threads against one thread, bit for bit.
+// The block functions on the host, on random views: teams of threads against one thread, bit for bit.
 //
 //   block KIND THREADS LEFT_OUT SEED COUNT SHORT
 //
 // KIND is "possible", or "any" to include impossible parameters and too little memory. LEFT_OUT is
-// the Site whose barrier all threads skip, kSites for the one between two views, -1 for none. SHORT
-// is the number of bytes missing from the end of every image. Exits with 1 if bits differ; with a
+// the Site whose barrier all threads skip, kSites and kPlanned for those of the kernel, -1 for none.
+// SHORT is the number of bytes missing from the end of every image. Exits with 1 if bits differ; with a
 // barrier left out, only the sanitizer reports.
 #include <algorithm>
 #include <barrier>
@@ -26,6 +26,7 @@ using namespace amdim;
 
 constexpr int kViews = 2;
 constexpr uint16_t kUnwritten = 0xFFFF;
+constexpr int kPlanned = kSites + 1;
 using Output = std::vector<uint16_t>;
 
 struct Crew {
@@ -52,7 +53,7 @@ struct Job {
   std::unique_ptr<uint8_t[]> bytes;  // not one byte more than the strides reach
   Image image;
   View views[kViews];
-  int size;
+  int size, tile_rows;
   bool channels_last;
 };
 
@@ -114,6 +115,7 @@ Job draw_job(Random& random, bool any, int64_t missing) {
   Job job;
   draw_image(random, missing, job);
   job.size = static_cast<int>(random.one_in(20) ? random.in(1, 70) : random.in(1, 20));
+  job.tile_rows = static_cast<int>(random.one_in(2) ? job.size : random.in(1, job.size));
   job.channels_last = random.one_in(2);
   for (View& view : job.views) {
     view = draw_view(random, job.image, job.size);
@@ -122,34 +124,72 @@ Job draw_job(Random& random, bool any, int64_t missing) {
   return job;
 }
 
-// Enough bytes for this view to make ``strip`` rows at a time.
+// Enough bytes for the tiles of this view to make ``strip`` rows at a time.
 template <int LANES>
 int64_t enough(const Job& job, const View& requested, int threads, int strip) {
   const View view = clamped(requested, job.image.height, job.image.width, job.size);
   return scratch_bytes<LANES>(view.height, view.width, view.resized_height, view.resized_width,
-                              job.size, threads, strip);
+                              job.size, job.tile_rows, threads, strip);
 }
 
 int64_t elements(const Job& job) { return 3LL * job.size * job.size; }
 
-// The views of a job one after the other in the same memory, as a CUDA block makes them.
+// What the phases leave for one another, and a block's own shared memory.
+template <int LANES>
+struct Launch {
+  int tiles, pitch;
+  std::vector<Lanes<LANES>> waiting;
+  std::vector<long long> luma_totals;
+  Plan plan;
+  Scratch<LANES> scratch;
+
+  explicit Launch(const Job& job)
+      : tiles((job.size + job.tile_rows - 1) / job.tile_rows),
+        pitch((job.size + LANES - 1) / LANES),
+        waiting(kViews * 3 * job.size * pitch),
+        luma_totals(kViews * tiles) {}
+};
+
+// The tiles of a job one after the other in the same memory, as a CUDA block makes them, each phase a
+// launch.
 template <int LANES, class Team>
-void make_views(const Team& team, const Job& job, char* memory, int64_t bytes, uint16_t* out) {
+void make_views(const Team& team, const Job& job, Launch<LANES>& launch, char* memory,
+                int64_t bytes, uint16_t* out) {
   uint16_t table[3 * 256];
   for (int i = 0; i < 3 * 256; ++i) table[i] = static_cast<uint16_t>(i);
-  for (const View& view : job.views) {
-    make_view<LANES>(team, job.image, view, job.size, table, job.channels_last, memory, bytes, out);
+  for (int item = 0; item < 2 * kViews * launch.tiles; ++item) {
+    const int tile = item % launch.tiles, view = item / launch.tiles % kViews;
+    const bool first_phase = item < kViews * launch.tiles;
+    const Rows rows{tile * job.tile_rows, smaller((tile + 1) * job.tile_rows, job.size)};
+    const Canvas<uint16_t> canvas{out + view * elements(job), table, job.size, job.channels_last};
+    const Waiting<LANES> waiting{launch.waiting.data() + view * 3 * job.size * launch.pitch,
+                                 job.size, launch.pitch};
+    long long* totals = launch.luma_totals.data() + view * launch.tiles;
+    if (team.index == 0) {
+      launch.plan = plan_of(job.image, job.views[view], job.size);
+      launch.scratch = split_scratch<LANES>(memory, bytes, launch.plan.view, job.size, rows.count(),
+                                            team.count);
+    }
+    team.sync(static_cast<Site>(kPlanned));
+    if (first_phase) {
+      begin_rows<LANES>(team, launch.plan, rows, canvas, waiting, launch.scratch, totals + tile);
+    } else {
+      finish_rows<LANES>(team, launch.plan, rows, canvas, waiting, totals, launch.tiles);
+    }
     team.sync(static_cast<Site>(kSites));
-    out += elements(job);
   }
 }
 
-Output by_one_thread(const Job& job) {
+Output by_one_thread(Job& job) {
+  const int tile_rows = job.tile_rows;
+  job.tile_rows = job.size;
   const int64_t bytes = scratch_bytes<16>(job.image.height, job.image.width, job.size, job.size,
-                                          job.size, 1, job.size);
+                                          job.size, job.size, 1, job.size);
   const std::unique_ptr<char[]> memory(new char[bytes]());
+  Launch<16> launch(job);
   Output out(kViews * elements(job), kUnwritten);
-  make_views<16>(Solo{}, job, memory.get(), bytes, out.data());
+  make_views<16>(Solo{}, job, launch, memory.get(), bytes, out.data());
+  job.tile_rows = tile_rows;
   return out;
 }
 
@@ -165,19 +205,19 @@ bool team_agrees(Random& random, const Job& job, bool any, int threads, int left
   const std::unique_ptr<char[]> memory(new char[bytes]);
   std::memset(memory.get(), 0xA5, bytes);
   Output out(kViews * elements(job), kUnwritten);
+  Launch<LANES> launch(job);
   std::barrier barrier(threads);
   std::vector<std::thread> team;
   for (int index = 0; index < threads; ++index) {
     team.emplace_back([&, index] {
-      make_views<LANES>(Crew{index, threads, &barrier, left_out}, job, memory.get(), bytes,
+      make_views<LANES>(Crew{index, threads, &barrier, left_out}, job, launch, memory.get(), bytes,
                         out.data());
     });
   }
   for (std::thread& thread : team) thread.join();
   for (int view = 0; view < kViews; ++view) {
     const auto begin = out.begin() + view * elements(job), end = begin + elements(job);
-    const bool may_refuse = bytes < enough<LANES>(job, job.views[view], threads, 1);
-    if (may_refuse && std::all_of(begin, end, [](uint16_t v) { return v == kUnwritten; })) continue;
+    if (bytes < enough<LANES>(job, job.views[view], threads, 1)) continue;  // it may refuse tiles
     if (!std::equal(begin, end, expected.begin() + view * elements(job))) return false;
   }
   return true;
@@ -191,7 +231,7 @@ int main(int count, char** argument) {
   const int threads = std::atoi(argument[2]), left_out = std::atoi(argument[3]);
   Random random{std::mt19937(static_cast<unsigned>(std::atoi(argument[4])))};
   for (int number = 0; number < std::atoi(argument[5]); ++number) {
-    const Job job = draw_job(random, any, std::atoi(argument[6]));
+    Job job = draw_job(random, any, std::atoi(argument[6]));
     const Output expected = by_one_thread(job);
     const bool whole = std::count(expected.begin(), expected.end(), kUnwritten) == 0;
     const bool four = team_agrees<4>(random, job, any, threads, left_out, expected);

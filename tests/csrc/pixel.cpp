@@ -25,39 +25,44 @@ Bytes map_triples(const Bytes& triples, Change change) {
   return result;
 }
 
-Bytes rgb_to_hsv(const Bytes& pixels) {
-  return map_triples(pixels, [](const uint8_t* in, uint8_t* out) {
-    const amdim::Hsv hsv = amdim::rgb_to_hsv({in[0], in[1], in[2]});
-    out[0] = static_cast<uint8_t>(hsv.hue);
-    out[1] = static_cast<uint8_t>(hsv.saturation);
-    out[2] = static_cast<uint8_t>(hsv.value);
-  });
+amdim::Rgb rgb_of(const uint8_t* in) {
+  return {amdim::as_level(in[0]), amdim::as_level(in[1]), amdim::as_level(in[2])};
 }
 
 void store(amdim::Rgb rgb, uint8_t* out) {
-  out[0] = static_cast<uint8_t>(rgb.red);
-  out[1] = static_cast<uint8_t>(rgb.green);
-  out[2] = static_cast<uint8_t>(rgb.blue);
+  out[0] = static_cast<uint8_t>(amdim::as_index(rgb.red));
+  out[1] = static_cast<uint8_t>(amdim::as_index(rgb.green));
+  out[2] = static_cast<uint8_t>(amdim::as_index(rgb.blue));
+}
+
+Bytes rgb_to_hsv(const Bytes& pixels) {
+  return map_triples(pixels, [](const uint8_t* in, uint8_t* out) {
+    const amdim::Hsv hsv = amdim::rgb_to_hsv(rgb_of(in));
+    store({hsv.hue, hsv.saturation, hsv.value}, out);
+  });
 }
 
 Bytes hsv_to_rgb(const Bytes& pixels) {
   return map_triples(pixels, [](const uint8_t* in, uint8_t* out) {
-    store(amdim::hsv_to_rgb({in[0], in[1], in[2]}), out);
+    const amdim::Rgb levels = rgb_of(in);
+    store(amdim::hsv_to_rgb({levels.red, levels.green, levels.blue}), out);
   });
 }
 
 Bytes turn_hue(const Bytes& pixels, int steps) {
   return map_triples(pixels, [steps](const uint8_t* in, uint8_t* out) {
-    store(amdim::turn_hue({in[0], in[1], in[2]}, steps), out);
+    store(amdim::turn_hue(rgb_of(in), amdim::as_level(steps & 0xFF)), out);
   });
 }
 
 uint8_t luma(uint8_t red, uint8_t green, uint8_t blue) {
-  return static_cast<uint8_t>(amdim::luma({red, green, blue}));
+  const uint8_t pixel[3] = {red, green, blue};
+  return static_cast<uint8_t>(amdim::as_index(amdim::luma(rgb_of(pixel))));
 }
 
 uint8_t blend(uint8_t degenerate, uint8_t level, float factor) {
-  return static_cast<uint8_t>(amdim::blend(degenerate, level, factor));
+  return static_cast<uint8_t>(amdim::as_index(
+      amdim::blend(amdim::as_level(degenerate), amdim::as_level(level), factor)));
 }
 
 // First tap and weights of one output place.
@@ -80,5 +85,7 @@ PYBIND11_MODULE(pixel, module) {
   module.def("hsv_to_rgb", &hsv_to_rgb, "uint8 [..., 3] to uint8 [..., 3].");
   module.def("turn_hue", &turn_hue, "uint8 [..., 3] and steps of 1/255 turn to uint8 [..., 3].");
   module.def("hue_steps", py::vectorize(amdim::hue_steps), "Whole steps of 1/255 turn in a float32 number of turns.");
+  module.def("corrected_quotient", py::vectorize(amdim::corrected_quotient),
+             "floor(a / b) from an estimate at most 1 from it, float32.");
   module.def("bicubic_taps", &bicubic_taps, "First tap and int32 weights of an output place.");
 }

@@ -16,7 +16,7 @@ from tests.views.cases import HALF, any_params, seeded, smooth_noise, white_nois
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
-SHARED, GLOBAL = 128, 400  # sizes whose tiles lie in shared and in global memory
+SHARED, GLOBAL = 128, 400  # sizes of a few and of many tiles a view
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -57,9 +57,15 @@ def test_lists_of_different_sizes(size):
     assert_equal_devices(pictures(sizes), any_params(sizes, 2), size)
 
 
-def test_more_views_than_tiles_in_global_memory():
+def test_many_tiles():
     images, params = batch(300, (40, 50)), any_params([(40, 50)] * 300, 2)
     assert_equal_devices(images, params, GLOBAL, dtype=torch.bfloat16)
+
+
+def test_scratch_memory_in_global_memory():
+    # Weights and one slab of rows of these images need 250 KB; the blocks take turns.
+    images, params = batch(300, (5, 9000)), any_params([(5, 9000)] * 300, 2)
+    assert_equal_devices(images, params, 64, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("expanded", [(0,), (1, 2), (3,)])

@@ -99,6 +99,17 @@ def test_blend_of_every_pair_equals_pillow(pixel):
         assert np.array_equal(pixel.blend(degenerate, level, factor), expected), factor
 
 
+def test_a_quotient_is_corrected_from_either_side(pixel):
+    divisors = np.concatenate([np.arange(1, 256), [65025]])
+    for b in divisors:
+        a = np.arange(0, 256 * b, max(1, b // 255))
+        a = np.unique(np.concatenate([a, np.arange(b - 1, 256 * b, b)]))
+        a = a[a < 2**24]
+        for off in (-1, 0, 1):
+            found = pixel.corrected_quotient(*np.float32([a, np.full_like(a, b), a // b + off]))
+            assert np.array_equal(found, a // b)
+
+
 def keys(x):
     """Cubic convolution (Keys 1981), a = -0.5."""
     a, x = -0.5, np.abs(x)
