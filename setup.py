@@ -104,7 +104,7 @@ def views_extensions() -> tuple[list, dict]:
         extensions.append(
             CUDAExtension(
                 "amdim_fast._cuda",
-                ["csrc/cuda/augment.cu"],
+                ["csrc/cuda/augment.cu", "csrc/cuda/sampling.cu"],
                 extra_compile_args={"cxx": CXX + STABLE, "nvcc": NVCC + STABLE},
                 **common,
             )

@@ -13,4 +13,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(amdim_fast, m) {
       "sample_views(Tensor sizes, Tensor sample_index, Tensor policy, int seed, int views) -> "
       "(Tensor crop, Tensor translate, Tensor flip, Tensor jitter, Tensor order, Tensor brightness, "
       "Tensor contrast, Tensor saturation, Tensor hue, Tensor gray)");
+  m.def(
+      "draw_records(Tensor images, Tensor sizes, Tensor sample_index, Tensor policy, int seed, "
+      "int views, int size) -> (Tensor records, Tensor layout)");
 }

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from amdim_fast.views import reference
 from amdim_fast.views.compiled import check_backend
 from amdim_fast.views.images import as_pixels, sizes_of
-from amdim_fast.views.op import make_views
-from amdim_fast.views.params import ViewParams
+from amdim_fast.views.op import make_recorded_views, make_views
+from amdim_fast.views.params import ViewParams, ViewPolicy
+from amdim_fast.views.sampling import draw_records
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -59,8 +60,8 @@ def augment(
             copy from the CPU while a CUDA graph is captured.
 
     Deterministic: all randomness is in ``params``, and every device gives the same bits. Memory:
-    beside the output, the compiled backend holds one tile for each CPU thread or CUDA block, and a
-    list of images once more as one buffer. Works under ``torch.compile`` and, with ``params`` on
+    beside the output, the compiled backend holds scratch memory for each CPU thread or CUDA block, on
+    CUDA 3 bytes for each pixel of the views, and a list of images once more as one buffer. Works under ``torch.compile`` and, with ``params`` on
     the GPU and images in one tensor, in CUDA graphs. Not differentiable.
     """
     pixels = as_pixels(images)
@@ -86,6 +87,37 @@ def augment(
         dtype=dtype,
         channels_last=channels_last,
     )
+
+
+def drawn_views(
+    pixels: Tensor | list[Tensor],
+    policy: ViewPolicy,
+    *,
+    dtype: torch.dtype,
+    channels_last: bool,
+    generator: torch.Generator | None,
+    sample_index: Tensor | None,
+) -> Tensor:
+    """[2, N, 3, size, size]: two views, drawn on the images' device as ``sample_view_params`` does.
+
+    On CUDA this copies nothing from the host and does not wait, so a CUDA graph may hold it; it
+    then draws the same views in every replay.
+    """
+    check_output(size=policy.size, mean=policy.mean, std=policy.std, dtype=dtype)
+    first = pixels[0]
+    records, layout = draw_records(
+        first, policy, sizes_of(pixels), generator=generator, sample_index=sample_index
+    )
+    make_table = level_table if torch.compiler.is_compiling() else _cached_level_table
+    views = make_recorded_views(
+        pixels,
+        records,
+        layout,
+        table=make_table(tuple(policy.mean), tuple(policy.std), dtype, first.device),
+        size=policy.size,
+        channels_last=channels_last,
+    )
+    return views.movedim(-1, -3) if channels_last else views
 
 
 def compiled_views(

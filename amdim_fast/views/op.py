@@ -117,37 +117,49 @@ def make_views(
     compiled.require(device.type)
     values = [getattr(params, name) for name in _FIELDS]
     records = torch.ops.amdim_fast.pack_views(*values, sizes, windows)
-    images, layout, (height, width) = _as_buffer(pixels, sizes)
-    return torch.ops.amdim_fast.augment(
-        images,
-        None if layout is None else _on_device(layout, device),
+    lengths = 3 * sizes.prod(1)
+    layout = torch.cat([(lengths.cumsum(0) - lengths)[:, None], sizes], 1)
+    return make_recorded_views(
+        pixels,
         _on_device(records, device),
-        table,
-        size,
-        height,
-        width,
-        channels_last,
+        layout if isinstance(pixels, Tensor) else _on_device(layout, device),
+        table=table,
+        size=size,
+        channels_last=channels_last,
     )
 
 
-def _as_buffer(
-    pixels: Tensor | Sequence[Tensor], sizes: Tensor
-) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-    """Images, or a list in one buffer and int64 [N, 3] offset, height, width; the largest size."""
+def make_recorded_views(
+    pixels: Tensor | Sequence[Tensor],
+    records: Tensor,
+    layout: Tensor,
+    *,
+    table: Tensor,
+    size: int,
+    channels_last: bool,
+) -> Tensor:
+    """Make the views of records [V, N, 19]; all arguments are on the images' device.
+
+    ``layout``, int64 [N, 3], is where each image of a list begins in the buffer of all, and its
+    height and width; a tensor of images needs none. The rest is as in ``make_views``.
+    """
     if isinstance(pixels, Tensor):
-        return pixels, None, (pixels.shape[1], pixels.shape[2])
-    lengths = 3 * sizes.prod(1)
-    layout = torch.cat([(lengths.cumsum(0) - lengths)[:, None], sizes], 1)
-    height, width = (max(image.shape[axis] for image in pixels) for axis in (0, 1))
-    return torch.cat([image.reshape(-1) for image in pixels]), layout, (height, width)
+        images, used, (height, width) = pixels, None, pixels.shape[1:3]
+    else:
+        images, used = torch.cat([image.reshape(-1) for image in pixels]), layout
+        height, width = (max(image.shape[axis] for image in pixels) for axis in (0, 1))
+    return torch.ops.amdim_fast.augment(
+        *(images, used, records, table, size, height, width, channels_last)
+    )
 
 
 def _on_device(small: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, through pinned memory so that the host does not wait for the stream."""
     if small.device == device:
         return small
-    if device.type == "cuda" and small.device.type == "cpu":
-        if not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+    # Tracers of torch before 2.12 know no pinned memory.
+    if device.type == "cuda" and small.device.type == "cpu" and not torch.compiler.is_compiling():
+        if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a CUDA graph cannot replay what is copied from the CPU; give params on the GPU and"
                 " images of one size as one tensor"

@@ -1,8 +1,9 @@
 """How views are drawn: ``sample_view_params`` and its compiled ops.
 
-``amdim_fast::sample_views`` draws what ``reference_sampling.sample_views`` draws, value for value.
-``amdim_fast::draw_views`` also checks its arguments and draws the seed, so that torch.compile can
-put it into a graph, which then draws the same parameters as eager execution.
+``amdim_fast::sample_views`` draws what ``reference_sampling.sample_views`` draws, value for value,
+and ``draw_records`` the same as records of the op that makes views, on the device of the images.
+``draw_views`` and ``draw_view_records`` also check their arguments and draw the seed, so that
+torch.compile can put them into a graph, which then draws the same parameters as eager execution.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from amdim_fast.views import compiled, reference_sampling
 from amdim_fast.views.compiled import LIBRARY
+from amdim_fast.views.op import RECORD_WORDS
 from amdim_fast.views.params import VIEW_FIELDS, ViewParams, ViewPolicy, as_sizes
 
 # The place of max_translation in _policy_values.
@@ -23,6 +25,11 @@ _MAX_TRANSLATION = 7
 LIBRARY.define(
     "draw_views(Tensor sizes, Tensor? sample_index, float[] policy, int views) -> "
     f"({', '.join(f'Tensor {name}' for name in VIEW_FIELDS)})",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
+)
+LIBRARY.define(
+    "draw_view_records(Tensor images, Tensor sizes, Tensor? sample_index, float[] policy,"
+    " int views, int size) -> (Tensor records, Tensor layout)",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
 )
 
@@ -75,6 +82,48 @@ def sample_views(
     """``reference_sampling.sample_views``, compiled."""
     compiled.require("cpu")
     return ViewParams(*_sample(_policy_values(policy), sizes, sample_index, seed, views))
+
+
+def draw_records(
+    images: Tensor,
+    policy: ViewPolicy,
+    sizes: Tensor,
+    *,
+    views: int = 2,
+    generator: torch.Generator | None = None,
+    sample_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw what ``sample_view_params`` draws, as records on the device of ``images``.
+
+    On CUDA they are drawn there, from arguments of a launch for each 144 images: nothing is copied,
+    and the host does not wait.
+
+    Args:
+        images: on the device that the records are for; not read.
+        policy: the distribution; views have its size.
+        sizes: int64 [N, 2] on the CPU, height and width of each image.
+        views: V.
+        generator: as in ``sample_view_params``.
+        sample_index: as in ``sample_view_params``.
+
+    Returns:
+        Records, int32 [V, N, 19], and where each of N images that follow one another begins, with
+        its height and width: int64 [N, 3].
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as ``sample_view_params``.
+    """
+    compiled.require(images.device.type)
+    values = _policy_values(policy)
+    if generator is None:
+        found: tuple[Tensor, Tensor] = torch.ops.amdim_fast.draw_view_records(
+            images, sizes, sample_index, values, views, policy.size
+        )
+        return found
+    extent, index, seed = _prepare_draw(
+        policy.max_translation, sizes, views, generator, sample_index
+    )
+    return _records(images, extent, index, values, seed, views, policy.size)
 
 
 def _draw_views_in_graph(
@@ -161,6 +210,50 @@ def _draw(
     return _sample(values, extent, index, seed, views)
 
 
+def _records(
+    images: Tensor,
+    sizes: Tensor,
+    sample_index: Tensor,
+    values: list[float],
+    seed: int,
+    views: int,
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    policy = torch.tensor(values, dtype=torch.float64, device="cpu")
+    found: tuple[Tensor, Tensor] = torch.ops.amdim_fast.draw_records(
+        images, sizes.contiguous(), sample_index.contiguous(), policy, seed, views, size
+    )
+    return found
+
+
+def _draw_records(
+    images: Tensor,
+    sizes: Tensor,
+    sample_index: Tensor | None,
+    values: list[float],
+    views: int,
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    max_translation = int(values[_MAX_TRANSLATION])
+    extent, index, seed = _prepare_draw(max_translation, sizes, views, None, sample_index)
+    return _records(images, extent, index, values, seed, views, size)
+
+
+def _fake_draw_records(
+    images: Tensor,
+    sizes: Tensor,
+    sample_index: Tensor | None,
+    values: list[float],
+    views: int,
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    count = sizes.shape[0]
+    return (
+        images.new_empty((views, count, RECORD_WORDS), dtype=torch.int32),
+        images.new_empty((count, 3), dtype=torch.int64),
+    )
+
+
 def _fake_draw(
     sizes: Tensor, sample_index: Tensor | None, values: list[float], views: int
 ) -> tuple[Tensor, ...]:
@@ -172,3 +265,6 @@ def _fake_draw(
 
 LIBRARY.impl("draw_views", _draw, "CPU")
 torch.library.register_fake("amdim_fast::draw_views", _fake_draw, lib=LIBRARY)
+for key in ("CPU", "CUDA"):
+    LIBRARY.impl("draw_view_records", _draw_records, key)
+torch.library.register_fake("amdim_fast::draw_view_records", _fake_draw_records, lib=LIBRARY)

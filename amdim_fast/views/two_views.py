@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from amdim_fast.views.augment import augment
+from amdim_fast.views.augment import augment, drawn_views
+from amdim_fast.views.compiled import check_backend
 from amdim_fast.views.images import Picture, as_batch, as_pixels, sizes_of
 from amdim_fast.views.params import POLICIES, ViewPolicy
 from amdim_fast.views.sampling import sample_view_params
@@ -17,7 +18,8 @@ class TwoViews(nn.Module):
     """Draw two views of each image and make them: uint8 images to [2, N, 3, size, size].
 
     Equals ``augment(images, sample_view_params(policy, sizes), ...)`` with the size, mean and std
-    of the policy. Draws from the CPU generator even for images on a GPU. As a transform of a data
+    of the policy, bit for bit. The seed is drawn from the CPU generator, even for images on a GPU,
+    where parameters are drawn without a copy from the host. As a transform of a data
     set it takes one Pillow image, and gives [2, 3, size, size].
 
     Args:
@@ -62,6 +64,17 @@ class TwoViews(nn.Module):
         """
         batch = as_batch(images)
         pixels = as_pixels(batch.images)
+        check_backend(self.backend)
+        if self.backend == "compiled" and len(pixels):
+            views = drawn_views(
+                pixels,
+                self.policy,
+                dtype=self.dtype,
+                channels_last=self.channels_last,
+                generator=generator,
+                sample_index=sample_index,
+            )
+            return views[:, 0] if batch.single else views
         params = sample_view_params(
             self.policy,
             sizes_of(pixels),

@@ -32,13 +32,13 @@ def setup_list(name):
     raise AssertionError(f"setup.py assigns no {name}")
 
 
-def build(folder, architecture, flags):
+def build(folder, architecture, flags, source="augment"):
     """The PTX, and what ptxas says of each kernel."""
     command = [
         *(NVCC, "-cubin", f"-arch=sm_{architecture}", "--resource-usage", *flags),
         *("--keep", f"--keep-dir={folder}", f"-I{ROOT / 'csrc'}"),
         *(f"-I{path}" for path in include_paths("cpu")),
-        *(str(ROOT / "csrc" / "cuda" / "augment.cu"), "-o", str(folder / "augment.cubin")),
+        *(str(ROOT / "csrc" / "cuda" / f"{source}.cu"), "-o", str(folder / "out.cubin")),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -79,6 +79,16 @@ def test_kernels_keep_to_their_registers(built, record_property):
     for name, used in kernels.items():
         record_property(name, used)
         assert all(used[key] <= limit for key, limit in BUDGET.items()), (name, used)
+
+
+@needs_nvcc
+def test_drawing_fuses_nothing_and_fits_the_arguments_of_a_launch(tmp_path):
+    ptx, report = build(tmp_path, "90", setup_list("NVCC") + setup_list("STABLE"), "sampling")
+    assert ptx.count(".entry") == 1
+    assert FUSED.findall(ptx) == []
+    assert len(re.findall(r"\b(?:sqrt|div)\.rn\.f64\b", ptx)) >= 4
+    (used,) = usage(report).values()
+    assert used["spill"] == 0
 
 
 @needs_nvcc
