@@ -60,8 +60,9 @@ def augment(
             copy from the CPU while a CUDA graph is captured.
 
     Deterministic: all randomness is in ``params``, and every device gives the same bits. Memory:
-    beside the output, the compiled backend holds scratch memory for each CPU thread or CUDA block, on
-    CUDA 3 bytes for each pixel of the views, and a list of images once more as one buffer. Works under ``torch.compile`` and, with ``params`` on
+    beside the output, the compiled backend holds scratch memory for each CPU thread or CUDA block,
+    on CUDA 3 bytes for each pixel of the views, and a list of images once more as one buffer. Works
+    under ``torch.compile`` and, with ``params`` on
     the GPU and images in one tensor, in CUDA graphs. Not differentiable.
     """
     pixels = as_pixels(images)
