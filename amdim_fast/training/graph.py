@@ -38,6 +38,7 @@ class StepGraph:
         self._inputs: list[Tensor] = []
         self._values: Tensor | None = None
         self._replay: Callable[[], None] | None = None
+        self._stream: torch.cuda.Stream | None = None  # of the warm-up
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The values of a step, in memory of their own.
@@ -48,7 +49,9 @@ class StepGraph:
         """
         self._calls += 1
         if self._calls <= WARM_UP:
-            return beside(lambda: self._step(*inputs), self._device)
+            if self._device.type == "cuda" and self._stream is None:
+                self._stream = torch.cuda.Stream(self._device)
+            return beside(lambda: self._step(*inputs), self._stream)
         if self._replay is None:
             self._record(inputs)
         for place, given in zip(self._inputs, inputs, strict=True):
@@ -73,18 +76,18 @@ class StepGraph:
             ) from error
 
 
-def beside(step: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """``step()`` on a stream of its own, as a recording is, before what the current one does next.
+def beside(step: Callable[[], Tensor], stream: torch.cuda.Stream | None) -> Tensor:
+    """``step()`` on another stream, as a recording is, before what the current one does next.
 
     Nodes of autograd remember their stream, and a recording may not wait for the default one.
     """
-    if device.type != "cuda":
+    if stream is None:
         return step()
-    current, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    own.wait_stream(current)
-    with torch.cuda.stream(own):
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
         values = step()
-    current.wait_stream(own)
+    current.wait_stream(stream)
     values.record_stream(current)
     return values
 
@@ -95,6 +98,7 @@ def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads, such as the one that reads batches, may allocate meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             values = step()
     return graph.replay, values

@@ -177,9 +177,9 @@ class Training:
         for options in self.optimizer.param_groups:
             if self._graph is None:
                 options["lr"] = rate
-            elif isinstance(options["lr"], Tensor):
+            elif isinstance(options["lr"], Tensor) and options["lr"].device == self.device:
                 options["lr"].fill_(rate)
-            else:
+            else:  # a checkpoint's is on the CPU
                 options["lr"] = torch.tensor(rate, device=self.device)
 
     def _learn(self, views: Tensor, labels: Tensor, first: Tensor, second: Tensor) -> Tensor:

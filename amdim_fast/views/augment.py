@@ -101,8 +101,8 @@ def drawn_views(
 ) -> Tensor:
     """[2, N, 3, size, size]: two views, drawn on the images' device as ``sample_view_params`` does.
 
-    On CUDA this copies nothing from the host and does not wait, so a CUDA graph may hold it; it
-    then draws the same views in every replay.
+    On CUDA, after the first call of a policy and with ``sample_index`` on the CPU, this copies
+    nothing from the host and does not wait.
     """
     check_output(size=policy.size, mean=policy.mean, std=policy.std, dtype=dtype)
     first = pixels[0]

@@ -30,7 +30,10 @@ LIBRARY.define(
 LIBRARY.define(
     "draw_view_records(Tensor images, Tensor sizes, Tensor? sample_index, float[] policy,"
     " int views, int size) -> (Tensor records, Tensor layout)",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
+    tags=(
+        *(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
+        *((torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()),
+    ),
 )
 
 
@@ -95,8 +98,8 @@ def draw_records(
 ) -> tuple[Tensor, Tensor]:
     """Draw what ``sample_view_params`` draws, as records on the device of ``images``.
 
-    On CUDA they are drawn there, from arguments of a launch for each 144 images: nothing is copied,
-    and the host does not wait.
+    On CUDA they are drawn there, from arguments of a launch for each 144 images: with
+    ``sample_index`` on the CPU nothing is copied, and the host does not wait.
 
     Args:
         images: on the device that the records are for; not read.
@@ -174,7 +177,7 @@ def _as_sample_index(sample_index: Tensor | None, images: int) -> Tensor:
 
 
 def _policy_values(policy: ViewPolicy) -> list[float]:
-    """What the ops take as ``policy``, in the order of ``Policy`` in csrc/cpu/sampling.cpp."""
+    """What the ops take as ``policy``, in the order of ``Policy`` in csrc/shared/sampling.h."""
     low, high = policy.scale or (0.0, 0.0)
     log_low, log_high = math.log(policy.ratio[0]), math.log(policy.ratio[1])
     amounts = (policy.brightness, policy.contrast, policy.saturation)

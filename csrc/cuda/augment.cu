@@ -101,6 +101,7 @@ void launch(const AugmentArgs& args, const Tensor& images, int device, cudaStrea
 
   int limit = 0;
   check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  limit -= static_cast<int>(rounded_up(sizeof(Plan) + sizeof(Scratch<kLanes>), 16)) + 64;  // static
   const int rows = smaller(kTileRows, args.size);
   auto bytes = [&](int strip) {
     return rounded_up(scratch_bytes<kLanes>(args.height, args.width, args.size, args.size,

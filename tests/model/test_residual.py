@@ -218,6 +218,23 @@ def test_autocast_and_recomputation(monkeypatch):
     assert calls == [3] * 3
 
 
+def test_float64_is_not_rounded_by_autocast():
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert modules.product_dtype(x) == torch.float64
+        assert modules.product_dtype(x.float()) == torch.bfloat16
+
+
+def test_weights_of_one_half_type_and_a_map_of_the_other():
+    row = ROWS["a head"]
+    x, *lists, grad = draw(row, torch.float32)
+    lists = [[w.detach().bfloat16().requires_grad_() for w in part] for part in lists]
+    x, grad = x.detach().half().requires_grad_(), grad.half()
+    found = ours(row, x, *lists, grad, backend="torch")
+    assert [value.dtype for value in found] == [torch.float16] * 2 + [torch.bfloat16] * 4
+    assert max(errors(found, truth(row, x, *lists, grad))) < 1e-2
+
+
 def test_fullgraph_compile_gives_the_same_bits():
     x = torch.randn(2, 3, 10, 10, device=DEVICE)
     made = block("triton")

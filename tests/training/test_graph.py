@@ -102,6 +102,18 @@ def test_a_run_resumes_with_and_without(monkeypatch):
         )
 
 
+def test_a_rate_of_a_checkpoint_on_another_device_is_replaced(monkeypatch):
+    _, use = recorder(monkeypatch)
+    training = make(True)
+    use(training)
+    for options in training.optimizer.param_groups:
+        options["lr"] = torch.empty((), device="meta")
+    take(training, range(1))
+    rates = [group["lr"] for group in training.optimizer.param_groups]
+    assert {rate.device for rate in rates} == {CPU}
+    assert all(0 < float(rate) < training.recipe.learning_rate for rate in rates)
+
+
 def test_inputs_are_copied_and_keep_their_shapes(monkeypatch):
     recorder(monkeypatch)
     step = StepGraph(lambda x, y: torch.stack([x.sum(), y.sum(), x.sum() * y.sum()]), CPU)

@@ -153,8 +153,10 @@ def has_hooks(*modules: nn.Module) -> bool:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of products with x: autocast's where it is on."""
+    """The dtype of products with x: autocast's where it is on, which leaves float64 alone."""
     kind = x.device.type
+    if x.dtype == torch.float64:
+        return x.dtype
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 

@@ -1,7 +1,8 @@
 """The ops ``amdim_fast::residual_forward`` and ``residual_backward``: a row of residual layers.
 
 One operator boundary and one node of autograd's graph for all layers of a block. Weights may have
-another dtype than the map: they are rounded to the map's, and their gradients are not.
+another dtype than the map: they are rounded to the map's. Their gradients are not, but where a
+library convolves.
 """
 
 from __future__ import annotations

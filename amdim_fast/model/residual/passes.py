@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -41,17 +40,27 @@ def relu_product(a: Tensor, b: Tensor) -> Tensor:
     return product(a, b.t(), a.dtype).relu_()
 
 
-@functools.lru_cache(maxsize=64)
+_ZEROS: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+
 def _zeros(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A bias, with which cuBLAS ends a product with a ReLU."""
-    return torch.zeros(length, dtype=dtype, device=device)
+    """A bias, with which cuBLAS ends a product with a ReLU; kept, unless it is of a CUDA graph."""
+    key = length, dtype, device
+    if key not in _ZEROS:
+        found = torch.zeros(length, dtype=dtype, device=device)
+        if torch.cuda.is_current_stream_capturing():
+            return found
+        torch.cuda.current_stream(device).synchronize()  # other streams will read it
+        _ZEROS[key] = found
+    return _ZEROS[key]
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in this dtype, accumulated in float32 or wider."""
-    out = torch.empty((a.shape[0], b.shape[1]), dtype=dtype, device=a.device)
+    made = dtype if dtype == a.dtype or dtype.itemsize >= 4 else torch.float32
+    out = torch.empty((a.shape[0], b.shape[1]), dtype=made, device=a.device)
     multiply_into(out, a, b)
-    return out
+    return out.to(dtype)
 
 
 def masked(grad: Tensor, hidden: Tensor) -> Tensor:
@@ -92,7 +101,9 @@ def wide_gradients(
     )
     if of_x:
         grad_x = grad_x.contiguous(memory_format=torch.channels_last)
-    return grad_x, grad_weight.to(of_weight) if of_weight else None
+    if of_weight:
+        grad_weight = grad_weight.to(of_weight, memory_format=torch.channels_last)
+    return grad_x, grad_weight
 
 
 def shortcut(x: Tensor, hidden: Tensor, geometry: Geometry, backend: str) -> Tensor:
