@@ -1,11 +1,13 @@
-"""The torch.library handle of the contrastive ops, and the registration of one op."""
+"""The torch.library handle of the ops, their registration, and where their kernels run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = torch.library.Library("amdim_fast", "FRAGMENT")
 OPS = torch.ops.amdim_fast
@@ -35,3 +37,15 @@ def below_autograd(op: Any, keyset: Any, arguments: Sequence[Any]) -> Any:
     """The op without its derivative."""
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+
+@contextmanager
+def prepared(tensor: Tensor) -> Iterator[None]:
+    """On the tensor's device, without autocast."""
+    device = tensor.device
+    casts = torch.is_autocast_enabled(device.type)
+    with (
+        torch.cuda.device_of(tensor) if device.type == "cuda" else nullcontext(),
+        torch.autocast(device.type, enabled=False) if casts else nullcontext(),
+    ):
+        yield

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from amdim_fast.nce import algorithm, ranks
@@ -14,6 +12,7 @@ from amdim_fast.nce.algorithm import SourceGradient
 from amdim_fast.nce.backend import resolve_backend
 from amdim_fast.nce.kept import handed_on, received
 from amdim_fast.nce.layout import Layout, passes_of
+from amdim_fast.nce.library import prepared
 from amdim_fast.nce.op_inputs import (
     Gradients,
     Inputs,
@@ -24,18 +23,6 @@ from amdim_fast.nce.op_inputs import (
 )
 from amdim_fast.nce.pairing import Pairing, Results, Upstream
 from amdim_fast.nce.plan import FORWARD, record_plan
-
-
-@contextmanager
-def _prepared(tensor: Tensor) -> Iterator[None]:
-    """On the tensor's device, without autocast."""
-    device = tensor.device
-    casts = torch.is_autocast_enabled(device.type)
-    with (
-        torch.cuda.device_of(tensor) if device.type == "cuda" else nullcontext(),
-        torch.autocast(device.type, enabled=False) if casts else nullcontext(),
-    ):
-        yield
 
 
 def _pairings(
@@ -69,10 +56,10 @@ def forward(*arguments: Any) -> tuple[Any, ...]:
     inputs, (group_name, needs, keep, numbers) = read(arguments, 4)
     inputs = inputs.with_numbers(numbers)
     if group_name is not None:
-        with _prepared(inputs.srcs[0]):
+        with prepared(inputs.srcs[0]):
             return ranks.forward(inputs, needs, group_name, keep)
     layout = inputs.layout(one_pass=False, needs=needs, keep=keep)
-    with _prepared(inputs.srcs[0]):
+    with prepared(inputs.srcs[0]):
         results = layout.new_results(inputs.srcs[0])
         pairings, stacks = _pairings(inputs, layout)
         kept = [algorithm.forward(layout.passes, pairing, results) for pairing in pairings]
@@ -94,11 +81,11 @@ def backward(*arguments: Any) -> list[Tensor]:
     )
     upstream = Upstream(log_prob=log_prob, loss=loss, mean_sq=mean_sq, totals=totals)
     if group_name is not None:
-        with _prepared(inputs.srcs[0]):
+        with prepared(inputs.srcs[0]):
             return ranks.backward(inputs, needs, group_name, saved, upstream, keep)
     layout = inputs.layout(one_pass=False, needs=needs, keep=keep)
     gradients = new_gradients(inputs, needs)
-    with _prepared(inputs.srcs[0]):
+    with prepared(inputs.srcs[0]):
         score, neg, row_square, *rest = saved
         results = Results(score, score, neg, row_square, row_square)
         pairings, stacks = _pairings(inputs, layout, rest[: len(inputs.picks)])
@@ -125,7 +112,7 @@ def objective(*arguments: Any) -> tuple[Tensor, ...]:
     layout = inputs.layout(one_pass=True, needs=needs)
     flat = new_flat(inputs, needs)
     gradients = split_flat(inputs, needs, flat)
-    with _prepared(inputs.srcs[0]):
+    with prepared(inputs.srcs[0]):
         results = layout.new_results(inputs.srcs[0])
         pairings, _ = _pairings(inputs, layout)
         parts = _source_gradients(layout, pairings, results)
@@ -150,7 +137,7 @@ def objective(*arguments: Any) -> tuple[Tensor, ...]:
 
 def scale(gradients: Tensor, upstream: Tensor, backend: str) -> None:
     """``nce_scale_``."""
-    with _prepared(gradients):
+    with prepared(gradients):
         passes_of(resolve_backend(backend, gradients.dtype, gradients.device)).scale(
             gradients, upstream
         )

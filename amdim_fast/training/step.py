@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from amdim_fast.data.loader import Batch
-from amdim_fast.devices import computes_bfloat16
+from amdim_fast.devices import computes_bfloat16, describe_device
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.amdim import AMDIM
@@ -239,11 +239,9 @@ class Training:
     def describe(self) -> dict[str, str]:
         """What runs a step: device, precision, backends of its parts, and how it is executed."""
         dtype = torch.bfloat16 if self._bfloat16 else torch.float32
-        device = str(self.device)
-        if self.device.type == "cuda":
-            device += f" ({torch.cuda.get_device_name(self.device)})"
+        on_gpu = self.device.type == "cuda"
         return {
-            "device": device,
+            "device": describe_device(self.device) if on_gpu else str(self.device),
             "precision": str(dtype).removeprefix("torch."),
             "loss": resolve_backend("auto", dtype, self.device),
             "views": self._two_views.backend,

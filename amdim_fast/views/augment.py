@@ -109,12 +109,11 @@ def drawn_views(
     records, layout = draw_records(
         first, policy, sizes_of(pixels), generator=generator, sample_index=sample_index
     )
-    make_table = level_table if torch.compiler.is_compiling() else _cached_level_table
     views = make_recorded_views(
         pixels,
         records,
-        layout,
-        table=make_table(tuple(policy.mean), tuple(policy.std), dtype, first.device),
+        None if isinstance(pixels, Tensor) else layout,
+        table=_table(policy.mean, policy.std, dtype, first.device),
         size=policy.size,
         channels_last=channels_last,
     )
@@ -133,13 +132,12 @@ def compiled_views(
     channels_last: bool,
 ) -> Tensor:
     """[V, N, 3, size, size] by the compiled op; see ``op.make_views`` for ``windows``."""
-    make_table = level_table if torch.compiler.is_compiling() else _cached_level_table
     views = make_views(
         pixels,
         params,
         windows=windows,
         sizes=sizes_of(pixels),
-        table=make_table(tuple(mean), tuple(std), dtype, pixels[0].device),
+        table=_table(mean, std, dtype, pixels[0].device),
         size=size,
         channels_last=channels_last,
     )
@@ -158,6 +156,14 @@ def level_table(
 
 
 _cached_level_table = lru_cache(maxsize=64)(level_table)
+
+
+def _table(
+    mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """``level_table``, kept unless it becomes part of a graph."""
+    make = level_table if torch.compiler.is_compiling() else _cached_level_table
+    return make(tuple(mean), tuple(std), dtype, device)
 
 
 def check_output(

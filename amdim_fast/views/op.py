@@ -117,12 +117,15 @@ def make_views(
     compiled.require(device.type)
     values = [getattr(params, name) for name in _FIELDS]
     records = torch.ops.amdim_fast.pack_views(*values, sizes, windows)
-    lengths = 3 * sizes.prod(1)
-    layout = torch.cat([(lengths.cumsum(0) - lengths)[:, None], sizes], 1)
+    layout = None
+    if not isinstance(pixels, Tensor):
+        lengths = 3 * sizes.prod(1)
+        starts = (lengths.cumsum(0) - lengths)[:, None]
+        layout = _on_device(torch.cat([starts, sizes], 1), device)
     return make_recorded_views(
         pixels,
         _on_device(records, device),
-        layout if isinstance(pixels, Tensor) else _on_device(layout, device),
+        layout,
         table=table,
         size=size,
         channels_last=channels_last,
@@ -132,7 +135,7 @@ def make_views(
 def make_recorded_views(
     pixels: Tensor | Sequence[Tensor],
     records: Tensor,
-    layout: Tensor,
+    layout: Tensor | None,
     *,
     table: Tensor,
     size: int,
@@ -141,15 +144,15 @@ def make_recorded_views(
     """Make the views of records [V, N, 19]; all arguments are on the images' device.
 
     ``layout``, int64 [N, 3], is where each image of a list begins in the buffer of all, and its
-    height and width; a tensor of images needs none. The rest is as in ``make_views``.
+    height and width; a tensor of images has none. The rest is as in ``make_views``.
     """
     if isinstance(pixels, Tensor):
-        images, used, (height, width) = pixels, None, pixels.shape[1:3]
+        images, (height, width) = pixels, pixels.shape[1:3]
     else:
-        images, used = torch.cat([image.reshape(-1) for image in pixels]), layout
+        images = torch.cat([image.reshape(-1) for image in pixels])
         height, width = (max(image.shape[axis] for image in pixels) for axis in (0, 1))
     return torch.ops.amdim_fast.augment(
-        *(images, used, records, table, size, height, width, channels_last)
+        *(images, layout, records, table, size, height, width, channels_last)
     )
 
 

@@ -172,5 +172,6 @@ def test_on_a_gpu_a_recorded_step_trains_as_an_eager_one():
         training = Training(build_model(recipe, 10).cuda(), recipe, IMAGES, seed=0)
         views, labels = (value.cuda() for value in inputs(0))
         losses.append(torch.stack([training.update(views, labels)[:4].sum() for _ in range(12)]))
+    # Convolutions may round to tf32 (1e-3) and by other algorithms; Adam's first steps amplify it.
     torch.testing.assert_close(losses[1], losses[0], rtol=2e-2, atol=2e-2)
     assert losses[1][-1] < losses[1][0]

@@ -7,8 +7,7 @@ library convolves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from amdim_fast.model.residual import row
 from amdim_fast.model.residual.geometry import Geometry, new_map
 from amdim_fast.model.residual.row import Kept, Needs, Weights, split
-from amdim_fast.nce.library import OPS, below_autograd, register, register_autograd
+from amdim_fast.nce.library import OPS, below_autograd, prepared, register, register_autograd
 
 FORWARD_SCHEMA = (
     "(Tensor x, Tensor[] conv1, Tensor[] conv2, Tensor[] shortcut, int stride, bool keep_hidden,"
@@ -68,19 +67,6 @@ def residual_layers(
     )[0]
 
 
-@contextmanager
-def _prepared(tensor: Tensor) -> Iterator[None]:
-    """On the tensor's device, without autocast."""
-    device = tensor.device
-    with (
-        torch.cuda.device_of(tensor) if device.type == "cuda" else nullcontext(),
-        torch.autocast(device.type, enabled=False)
-        if torch.is_autocast_enabled(device.type)
-        else nullcontext(),
-    ):
-        yield
-
-
 def forward(
     x: Tensor,
     conv1: list[Tensor],
@@ -92,7 +78,7 @@ def forward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """``residual_forward``."""
     geometry = Geometry.of(x, conv1[0], stride, shortcut)
-    with _prepared(x):
+    with prepared(x):
         out, kept = row.forward(
             x, Weights(conv1, conv2, shortcut), geometry, keep_hidden=keep_hidden, backend=backend
         )
@@ -137,7 +123,7 @@ def backward(
 ) -> list[Tensor]:
     """``residual_backward``: gradients of x, conv1 and conv2, of those that ``needs`` names."""
     weights = Weights(conv1, conv2, shortcut)
-    with _prepared(x):
+    with prepared(x):
         found = row.backward(
             grad,
             x,
