@@ -63,28 +63,103 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
             parameter that is not constexpr; with fewer or more, the launch is that call.
         constants: constexpr parameters and options such as ``num_warps``, all hashable.
     """
-    if (
-        not IS_CHECKED
-        or type(kernel) is not JITFunction
-        or kernel.pre_run_hooks
-        or (runtime := knobs.runtime).debug
-        or runtime.add_stages_inspection_hook
-        or getattr(runtime.launch_enter_hook, "calls", True)
-        or getattr(runtime.launch_exit_hook, "calls", True)
-        or knobs.compilation.instrumentation_mode
-    ):
+    if not _is_direct(kernel):
         kernel[grid](*arguments, **constants)
         return
     active = driver.active
     device = active.get_current_device()
     plan = _plans.get((id(kernel), device)) or _add_plan(kernel, device)
-    arity, flags, specialize, handles, _ = plan
-    if len(arguments) != arity:
+    if len(arguments) != plan.arity:
         kernel[grid](*arguments, **constants)
         return
+    key = _key(plan, arguments, constants)
+    handle = plan.handles.get(key)
+    if handle is None:
+        compiled = kernel[grid](*arguments, **constants)
+        if isinstance(compiled, CompiledKernel):
+            plan.handles[key] = _handle(kernel, compiled, constants)
+        return
+    run, function, metadata, constexprs, _ = handle
+    stream = active.get_current_stream(device)
+    sizes = (*grid, 1, 1)[:3]
+    # No launch hooks nor metadata for them: without hooks they change nothing.
+    run(*sizes, stream, function, metadata, None, None, None, *arguments, *constexprs)
+
+
+class Prepared:
+    """A launch of which all but the tensors is known; it costs the host less than ``launch``.
+
+    Args:
+        kernel: as for ``launch``; its tensors come before its numbers.
+        grid: as for ``launch``.
+        numbers: arguments after the tensors.
+        constants: constexpr parameters and options.
+
+    The types of the tensors, and the current device, must be the same at each call.
+    """
+
+    def __init__(
+        self, kernel: Any, grid: tuple[int, ...], numbers: tuple[Any, ...], **constants: Any
+    ) -> None:
+        self._kernel, self._grid, self._numbers, self._constants = kernel, grid, numbers, constants
+        self._sizes = (*grid, 1, 1)[:3]
+        # Which tensors are None and how the others are aligned -> handle and device.
+        self._handles: dict[tuple[int | None, ...], tuple[_Handle, int]] = {}
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Launch on the current device and stream."""
+        if not self._handles or not _is_direct(self._kernel):
+            self._launch(tensors)
+            return
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        known = self._handles.get(tuple([a if a is None else a % 16 for a in addresses]))
+        if known is None:
+            self._launch(tensors)
+            return
+        (run, function, metadata, constexprs, _), device = known
+        stream = driver.active.get_current_stream(device)
+        run(
+            *self._sizes,
+            *(stream, function, metadata, None, None, None),
+            *addresses,
+            *self._numbers,
+            *constexprs,
+        )
+
+    def _launch(self, tensors: tuple[Tensor | None, ...]) -> None:
+        """Launch by ``launch``, and keep the handle that it took, if any."""
+        arguments = (*tensors, *self._numbers)
+        launch(self._kernel, self._grid, *arguments, **self._constants)
+        if not _is_direct(self._kernel):
+            return
+        device = driver.active.get_current_device()
+        plan = _plans.get((id(self._kernel), device))
+        if plan is not None and len(arguments) == plan.arity:
+            handle = plan.handles.get(_key(plan, arguments, self._constants))
+            if handle is not None:
+                key = tuple([t if t is None else t.data_ptr() % 16 for t in tensors])
+                self._handles[key] = handle, device
+
+
+def _is_direct(kernel: Any) -> bool:
+    """Whether launches of the kernel may go through its compiled form."""
+    return (
+        IS_CHECKED
+        and type(kernel) is JITFunction
+        and not kernel.pre_run_hooks
+        and not (runtime := knobs.runtime).debug
+        and not runtime.add_stages_inspection_hook
+        and not getattr(runtime.launch_enter_hook, "calls", True)
+        and not getattr(runtime.launch_exit_hook, "calls", True)
+        and not knobs.compilation.instrumentation_mode
+    )
+
+
+def _key(plan: _Plan, arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[Any, ...]:
+    """What the arguments are specialized by."""
     key: list[Any] = [len(constants), *constants, *constants.values()]
     add = key.append
-    for argument, flag in zip(arguments, flags, strict=True):
+    for argument, flag in zip(arguments, plan.flags, strict=True):
         kind = type(argument)
         if kind is Tensor:
             add(argument.dtype)
@@ -96,18 +171,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         ):
             add(kind)
         else:
-            add(specialize(argument, *flag))
-    handle = handles.get(tuple(key))
-    if handle is None:
-        compiled = kernel[grid](*arguments, **constants)
-        if isinstance(compiled, CompiledKernel):
-            handles[tuple(key)] = _handle(kernel, compiled, constants)
-        return
-    run, function, metadata, constexprs, _ = handle
-    stream = active.get_current_stream(device)
-    sizes = (*grid, 1, 1)[:3]
-    # No launch hooks nor metadata for them: without hooks they change nothing.
-    run(*sizes, stream, function, metadata, None, None, None, *arguments, *constexprs)
+            add(plan.specialize(argument, *flag))
+    return tuple(key)
 
 
 def _add_plan(kernel: Any, device: int) -> _Plan:

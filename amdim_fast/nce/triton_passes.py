@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amdim_fast.kernels import launch, nce_layout
-from amdim_fast.kernels import nce_rows as kernels
+from amdim_fast.kernels import nce_layout
 from amdim_fast.kernels.nce_tiles import TileSet
 from amdim_fast.nce.operands import (
     Operand,
@@ -27,9 +26,7 @@ from amdim_fast.nce.triton_arguments import (
     NONE,
     OBJECTIVE,
     RESULTS,
-    clip_arguments,
     exponents_of,
-    power_of_two,
     tiles_of,
 )
 from amdim_fast.nce.triton_ends import finish_sources, scale, stack, sum_rows
@@ -39,6 +36,7 @@ from amdim_fast.nce.triton_fused import (
     loadable,
     row_gradients,
 )
+from amdim_fast.nce.triton_rows import Places, rows_launch
 
 # The passes of this backend that stand elsewhere.
 __all__ = [
@@ -184,15 +182,29 @@ def _run_rows(
     statistics: bool,
     gradients: int,
 ) -> None:
-    shape, options = pairing.shape, pairing.options
-    clip = clip_arguments(options.clip, pairing.scale)
-    tile_set = tiles_of(pairing.src.device, pairing.src.dtype, shape.width)
-    tile = tile_set.read_backward if gradients else tile_set.read_forward
-    own = power_of_two(shape.locations)
-    columns = min(tile.columns, max(16, power_of_two(images * shape.locations)))
-    launch.launch(
-        kernels.nce_rows,
-        (len(stored),),
+    places = Places(
+        first_row,
+        pairing.first_set,
+        pairing.first_own,
+        pairing.first_sum,
+        pairing.image_offset - first_image,
+    )
+    run = rows_launch(
+        pairing.shape,
+        pairing.options,
+        places,
+        tiles_of(stored.device, pairing.src.dtype, pairing.shape.width),
+        images=images,
+        rows=stored.shape[0],
+        scores_units=stored.stride(0) // ROW_UNIT,
+        grads_units=grads.stride(0) // ROW_UNIT,
+        limit_units=stored.shape[1] // ROW_UNIT,
+        statistics=statistics,
+        gradients=gradients,
+        device=stored.device,
+        dtype=pairing.src.dtype,
+    )
+    run(
         stored,
         grads,
         results.score,
@@ -205,33 +217,4 @@ def _run_rows(
         upstream.loss,
         upstream.mean_sq,
         upstream.totals,
-        first_row,
-        pairing.first_set,
-        pairing.first_own,
-        pairing.first_sum,
-        shape.images,
-        images,
-        shape.locations,
-        pairing.image_offset - first_image,
-        options.parts,
-        stored.stride(0) // ROW_UNIT,
-        grads.stride(0) // ROW_UNIT,
-        stored.shape[1] // ROW_UNIT,
-        options.loss_weight,
-        options.mean_sq_weight,
-        pairing.own_share,
-        pairing.square_share,
-        pairing.scale,
-        clip.steep,
-        clip.depth,
-        clip.inverse,
-        STATISTICS=statistics,
-        GRADIENTS=gradients,
-        SAME_LOCATION=options.same_location,
-        CLIP=clip.mode,
-        TILE_IMAGES=max(1, tile.columns // own) if options.same_location else 1,
-        TILE_COLUMNS=own if options.same_location else columns,
-        TILE_OWN=own,
-        num_warps=tile.warps,
-        num_stages=1,
     )
