@@ -12,7 +12,7 @@ from amdim_fast.kernels.nce_tiles import SMALL_WIDTH, Tile, TileSet, arithmetic
 
 # A thread has 16 or 8 entries of a tile; with more, few programs fit into the registers.
 READ_FORWARD = Tile(rows=1, columns=4096, width=0, swizzle=1, warps=8, stages=1)
-READ_BACKWARD = Tile(rows=1, columns=2048, width=0, swizzle=1, warps=8, stages=1)
+READ_BACKWARD = Tile(rows=1, columns=1024, width=0, swizzle=1, warps=4, stages=1)
 
 
 def _fused(forward: Tile, backward: Tile) -> TileSet:

@@ -43,9 +43,14 @@ def _warn_once(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=2)
 
 
+@functools.cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def _obstacle(device: torch.device) -> str | None:
     """Why the kernels cannot run on this device, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not _is_installed("triton"):
         return "the package triton is not installed"
     if device.type == "cuda" and torch.version.hip is not None:
         return "this torch is built for ROCm and the kernels are tested on CUDA only"

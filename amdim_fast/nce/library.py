@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("amdim_fast", "FRAGMENT")
 OPS = torch.ops.amdim_fast
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -37,6 +38,21 @@ def below_autograd(op: Any, keyset: Any, arguments: Sequence[Any]) -> Any:
     """The op without its derivative."""
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+
+def is_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether an op on the tensors may run without the dispatcher, for a third of its host time.
+
+    Nothing traces or watches: no mode, no transform, no subclass.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.jit.is_tracing()
+        or any([type(tensor) not in PLAIN for tensor in tensors])
+    )
 
 
 @contextmanager

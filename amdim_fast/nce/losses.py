@@ -186,6 +186,9 @@ class _Features(NamedTuple):
     locations: tuple[Tensor, Tensor]
 
 
+_fitting: set[tuple[object, ...]] = set()  # shapes, types and devices that fit together
+
+
 def _features(
     r1_x1: Tensor,
     r5_x1: Tensor,
@@ -203,15 +206,22 @@ def _features(
     src_1, src_2 = flatten_global("r1_x1", r1_x1), flatten_global("r1_x2", r1_x2)
     r5_1, r5_2 = flatten_local("r5_x1", r5_x1), flatten_local("r5_x2", r5_x2)
     r7_1, r7_2 = flatten_local("r7_x1", r7_x1), flatten_local("r7_x2", r7_x2)
-    maps = {
-        "r5_x1": r5_1,
-        "r7_x1": r7_1,
-        "r1_x2": src_2[:, None],
-        "r5_x2": r5_2,
-        "r7_x2": r7_2,
-    }
-    for name, feature_map in maps.items():
-        check_pair("r1_x1", src_1, name, feature_map)
+    tensors = src_1, r5_1, r7_1, src_2, r5_2, r7_2
+    signature = None
+    if not torch.compiler.is_compiling():
+        signature = tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
+    if signature is None or signature not in _fitting:
+        named = {
+            "r5_x1": r5_1,
+            "r7_x1": r7_1,
+            "r1_x2": src_2[:, None],
+            "r5_x2": r5_2,
+            "r7_x2": r7_2,
+        }
+        for name, feature_map in named.items():
+            check_pair("r1_x1", src_1, name, feature_map)
+        if signature is not None and all([type(size) is int for t in tensors for size in t.shape]):
+            _fitting.add(signature)
     locations = view_locations(locations, (r5_1, r5_2), generator)
     first, second = src_1[None], src_2[None]
     return _Features([first, first, second, second], [r5_2, r7_2, r5_1, r7_1], locations)

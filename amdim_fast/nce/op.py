@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.nce import flops, op_autograd, op_fakes, op_kernels, op_transforms
-from amdim_fast.nce.library import OPS, register, register_autograd, register_vmap
+from amdim_fast.nce.library import OPS, is_plain, register, register_autograd, register_vmap
 from amdim_fast.nce.op_inputs import Inputs
 from amdim_fast.nce.wiring import NO_ORIGIN
 
@@ -128,6 +128,8 @@ def nce_objective(
         return Objective(found.totals.sum(), *(part.detach() for part in parts))
     settings, weights, numbers = _numbers(settings, weights)
     inputs, needs = _inputs(srcs, trgs, settings, weights, picks, pick_from)
+    if numbers is None and is_plain((*inputs.srcs, *inputs.trgs)):
+        return Objective(*op_autograd.objective_directly((*inputs, needs, None))[:4])
     return Objective(*OPS.nce_objective.default(*inputs, needs, numbers)[:4])
 
 

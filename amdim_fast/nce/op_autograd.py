@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from amdim_fast.nce import op_kernels
 from amdim_fast.nce.kept import keep_all
-from amdim_fast.nce.library import OPS, below_autograd
+from amdim_fast.nce.library import OPS, below_autograd, is_plain
 from amdim_fast.nce.op_inputs import Inputs, read, split_flat
+
+BACKEND = Inputs._fields.index("backend") - 3  # among ctx.options
 
 SECOND_DERIVATIVE = (
     "nce_log_prob: a second derivative is not supported; on small inputs"
@@ -43,6 +46,15 @@ def objective(keyset: Any, *arguments: Any) -> tuple[Tensor, ...]:
     if not _wanted(tensors):
         return below_autograd(OPS.nce_objective.default, keyset, arguments)
     return _Objective.apply(keyset, (*inputs, needs, numbers), *tensors)
+
+
+def objective_directly(arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """``nce_objective`` without the dispatcher."""
+    tensors = (*arguments[0], *arguments[1])
+    if not _wanted(tensors):
+        return op_kernels.objective(*arguments)
+    found: tuple[Tensor, ...] = _Objective.apply(None, arguments, *tensors)
+    return found
 
 
 def _wanted(tensors: Sequence[Tensor]) -> bool:
@@ -121,7 +133,12 @@ class _Objective(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keyset: Any, arguments: tuple[Any, ...], *tensors: Tensor) -> Any:
         """The op below autograd."""
-        *results, gradients = below_autograd(OPS.nce_objective.default, keyset, arguments)
+        ctx.parts = None
+        if keyset is None:
+            inputs, (needs, _) = read(arguments, 2)
+            (*results, gradients), ctx.parts = op_kernels.objective_with_gradients(inputs, needs)
+        else:
+            *results, gradients = below_autograd(OPS.nce_objective.default, keyset, arguments)
         nothing = gradients.new_empty(0)
         ctx.options, ctx.needs, ctx.numbers = arguments[3:-2], *arguments[-2:]
         ctx.counts = len(arguments[0]), len(arguments[1]), len(arguments[2])
@@ -134,12 +151,18 @@ class _Objective(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *others: None) -> Any:
         """Gradients of the tensors."""
-        srcs, trgs, picks, _ = split(ctx.saved_tensors, ctx.counts)
         needs = ctx.needs
         if upstream is None:
             return (None, None, *[None] * len(needs))
-        inputs = Inputs(srcs, trgs, picks, *ctx.options)
         flat, ctx.gradients = ctx.gradients, None
+        parts, ctx.parts = ctx.parts, None
+        tensors = ctx.saved_tensors  # raises where one has changed since
+        is_direct = parts is not None and flat is not None and flat.dtype == tensors[0].dtype
+        if is_direct and not torch.is_grad_enabled() and is_plain((upstream,)):
+            op_kernels.scale(flat, upstream, ctx.options[BACKEND])
+            return (None, None, *parts.srcs, *parts.trgs)
+        srcs, trgs, picks, _ = split(tensors, ctx.counts)
+        inputs = Inputs(srcs, trgs, picks, *ctx.options)
         with torch.no_grad():
             if flat is None:
                 flat = OPS.nce_objective.default(*inputs, needs, ctx.numbers)[-1]

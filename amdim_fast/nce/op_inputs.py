@@ -160,7 +160,9 @@ def split_flat(inputs: Inputs, needs: Sequence[bool], flat: Tensor) -> Gradients
     start = 0
     for tensor, need in zip((*inputs.srcs, *inputs.trgs), needs, strict=True):
         if need:
-            found.append(flat[start : start + tensor.numel()].view(tensor.shape))
+            shape = tensor.shape
+            strides = (shape[1] * shape[2], shape[2], 1)
+            found.append(flat.as_strided(shape, strides, start))
             start += _place_size(tensor)
         else:
             found.append(None)

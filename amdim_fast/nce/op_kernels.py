@@ -38,16 +38,18 @@ def _pairings(
     stacks: dict[int, Tensor] = {}
     known, made, found = iter(with_drawn), [], []
     for index, place in enumerate(inputs.src_of):
+        stack = stacks.get(place)
         if layout.wiring.draws(index):
             stack = next(known, None)
             if stack is None:
                 stack = layout.passes.stack(inputs.srcs[place], *inputs.drawn(index))
-            stacks[place] = stack
             made.append(stack)
-        elif place not in stacks:
-            stacks[place] = layout.passes.stack(inputs.srcs[place], None, None)
-        rows = stacks[place][: layout.shapes[index].rows]
-        found.append(layout.pairing(index, rows, inputs.trgs[index]))
+        elif stack is None:
+            stack = layout.passes.stack(inputs.srcs[place], None, None)
+        stacks[place] = stack
+        rows = layout.shapes[index].rows
+        part = stack if stack.shape[0] == rows else stack[:rows]
+        found.append(layout.pairing(index, part, inputs.trgs[index]))
     return found, made
 
 
@@ -108,7 +110,14 @@ def backward(*arguments: Any) -> list[Tensor]:
 def objective(*arguments: Any) -> tuple[Tensor, ...]:
     """``nce_objective``."""
     inputs, (needs, numbers) = read(arguments, 2)
-    inputs = inputs.with_numbers(numbers)
+    results, _ = objective_with_gradients(inputs.with_numbers(numbers), needs)
+    return results
+
+
+def objective_with_gradients(
+    inputs: Inputs, needs: Sequence[bool]
+) -> tuple[tuple[Tensor, ...], Gradients]:
+    """What ``nce_objective`` returns, and the views of its gradients."""
     layout = inputs.layout(one_pass=True, needs=needs)
     flat = new_flat(inputs, needs)
     gradients = split_flat(inputs, needs, flat)
@@ -132,7 +141,7 @@ def objective(*arguments: Any) -> tuple[Tensor, ...]:
         )
         finish(inputs, layout, parts, gradients)
     record_plan(layout.plan)
-    return objective, totals, loss, mean_sq, flat
+    return (objective, totals, loss, mean_sq, flat), gradients
 
 
 def scale(gradients: Tensor, upstream: Tensor, backend: str) -> None:

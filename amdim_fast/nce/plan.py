@@ -24,6 +24,8 @@ LEAST_COLUMNS = 4096
 LEAST_CPU_BYTES = 8 * 2**20
 # Larger chunks gain nothing on a CPU where gradients of targets add up in their place.
 CPU_CHUNK_BYTES = 24 * 2**20
+# Fewer chunks read and write sums of gradients less often.
+GPU_CHUNK_BYTES = 2 * 2**30
 # Blocks of gradients of this size or more gain nothing.
 PREFERRED_BLOCK_BYTES = 128 * 2**20
 # In torch operations elementwise work goes through pieces of this size: on a CPU they stay in the
@@ -279,8 +281,8 @@ def _forward_only(shape: PairingShape, way: Way, memory_budget: int) -> PairingP
 
 def _one_pass(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:
     sums_apart, sum_bytes = way.dtype == torch.bfloat16, 0
-    largest = DEFAULT_MEMORY_BUDGET if way.gpu or sums_apart else CPU_CHUNK_BYTES
-    limit = min(memory_budget, largest)
+    largest = DEFAULT_MEMORY_BUDGET if sums_apart else CPU_CHUNK_BYTES
+    limit = min(memory_budget, GPU_CHUNK_BYTES if way.gpu else largest)
     rows, chunk_bytes = _chunk(shape, way, limit)
     if rows < shape.rows and sums_apart:
         sum_bytes = shape.columns * shape.width * 4

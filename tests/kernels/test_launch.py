@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Functions of Python that a cached launch calls; torch's own get_current_device makes two more.
-CALLED = ["launch", "active", "get_current_device", "get_current_stream"]
+CALLED = ["launch", "_is_direct", "active", "get_current_device", "_key", "get_current_stream"]
 
 # name: [(text of launch.py, wrong text)]
 MUTANTS = {
@@ -32,10 +32,10 @@ MUTANTS = {
     "None, integer or float": [("add(kind)", "add(float)")],
     "constants": [("*constants.values()]", "]")],
     "device": [("(id(kernel), device)", "(id(kernel), 0)")],
-    "stream": [("active.get_current_stream(device)", "0")],
+    "stream": [("stream = active.get_current_stream(device)", "stream = 0")],
     "constants handed over": [("*arguments, *constexprs)", "*arguments)")],
     "defaults": [("constants.get(p.name, p.default)", "constants.get(p.name)")],
-    "number of arguments": [("len(arguments) != arity", "False"), ("strict=True", "strict=False")],
+    "number of arguments": [("len(arguments) != plan.arity", "False"), ("strict=True", "strict=False")],
     "order of parameters": [("len(given) if is_plain and", "len(given) if")],
 }
 
