@@ -17,6 +17,7 @@ FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # What autocast casts; float64 stays.
 CAST_DTYPES = FEATURE_DTYPES[:3]
 NEGATIVES = ("other_images", "same_location")
+REDUCTIONS = ("mean", "sum", "none")
 BACKENDS = ("auto", "torch", "triton")
 PRECISIONS = ("auto", "limbs")
 MOST_BYTES = 2**63 - 1
@@ -53,7 +54,9 @@ def check_features(src: Tensor, trg: Tensor) -> None:
     if src.dim() not in (2, 3):
         raise ValueError(f"src has shape {_shape(src)}; it must be [B, D] or [S, B, D]")
     if trg.dim() != 3:
-        raise ValueError(f"trg has shape {_shape(trg)}; it must be [B, L, D]")
+        raise ValueError(
+            f"trg has shape {_shape(trg)}; it must be [B, L, D], [B, D] or a map [B, D, h, w]"
+        )
     if src.dtype != trg.dtype:
         raise TypeError(f"trg is {trg.dtype} and src is {src.dtype}; they must have one dtype")
     if src.device != trg.device:
