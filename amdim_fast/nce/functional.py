@@ -35,6 +35,7 @@ def nce_log_prob(
     clip: float | None = 20.0,
     negatives: str = "other_images",
     scale: float | Tensor | None = None,
+    positive: Tensor | None = None,
     backend: str = "auto",
     precision: str = "auto",
     memory_budget: int | None = None,
@@ -54,13 +55,17 @@ def nce_log_prob(
         trg: [B, L, D] local features, same dtype and device; trg[b] is the positive of src[b]. Or
             [B, D], for L = 1, or a map [B, D, h, w] or [B, D, t, h, w], whose L are all its places,
             row-major (one of [B, D, t] goes as ``trg.transpose(1, 2)``). A channels_last map, or
-            the [B, L, D] view of one, is used without a copy.
+            the [B, L, D] view of one, is used without a copy. Without a group, N > B images are
+            taken: the others, such as hard negatives or a queue, are negatives of every source.
         clip: bound on |s| in nats, 1e-6 or more; None, or 1e30 and more, leaves raw scores.
         negatives: "other_images", all their locations, or "same_location", only location l of them
             for log_prob[b,l] (the softmax of ST-DIM, DRIML and CPC).
         scale: of the products: a number, or a tensor without dimensions, which may be learned; None
             is 1 / sqrt(D). It multiplies the sources before the op, so half types round once more.
             For softmaxes over plain scores, such as CLIP's, pass ``clip=None`` too.
+        positive: int64 [B]: trg[positive[b]] is the positive of src[b], and all other targets are
+            its negatives; None is 0 to B - 1. Copies trg once. No entry may occur twice, which is
+            asserted on the device on a GPU and in a graph.
         backend: "torch", for any device; "triton", fused kernels for GPUs of compute capability 8.0
             or later, not for float64; "auto", triton on CUDA, torch elsewhere and for float64. If
             the kernels cannot run on the GPU, "auto" warns once and uses torch.
@@ -86,7 +91,7 @@ def nce_log_prob(
 
     Returns:
         NCEOutput(log_prob [..., B, L], score [..., B, L], mean_sq [...]); float32, and float64 for
-        float64 inputs. With B = 1 there are no negatives: log_prob is 0 and so is its gradient.
+        float64 inputs. With one target there are no negatives: log_prob and its gradient are 0.
 
     Raises:
         ValueError: shapes or devices disagree, a size is 0, an argument is out of range,
@@ -118,6 +123,7 @@ def nce_log_prob(
         clip=clip,
         negatives=negatives,
         scale=scale,
+        positive=positive,
         backend=backend,
         precision=precision,
         memory_budget=memory_budget,
@@ -137,6 +143,7 @@ def nce_loss(
     clip: float | None = 20.0,
     negatives: str = "other_images",
     scale: float | Tensor | None = None,
+    positive: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     precision: str = "auto",
@@ -160,6 +167,7 @@ def nce_loss(
         clip=clip,
         negatives=negatives,
         scale=scale,
+        positive=positive,
         reduction=reduction,
         backend=backend,
         precision=precision,
@@ -183,6 +191,7 @@ def nce_objective(
     clip: float | None = 20.0,
     negatives: str = "other_images",
     scale: float | Tensor | None = None,
+    positive: Tensor | None = None,
     backend: str = "auto",
     precision: str = "auto",
     memory_budget: int | None = None,
@@ -203,6 +212,7 @@ def nce_objective(
         clip: as in ``nce_log_prob``.
         negatives: as in ``nce_log_prob``.
         scale: as in ``nce_log_prob``.
+        positive: as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
         precision: as in ``nce_log_prob``.
         memory_budget: byte limit for a chunk of scores and for the float32 sums of gradients of
@@ -224,6 +234,7 @@ def nce_objective(
         clip=clip,
         negatives=negatives,
         scale=scale,
+        positive=positive,
         backend=backend,
         precision=precision,
         memory_budget=memory_budget,

@@ -47,8 +47,11 @@ def of_one_dtype(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return [tensor.to(dtype) if tensor.dtype in CAST_DTYPES else tensor for tensor in tensors]
 
 
-def check_features(src: Tensor, trg: Tensor) -> None:
-    """Raise unless src [B, D] or [S, B, D] and trg [B, L, D] fit together."""
+def check_features(src: Tensor, trg: Tensor, *, more_targets: bool = False) -> None:
+    """Raise unless src [B, D] or [S, B, D] and trg [B, L, D] fit together.
+
+    With ``more_targets`` trg may also be [N, L, D], N > B.
+    """
     check_tensor("src", src)
     check_tensor("trg", trg)
     if src.dim() not in (2, 3):
@@ -67,10 +70,10 @@ def check_features(src: Tensor, trg: Tensor) -> None:
         raise ValueError(
             f"trg has shape {_shape(trg)} and src {_shape(src)}; their last sizes D must agree"
         )
-    if src.shape[-2] != trg.shape[0]:
+    if src.shape[-2] != trg.shape[0] and not (more_targets and trg.shape[0] > src.shape[-2]):
         raise ValueError(
             f"trg has {trg.shape[0]} images and src {src.shape[-2]}; trg[b] is the positive of"
-            " src[b], so their numbers B must agree"
+            " src[b], so their numbers B must agree" + ", or trg must have more" * more_targets
         )
     for name, tensor in (("src", src), ("trg", trg)):
         if tensor.numel() == 0:

@@ -15,7 +15,15 @@ from amdim_fast import (
 from amdim_fast.nce import ranks as nce_ranks
 from tests.nce.cases import lower_floors
 from tests.nce.group_calls import bad_input, compiled, objective, opcheck
-from tests.nce.group_inputs import IMAGES, WIDTH, draw, log_prob_inputs, maps, own
+from tests.nce.group_inputs import (
+    IMAGES,
+    WIDTH,
+    draw,
+    image_and_text,
+    log_prob_inputs,
+    maps,
+    own,
+)
 from tests.processes import gloo_rank
 
 STEPS = 10
@@ -37,6 +45,16 @@ def log_prob_case(rank, world, group, dtype, clip, negatives, budget):
     share = (rank + 1) / sum(range(1, world + 1))
     objective = (out.log_prob * upstream).sum() + share * (out.mean_sq * of_mean_sq).sum()
     return [tensor.detach() for tensor in (*out, *torch.autograd.grad(objective, (src, trg)))]
+
+
+def clip_case(rank, world, group):
+    """CLIP's loss with a learned scale, and gradients of the mean of the ranks' losses."""
+    image, text = (own(item, rank, world).requires_grad_() for item in image_and_text())
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    options = {"scale": scale, "clip": None, "reduction": "sum", "group": group}
+    loss = sum(nce_loss(*pair, **options)[0] for pair in ((image, text), (text, image)))
+    grads = torch.autograd.grad(loss / IMAGES * world, (image, text, scale))
+    return loss.detach(), *(grad / world for grad in grads)
 
 
 def loss_case(name, rank, world, group, dtype=torch.float32):
@@ -192,6 +210,7 @@ def run(rank, world, folder):
     for dtype in (torch.float32, torch.float64):
         for name in ("multi", "mixture", "task"):
             found[name, dtype] = loss_case(name, *place, dtype)
+    found["clip"] = clip_case(*place)
     found["again"] = loss_case("multi", *place)
     found["objective"] = objective(*place)
     found["bad"] = bad_input(*place)

@@ -50,6 +50,22 @@ def test_log_prob(found, world, index):
     assert error(joined(rank[4] for rank in ours), grads[1]) < gradient
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_clip_with_a_learned_scale(found, world):
+    """Plain cross-entropy of the whole batch, in both directions."""
+    ranks = [rank["clip"] for rank in found(world)]
+    leaves = [item.requires_grad_() for item in inputs.image_and_text()]
+    leaves.append(torch.tensor(5.0, dtype=torch.float64, requires_grad=True))
+    logits, labels = leaves[2] * leaves[0] @ leaves[1].T, torch.arange(inputs.IMAGES)
+    losses = [torch.nn.functional.cross_entropy(part, labels) for part in (logits, logits.T)]
+    truth = sum(losses) * inputs.IMAGES
+    grads = torch.autograd.grad(sum(losses), leaves)
+    assert error(sum(rank[0] for rank in ranks), truth) < 1e-13
+    assert error(joined(rank[1] for rank in ranks), grads[0]) < 1e-12
+    assert error(joined(rank[2] for rank in ranks), grads[1]) < 1e-12
+    assert error(sum(rank[3] for rank in ranks), grads[2]) < 1e-12
+
+
 def truth_of(name, dtype):
     """Losses and gradients of the whole batch in float64; the task's of one process."""
     features, places = inputs.maps(dtype, 3 if name == "mixture" else None)
@@ -185,6 +201,9 @@ SENTENCES = {
     "dtype": ("TypeError", "src is torch.int64; it must be"),
     "width": ("ValueError", "their last sizes D must agree"),
     "clip": ("ValueError", "clip is -1.0; it must be greater than 0"),
+    "more targets": ("ValueError", "trg has 4 images and src 3; trg[b] is the positive of src[b]"),
+    "scale": ("ValueError", "scale is 0.0; it must be a finite number greater than 0"),
+    "positive": ("ValueError", "positive has an entry twice; each source must have a target"),
     "batch": ("ValueError", "images; these must be equal: drop the last, incomplete batch"),
     "locations of a map": ("ValueError", "only the values may differ"),
     "another clip": ("ValueError", "only the values may differ"),
