@@ -5,9 +5,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss, nce_objective
 from amdim_fast.nce import reference, tiles
+from amdim_fast.nce.candidates import positives_first
 from amdim_fast.nce.inputs import NEGATIVES
 from tests.nce.cases import WAYS, check, evaluate, lower_floors, relative_error, tile_set
 from tests.nce.cases import upstream_like as upstream_of
@@ -160,6 +162,14 @@ def test_compiled(options, at):
     if at == "anywhere":
         with pytest.raises(RuntimeError, match="positive has an entry twice; each source must"):
             called(src, trg, torch.tensor([1, 2, 3, 3, 0]))
+
+
+def test_on_a_gpu_no_host_waits():
+    """A fake tensor has no value to wait for."""
+    with FakeTensorMode():
+        trg = torch.empty(9, 3, 8, device="cuda", dtype=torch.bfloat16)
+        found = positives_first(trg, torch.empty(5, dtype=torch.int64, device="cuda"), 5)
+    assert (found.shape, found.dtype, found.device) == (trg.shape, trg.dtype, trg.device)
 
 
 def test_opcheck():

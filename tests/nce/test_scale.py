@@ -6,10 +6,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 
 from amdim_fast import last_plan, nce_log_prob, nce_loss, nce_objective
 from amdim_fast.nce import reference
 from amdim_fast.nce.inputs import NEGATIVES
+from amdim_fast.nce.scale import scaled
 from tests.nce.cases import lower_floors, margin, relative_error
 from tests.nce.compiled import compiled
 from tests.nce.launches import Launches
@@ -215,6 +217,15 @@ def test_under_autocast_and_in_transforms():
     found = torch.func.vmap(partial(function, nce_loss))(scales)
     expected = torch.stack([function(reference.nce_loss, scale) for scale in scales])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_a_gpu_no_host_waits(dtype):
+    """A fake tensor has no value to wait for."""
+    with FakeTensorMode():
+        src = torch.empty(2, 5, 8, device="cuda", dtype=dtype)
+        found = scaled(src, torch.empty((), device="cuda"))
+    assert (found.shape, found.dtype, found.device) == (src.shape, dtype, src.device)
 
 
 def test_launches(monkeypatch):
