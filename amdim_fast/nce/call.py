@@ -29,7 +29,7 @@ def results_of(
     """The results of a call of the op, and L."""
     name = group_name(group)
     with ErrorsOnAllRanks(name):
-        src, trg, settings = prepared(src, trg, more_targets=name is None, **options)
+        src, trg, settings = prepared(src, trg, **options)
     weights = op.Weights(1, 1.0, 1.0)
     return op.nce_forward([src], [trg], settings, weights, group_name=name), trg.shape[1]
 
@@ -46,13 +46,12 @@ def prepared(
     precision: str,
     memory_budget: int | None,
     reduction: str = "mean",
-    more_targets: bool = True,
 ) -> tuple[Tensor, Tensor, op.Settings]:
     """Checked sources [S, B, D] and targets [N, L, D] as the op takes them, and its settings."""
     src, trg = of_one_dtype((src, trg))
     if isinstance(trg, Tensor) and trg.dim() != 3:
         trg = as_targets(src, trg)
-    check_features(src, trg, more_targets=more_targets)
+    check_features(src, trg, more_targets=True)
     check_options(clip, "clip", backend, precision, memory_budget)
     if negatives not in NEGATIVES:
         raise ValueError(f"negatives is {negatives!r}; it must be one of {', '.join(NEGATIVES)}")

@@ -55,8 +55,8 @@ def nce_log_prob(
         trg: [B, L, D] local features, same dtype and device; trg[b] is the positive of src[b]. Or
             [B, D], for L = 1, or a map [B, D, h, w] or [B, D, t, h, w], whose L are all its places,
             row-major (one of [B, D, t] goes as ``trg.transpose(1, 2)``). A channels_last map, or
-            the [B, L, D] view of one, is used without a copy. Without a group, N > B images are
-            taken: the others, such as hard negatives or a queue, are negatives of every source.
+            the [B, L, D] view of one, is used without a copy. There may be N > B images: all after
+            the first B, such as hard negatives or a queue, are negatives of every source.
         clip: bound on |s| in nats, 1e-6 or more; None, or 1e30 and more, leaves raw scores.
         negatives: "other_images", all their locations, or "same_location", only location l of them
             for log_prob[b,l] (the softmax of ST-DIM, DRIML and CPC).

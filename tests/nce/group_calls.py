@@ -36,6 +36,7 @@ def bad_input(rank, world, group):
         "width": lambda: call(src=src[:, :-1]),
         "clip": lambda: call(clip=-1.0),
         "more targets": lambda: call(trg=draw(4, LOCATIONS, WIDTH)),
+        "fewer targets": lambda: call(trg=trg[:2]),
         "scale": lambda: call(scale=0.0),
         "positive": lambda: call(positive=torch.tensor([1, 0, 1])),
         "batch": lambda: call(src=src[:2], trg=trg[:2]),

@@ -19,6 +19,7 @@ from tests.nce.group_inputs import (
     IMAGES,
     WIDTH,
     draw,
+    hard_negatives,
     image_and_text,
     log_prob_inputs,
     maps,
@@ -34,6 +35,30 @@ LOG_PROB_CASES = [
     for negatives in ("other_images", "same_location")
     for budget in (0, None)
 ]
+
+
+MORE_CASES = [
+    (negatives, budget, flipped)
+    for negatives in ("other_images", "same_location")
+    for budget in (0, None)
+    for flipped in (False, True)
+]
+
+
+def more_case(rank, world, group, negatives, budget, flipped):
+    """As ``log_prob_case``, with hard negatives on every rank, in float64."""
+    src, trg, upstream, of_mean_sq = log_prob_inputs(torch.float64)
+    src, upstream = own(src, rank, world, 1).requires_grad_(), own(upstream, rank, world, 1)
+    trg = torch.cat([own(part, rank, world) for part in (trg, hard_negatives())])
+    trg = (trg.flip(0) if flipped else trg).requires_grad_()
+    positive = torch.arange(len(trg)).flip(0)[: src.shape[1]] if flipped else None
+    options = {"negatives": negatives, "memory_budget": budget, "positive": positive}
+    out = nce_log_prob(src, trg, group=group, **options)
+    objective = (out.log_prob * upstream).sum() + (out.mean_sq * of_mean_sq).sum() / world
+    grads = torch.autograd.grad(objective, (src, trg))
+    return [
+        tensor.detach() for tensor in (*out, grads[0], grads[1].flip(0) if flipped else grads[1])
+    ]
 
 
 def log_prob_case(rank, world, group, dtype, clip, negatives, budget):
@@ -200,7 +225,9 @@ def run(rank, world, folder):
     with pytest.MonkeyPatch.context() as patch:
         lower_floors(patch)
         log_probs = [log_prob_case(*place, *case) for case in LOG_PROB_CASES]
+        more = [more_case(*place, *case) for case in MORE_CASES]
     found = {
+        "more": more,
         "log_prob": log_probs,
         "half": log_prob_case(*place, torch.bfloat16, 20.0, "other_images", None),
         "train32": train(*place, torch.float32),

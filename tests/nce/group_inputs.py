@@ -27,6 +27,11 @@ def image_and_text():
     return [torch.nn.functional.normalize(part, dim=1) for part in found]
 
 
+def hard_negatives():
+    """Twice as many as images, [2 IMAGES, LOCATIONS, WIDTH]."""
+    return draw(2 * IMAGES, LOCATIONS, WIDTH, dtype=torch.float64, seed=8)
+
+
 def maps(dtype=torch.float32, components=None):
     """Features of both views as the losses take them, and locations."""
     lead = () if components is None else (components,)
