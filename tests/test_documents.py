@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
@@ -110,30 +109,6 @@ def check(line, monkeypatch):
 def test_every_block_of_a_document_runs_alone(name):
     """As pasted into a fresh interpreter: it imports and makes all that it uses."""
     exec(BLOCKS[name], {})
-
-
-def test_st_dim_is_its_loops_over_locations():
-    """A bilinear score and a softmax over images at each location, as ST-DIM has them."""
-    names = {}
-    (block,) = [block for block in BLOCKS.values() if "def st_dim(" in block]
-    exec(block, names)
-    st_dim = names["st_dim"]
-    now, then = torch.randn(2, 5, 6, 3, 4, dtype=torch.float64)
-    summary = torch.randn(5, 8, dtype=torch.float64)
-    of_global = torch.nn.Linear(8, 6).double()
-    of_local = torch.nn.Linear(6, 6).double()
-    parameters = [*of_global.parameters(), *of_local.parameters()]
-    total = 0.0
-    for y in range(3):
-        for x in range(4):
-            positives = then[:, :, y, x].T
-            for prediction in (of_global(summary), of_local(now[:, :, y, x])):
-                total += torch.nn.functional.cross_entropy(prediction @ positives, torch.arange(5))
-    looped = total / 12
-    ours = st_dim(summary, now, then, of_global, of_local)
-    torch.testing.assert_close(ours, looped)
-    grads = [torch.autograd.grad(loss, parameters) for loss in (ours, looped)]
-    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -103,7 +103,7 @@ class FeatureMapContrastiveTask(NCEModule):
         """Losses of all comparisons.
 
         Args:
-            anchor_maps: [B, D, h, w] each, of one view; any number and any sizes.
+            anchor_maps: [B, D, h, w] each, of one view; any number and any sizes, [B, D, t] too.
             positive_maps: as many, of the other view, the same size index by index.
             generator: draws maps and locations, on the maps' device; the default one if None.
 

@@ -19,11 +19,28 @@ def flatten_global(name: str, features: Tensor) -> Tensor:
 
 
 def flatten_local(name: str, feature_map: Tensor) -> Tensor:
-    """[B, D, h, w] -> [B, h*w, D], a view of a channels_last map."""
+    """[B, D, h, w], or a map of other dimensions -> [B, L, D], a view of a channels_last map."""
     check_tensor(name, feature_map)
-    if feature_map.dim() != 4:
-        raise ValueError(f"{name} has shape {list(feature_map.shape)}; it must be [B, D, h, w]")
-    return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+    if feature_map.dim() < 3:
+        raise ValueError(
+            f"{name} has shape {list(feature_map.shape)}; it must be [B, D, h, w], or another map"
+            " such as [B, D, t] or [B, D, t, h, w]"
+        )
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def as_targets(src: Tensor, trg: Tensor) -> Tensor:
+    """[B, D] -> [B, 1, D], and a map [B, D, h, w] or [B, D, t, h, w] -> [B, L, D]."""
+    if trg.dim() == 2:
+        return trg[:, None]
+    if trg.dim() < 4:
+        return trg
+    if isinstance(src, Tensor) and src.dim() > 0 and trg.shape[1] != src.shape[-1]:
+        raise ValueError(
+            f"trg has shape {list(trg.shape)} and src {list(src.shape)}; the channels of a map,"
+            " its second size, must be the last size D of src"
+        )
+    return flatten_local("trg", trg)
 
 
 def check_pair(src_name: str, src: Tensor, trg_name: str, trg: Tensor) -> None:

@@ -7,17 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.nce import op
-from amdim_fast.nce.clip import clip_value
-from amdim_fast.nce.inputs import (
-    NEGATIVES,
-    check_features,
-    check_options,
-    check_weight,
-    group_name,
-    of_one_dtype,
-)
+from amdim_fast.nce.call import prepared, results_of
+from amdim_fast.nce.inputs import check_weight
 
 
 class NCEOutput(NamedTuple):
@@ -42,6 +34,8 @@ def nce_log_prob(
     *,
     clip: float | None = 20.0,
     negatives: str = "other_images",
+    scale: float | Tensor | None = None,
+    positive: Tensor | None = None,
     backend: str = "auto",
     precision: str = "auto",
     memory_budget: int | None = None,
@@ -51,18 +45,27 @@ def nce_log_prob(
 
     Equals ``amdim_fast.nce.reference.nce_log_prob`` without storing the [B, N, L] scores:
 
-        raw[b,n,l] = <src[b], trg[n,l]> / sqrt(D),    s = clip * tanh(raw / clip)
+        raw[b,n,l] = <src[b], trg[n,l]> * scale,      s = clip * tanh(raw / clip)
         log_prob[b,l] = s[b,b,l] - log(exp s[b,b,l] + sum_{n != b, l'} exp s[b,n,l'])
         mean_sq = mean_{b,n,l} raw^2
 
     Args:
         src: [B, D], or [S, B, D] for S sources that share the targets; float32, float16, bfloat16
             or float64.
-        trg: [B, L, D] local features, same dtype and device; trg[b] is the positive of src[b]. The
-            [B, L, D] view of a channels_last map is used without a copy.
+        trg: [B, L, D] local features, same dtype and device; trg[b] is the positive of src[b]. Or
+            [B, D], for L = 1, or a map [B, D, h, w] or [B, D, t, h, w], whose L are all its places,
+            row-major (one of [B, D, t] goes as ``trg.transpose(1, 2)``). A channels_last map, or
+            the [B, L, D] view of one, is used without a copy. There may be N > B images: all after
+            the first B, such as hard negatives or a queue, are negatives of every source.
         clip: bound on |s| in nats, 1e-6 or more; None, or 1e30 and more, leaves raw scores.
         negatives: "other_images", all their locations, or "same_location", only location l of them
             for log_prob[b,l] (the softmax of ST-DIM, DRIML and CPC).
+        scale: of the products: a number, or a tensor without dimensions, which may be learned; None
+            is 1 / sqrt(D). It multiplies the sources before the op, so half types round once more.
+            For softmaxes over plain scores, such as CLIP's, pass ``clip=None`` too.
+        positive: int64 [B]: trg[positive[b]] is the positive of src[b], and all other targets are
+            its negatives; None is 0 to B - 1. Copies trg once. No entry may occur twice, which is
+            asserted on the device on a GPU and in a graph.
         backend: "torch", for any device; "triton", fused kernels for GPUs of compute capability 8.0
             or later, not for float64; "auto", triton on CUDA, torch elsewhere and for float64. If
             the kernels cannot run on the GPU, "auto" warns once and uses torch.
@@ -88,7 +91,7 @@ def nce_log_prob(
 
     Returns:
         NCEOutput(log_prob [..., B, L], score [..., B, L], mean_sq [...]); float32, and float64 for
-        float64 inputs. With B = 1 there are no negatives: log_prob is 0 and so is its gradient.
+        float64 inputs. With one target there are no negatives: log_prob and its gradient are 0.
 
     Raises:
         ValueError: shapes or devices disagree, a size is 0, an argument is out of range,
@@ -113,8 +116,19 @@ def nce_log_prob(
     Source: arXiv:1906.00910, section 3; unlike the public code it does not overflow for clips
     above 44.
     """
-    outputs = _one_pairing(src, trg, clip, negatives, backend, precision, memory_budget, group)
-    shape = (*src.shape[:-1], trg.shape[1])
+    outputs, locations = results_of(
+        src,
+        trg,
+        group,
+        clip=clip,
+        negatives=negatives,
+        scale=scale,
+        positive=positive,
+        backend=backend,
+        precision=precision,
+        memory_budget=memory_budget,
+    )
+    shape = (*src.shape[:-1], locations)
     return NCEOutput(
         outputs.log_prob.view(shape),
         outputs.score.view(shape),
@@ -128,6 +142,9 @@ def nce_loss(
     *,
     clip: float | None = 20.0,
     negatives: str = "other_images",
+    scale: float | Tensor | None = None,
+    positive: Tensor | None = None,
+    reduction: str = "mean",
     backend: str = "auto",
     precision: str = "auto",
     memory_budget: int | None = None,
@@ -135,11 +152,35 @@ def nce_loss(
 ) -> tuple[Tensor, Tensor]:
     """Negative mean of ``nce_log_prob`` over images and locations; the same arguments and errors.
 
+    ``reduction`` is "mean"; "sum", over images and locations, with a group those of this rank; or
+    "none", which is ``-log_prob``. The cross-entropy of CLIP and SimCLR, over scores that are not
+    clipped, is ``clip=None`` with their scale.
+
     Returns:
-        loss [...] and the unweighted mean_sq [...]; float32, and float64 for float64 inputs.
+        loss [...], or [..., B, L] for "none", and the unweighted mean_sq [...]; float32, and
+        float64 for float64 inputs.
     """
-    outputs = _one_pairing(src, trg, clip, negatives, backend, precision, memory_budget, group)
-    return outputs.loss.view(src.shape[:-2]), outputs.mean_sq.view(src.shape[:-2])
+    outputs, locations = results_of(
+        src,
+        trg,
+        group,
+        clip=clip,
+        negatives=negatives,
+        scale=scale,
+        positive=positive,
+        reduction=reduction,
+        backend=backend,
+        precision=precision,
+        memory_budget=memory_budget,
+    )
+    shape = src.shape[:-2]
+    if reduction == "none":
+        loss = -outputs.log_prob.view(*src.shape[:-1], locations)
+    elif reduction == "sum":
+        loss = outputs.loss.view(shape) * (src.shape[-2] * locations)
+    else:
+        loss = outputs.loss.view(shape)
+    return loss, outputs.mean_sq.view(shape)
 
 
 def nce_objective(
@@ -149,6 +190,8 @@ def nce_objective(
     mean_sq_weight: float,
     clip: float | None = 20.0,
     negatives: str = "other_images",
+    scale: float | Tensor | None = None,
+    positive: Tensor | None = None,
     backend: str = "auto",
     precision: str = "auto",
     memory_budget: int | None = None,
@@ -168,6 +211,8 @@ def nce_objective(
         mean_sq_weight: weight of each mean squared raw score; finite, 0 or more.
         clip: as in ``nce_log_prob``.
         negatives: as in ``nce_log_prob``.
+        scale: as in ``nce_log_prob``.
+        positive: as in ``nce_log_prob``.
         backend: as in ``nce_log_prob``.
         precision: as in ``nce_log_prob``.
         memory_budget: byte limit for a chunk of scores and for the float32 sums of gradients of
@@ -183,59 +228,19 @@ def nce_objective(
 
     Bitwise reproducible. Holds the inputs and their gradients until the backward.
     """
-    src, trg = of_one_dtype((src, trg))
-    check_features(src, trg)
-    check_options(clip, "clip", backend, precision, memory_budget)
-    _check_negatives(negatives)
-    check_weight("mean_sq_weight", mean_sq_weight)
-    sets = src.shape[0] if src.dim() == 3 else 1
-    found = op.nce_objective(
-        [src if src.dim() == 3 else src[None]],
-        [trg],
-        op.Settings(
-            clip=clip_value(clip),
-            same_location=negatives == "same_location",
-            backend=backend,
-            precision=precision,
-            memory_budget=memory_budget,
-        ),
-        op.Weights(sets, 1.0, mean_sq_weight),
+    stacked, targets, settings = prepared(
+        src,
+        trg,
+        clip=clip,
+        negatives=negatives,
+        scale=scale,
+        positive=positive,
+        backend=backend,
+        precision=precision,
+        memory_budget=memory_budget,
     )
+    check_weight("mean_sq_weight", mean_sq_weight)
+    weights = op.Weights(stacked.shape[0], 1.0, mean_sq_weight)
+    found = op.nce_objective([stacked], [targets], settings, weights)
     shape = src.shape[:-2]
     return NCEObjective(found.objective, found.loss.view(shape), found.mean_sq.view(shape))
-
-
-def _one_pairing(
-    src: Tensor,
-    trg: Tensor,
-    clip: float | None,
-    negatives: str,
-    backend: str,
-    precision: str,
-    memory_budget: int | None,
-    group: ProcessGroup | None,
-) -> op.Outputs:
-    name = group_name(group)
-    with ErrorsOnAllRanks(name):
-        src, trg = of_one_dtype((src, trg))
-        check_features(src, trg)
-        check_options(clip, "clip", backend, precision, memory_budget)
-        _check_negatives(negatives)
-    return op.nce_forward(
-        [src if src.dim() == 3 else src[None]],
-        [trg],
-        op.Settings(
-            clip=clip_value(clip),
-            same_location=negatives == "same_location",
-            backend=backend,
-            precision=precision,
-            memory_budget=memory_budget,
-        ),
-        op.Weights(1, 1.0, 1.0),
-        group_name=name,
-    )
-
-
-def _check_negatives(negatives: str) -> None:
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives is {negatives!r}; it must be one of {', '.join(NEGATIVES)}")

@@ -17,6 +17,7 @@ FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # What autocast casts; float64 stays.
 CAST_DTYPES = FEATURE_DTYPES[:3]
 NEGATIVES = ("other_images", "same_location")
+REDUCTIONS = ("mean", "sum", "none")
 BACKENDS = ("auto", "torch", "triton")
 PRECISIONS = ("auto", "limbs")
 MOST_BYTES = 2**63 - 1
@@ -46,14 +47,19 @@ def of_one_dtype(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return [tensor.to(dtype) if tensor.dtype in CAST_DTYPES else tensor for tensor in tensors]
 
 
-def check_features(src: Tensor, trg: Tensor) -> None:
-    """Raise unless src [B, D] or [S, B, D] and trg [B, L, D] fit together."""
+def check_features(src: Tensor, trg: Tensor, *, more_targets: bool = False) -> None:
+    """Raise unless src [B, D] or [S, B, D] and trg [B, L, D] fit together.
+
+    With ``more_targets`` trg may also be [N, L, D], N > B.
+    """
     check_tensor("src", src)
     check_tensor("trg", trg)
     if src.dim() not in (2, 3):
         raise ValueError(f"src has shape {_shape(src)}; it must be [B, D] or [S, B, D]")
     if trg.dim() != 3:
-        raise ValueError(f"trg has shape {_shape(trg)}; it must be [B, L, D]")
+        raise ValueError(
+            f"trg has shape {_shape(trg)}; it must be [B, L, D], [B, D] or a map [B, D, h, w]"
+        )
     if src.dtype != trg.dtype:
         raise TypeError(f"trg is {trg.dtype} and src is {src.dtype}; they must have one dtype")
     if src.device != trg.device:
@@ -64,10 +70,10 @@ def check_features(src: Tensor, trg: Tensor) -> None:
         raise ValueError(
             f"trg has shape {_shape(trg)} and src {_shape(src)}; their last sizes D must agree"
         )
-    if src.shape[-2] != trg.shape[0]:
+    if src.shape[-2] != trg.shape[0] and not (more_targets and trg.shape[0] > src.shape[-2]):
         raise ValueError(
             f"trg has {trg.shape[0]} images and src {src.shape[-2]}; trg[b] is the positive of"
-            " src[b], so their numbers B must agree"
+            " src[b], so their numbers B must agree" + ", or trg must have more" * more_targets
         )
     for name, tensor in (("src", src), ("trg", trg)):
         if tensor.numel() == 0:

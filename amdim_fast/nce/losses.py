@@ -98,8 +98,9 @@ class LossMultiNCE(NCEModule):
 
         Args:
             r1_x1: [B, D, 1, 1] or [B, D] global features of view 1.
-            r5_x1: [B, D, 5, 5] local features of view 1; other map sizes work too.
-            r7_x1: [B, D, 7, 7] local features of view 1; other map sizes work too.
+            r5_x1: [B, D, 5, 5] local features of view 1; other sizes work too, and [B, D, t] or
+                [B, D, t, h, w].
+            r7_x1: [B, D, 7, 7] local features of view 1, as r5_x1 of any size.
             r1_x2: as r1_x1, of view 2.
             r5_x2: as r5_x1, of view 2.
             r7_x2: as r7_x1, of view 2.

@@ -19,7 +19,7 @@ DistributedDataParallel takes is the gradient of their mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,39 @@ from amdim_fast.nce.torch_passes import finish_sources, log_probability, totals_
 from amdim_fast.nce.wiring import NO_ORIGIN
 
 
+class _Rows(NamedTuple):
+    """The order of all ranks' rows: that of the ranks, or from the next rank to this one.
+
+    The latter where there are more targets than sources: with this rank's rows last, the own image
+    of every other row would lie before the first target, so it has none here.
+    """
+
+    rank: int
+    world: int
+    images: int
+    own_last: bool
+
+    @property
+    def first(self) -> int:
+        """Of this rank's rows."""
+        return self.images * (self.world - 1 if self.own_last else self.rank)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """[W, S, B, X] of the ranks -> [S, W * B, X]."""
+        return join_rows(parts.roll(-self.rank - 1, 0) if self.own_last else parts)
+
+    def split(self, rows: Tensor) -> Tensor:
+        """[S, W * B, X] -> [W, S, B, X] of the ranks."""
+        parts = split_rows(rows, self.world)
+        return parts.roll(self.rank + 1, 0) if self.own_last else parts
+
+
+def _rows(inputs: Inputs, group: ProcessGroup) -> _Rows:
+    images = inputs.srcs[0].shape[1]
+    own_last = any(trg.shape[0] > images for trg in inputs.trgs)
+    return _Rows(group.rank(), group.size(), images, own_last)
+
+
 def forward(
     inputs: Inputs, needs: Sequence[bool], group_name: str, keep: int | None
 ) -> tuple[Any, ...]:
@@ -55,19 +88,19 @@ def forward(
         sent = [*inputs.srcs, *_drawn_sources(inputs)]
     src = inputs.srcs[0]
     settings = inputs.pick_from, inputs.clip, inputs.same_location, inputs.src_of, list(needs)
-    shapes = [(shape.sets, shape.locations) for shape in layout.shapes], src.shape[-1], src.dtype
-    agree(group_name, src.shape[1], (src.device.type, shapes, settings))
+    rows = _rows(inputs, group)
+    shapes = [(shape.sets, shape.targets - rows.images, shape.locations) for shape in layout.shapes]
+    agree(group_name, rows.images, (src.device.type, shapes, src.shape[-1], src.dtype, settings))
 
-    all_srcs = [join_rows(start_gather(part, group).wait()).contiguous() for part in sent]
+    all_srcs = [rows.join(start_gather(part, group).wait()).contiguous() for part in sent]
     results = layout.new_results(src)
-    images = src.shape[1]
-    own = slice(group.rank() * images, (group.rank() + 1) * images)
+    own = slice(rows.first, rows.first + rows.images)
     scores, exchanges, squares, kept = [], [], [], []
-    for pairing in _pairings(inputs, layout, all_srcs, group):
+    for pairing in _pairings(inputs, layout, all_srcs, rows):
         kept.append(algorithm.forward(layout.passes, pairing, results))
         by_set = pairing.shape.sets, pairing.shape.images, -1
         neg = pairing.sums(results.neg).view(by_set)
-        exchanges.append(start_exchange(split_rows(neg, group.size()), group))
+        exchanges.append(start_exchange(rows.split(neg), group))
         scores.append(pairing.own(results.score).view(by_set)[:, own])
         squares.append(pairing.rows(results.row_square).view(by_set[:2]).sum(1))
     negs = [torch.logsumexp(exchange.wait(), dim=0) for exchange in exchanges]
@@ -80,8 +113,8 @@ def forward(
     everyone = start_gather(torch.cat([score, neg, mean_sq]), group).wait()
     of_score, of_neg, of_mean_sq = everyone.split([len(score), len(neg), len(mean_sq)], dim=1)
     mean_sq = of_mean_sq.mean(dim=0)
-    all_scores = _join_pairings(of_score, [(*part.shape,) for part in scores])
-    all_negs = _join_pairings(of_neg, [(*part.shape,) for part in negs])
+    all_scores = _join_pairings(of_score, [(*part.shape,) for part in scores], rows)
+    all_negs = _join_pairings(of_neg, [(*part.shape,) for part in negs], rows)
     record_plan(layout.plan)
     totals = totals_of(loss, mean_sq, layout.options)
     saved = [all_scores, all_negs, results.row_square, *all_srcs]
@@ -100,6 +133,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of the needed ones of this rank's sources and targets, in order."""
     group = resolve(group_name)
+    rows = _rows(inputs, group)
     layout = inputs.layout(one_pass=False, needs=needs, world_size=group.size(), keep=keep)
     _, all_scores, all_negs, row_square, *rest = saved  # first the own score of this rank
     count = len(inputs.srcs) + len(inputs.picks)
@@ -111,7 +145,7 @@ def backward(
     totals: dict[int, Tensor] = {}
     of_srcs: dict[int, Pending] = {}
     of_drawn: dict[int, Pending] = {}
-    for index, pairing in enumerate(_pairings(inputs, layout, all_srcs, group)):
+    for index, pairing in enumerate(_pairings(inputs, layout, all_srcs, rows)):
         place = inputs.src_of[index]
         found = None
         if layout.wiring.needs_src(index):
@@ -129,13 +163,12 @@ def backward(
             continue
         by_set = found.view(pairing.shape.sets, pairing.shape.images, -1)
         if layout.wiring.needs_drawn(index):
-            of_drawn[index] = start_exchange(split_rows(by_set[-1:], group.size()), group)
+            of_drawn[index] = start_exchange(rows.split(by_set[-1:]), group)
         if needs[place]:
             given = by_set[: len(inputs.srcs[place])]
             totals[place] = totals[place] + given if place in totals else given
             if last_of[place] == index:
-                parts = split_rows(totals[place], group.size())
-                of_srcs[place] = start_exchange(parts, group)
+                of_srcs[place] = start_exchange(rows.split(totals[place]), group)
     _finish(inputs, gradients, of_srcs, of_drawn)
     return gradients.wanted()
 
@@ -168,10 +201,9 @@ def _drawn_sources(inputs: Inputs) -> list[Tensor]:
 
 
 def _pairings(
-    inputs: Inputs, layout: Layout, all_srcs: Sequence[Tensor], group: ProcessGroup
+    inputs: Inputs, layout: Layout, all_srcs: Sequence[Tensor], rows: _Rows
 ) -> list[Pairing]:
     """Sources of all ranks, the drawn ones last in ``all_srcs``, against this rank's targets."""
-    offset = -group.rank() * inputs.srcs[0].shape[1]
     drawn = iter(all_srcs[len(inputs.srcs) :])
     found = []
     for index, (place, origin) in enumerate(zip(inputs.src_of, inputs.pick_from, strict=True)):
@@ -179,15 +211,15 @@ def _pairings(
         if origin != NO_ORIGIN:
             src = torch.cat([src, next(drawn)])
         stacked = layout.passes.stack(src, None, None)
-        found.append(layout.pairing(index, stacked, inputs.trgs[index], offset))
+        found.append(layout.pairing(index, stacked, inputs.trgs[index], -rows.first))
     return found
 
 
-def _join_pairings(parts: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+def _join_pairings(parts: Tensor, shapes: Sequence[tuple[int, ...]], rows: _Rows) -> Tensor:
     """[W, sum of S * B * X] of the ranks -> flat [S, W * B, X], pairing after pairing."""
     split = parts.split([torch.Size(shape).numel() for shape in shapes], dim=1)
     joined = [
-        join_rows(part.reshape(-1, *shape)).flatten()
+        rows.join(part.reshape(-1, *shape)).flatten()
         for part, shape in zip(split, shapes, strict=True)
     ]
     return torch.cat(joined)
@@ -197,8 +229,8 @@ def _gather_upstream(
     inputs: Inputs, layout: Layout, upstream: Upstream, group: ProcessGroup
 ) -> Upstream:
     """Upstream of the log_prob of all ranks' rows, and of the mean_sq of each set."""
-    options, images = layout.options, inputs.srcs[0].shape[1]
-    shapes = [(shape.sets, images, shape.locations) for shape in layout.shapes]
+    options, rows = layout.options, _rows(inputs, group)
+    shapes = [(shape.sets, rows.images, shape.locations) for shape in layout.shapes]
     src, sets = inputs.srcs[0], layout.sets
     of_loss = of_mean_sq = src.new_zeros(sets, dtype=layout.dtype)
     if upstream.totals is not None:
@@ -221,4 +253,6 @@ def _gather_upstream(
     everyone = start_gather(torch.cat([flat, of_mean_sq]), group).wait()
     of_log_prob, of_square = everyone.split([len(flat), sets], dim=1)
     # Every rank's objective has the mean over all targets, which is the mean of the ranks' means.
-    return Upstream(log_prob=_join_pairings(of_log_prob, shapes), mean_sq=of_square.mean(dim=0))
+    return Upstream(
+        log_prob=_join_pairings(of_log_prob, shapes, rows), mean_sq=of_square.mean(dim=0)
+    )

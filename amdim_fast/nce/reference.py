@@ -21,11 +21,11 @@ class ReferenceOutput(NamedTuple):
     mean_sq: Tensor  # [...]
 
 
-def raw_scores(src: Tensor, trg: Tensor) -> Tensor:
-    """``raw[.., b, n, l] = <src[.., b], trg[n, l]> / sqrt(D)``; at least float32."""
+def raw_scores(src: Tensor, trg: Tensor, scale: float | Tensor | None = None) -> Tensor:
+    """``raw[.., b, n, l] = scale * <src[.., b], trg[n, l]>``; at least float32."""
     product = torch.einsum("...bd,nld->...bnl", src, trg)
     accumulated = product.to(torch.promote_types(product.dtype, torch.float32))
-    return accumulated / math.sqrt(src.shape[-1])
+    return accumulated / math.sqrt(src.shape[-1]) if scale is None else accumulated * scale
 
 
 def clip_scores(raw: Tensor, clip: float | None) -> Tensor:
@@ -34,26 +34,35 @@ def clip_scores(raw: Tensor, clip: float | None) -> Tensor:
 
 
 def nce_log_prob(
-    src: Tensor, trg: Tensor, *, clip: float | None = 20.0, negatives: str = "other_images"
+    src: Tensor,
+    trg: Tensor,
+    *,
+    clip: float | None = 20.0,
+    negatives: str = "other_images",
+    scale: float | Tensor | None = None,
+    positive: Tensor | None = None,
 ) -> ReferenceOutput:
     """Log-probability of each image's own locations against the locations of all other images.
 
     Args:
         src: [B, D] or [S, B, D], any floating dtype.
-        trg: [B, L, D], same dtype; trg[b] holds the positives of src[b].
+        trg: [N, L, D], same dtype, N >= B; trg[b] holds the positives of src[b].
         clip: bound on |score| in nats, or None.
         negatives: "other_images" (all their locations) or "same_location" (only the same one).
+        scale: of the products; None is 1 / sqrt(D).
+        positive: int64 [B]: trg[positive[b]] holds them instead, or None.
 
     Returns:
         log_prob and score [..., B, L], mean_sq [...]; float32 or wider, all differentiable.
 
-    Stores a dozen tensors of B * B * L elements: as in the public code, float masks select own and
+    Stores a dozen tensors of B * N * L elements: as in the public code, float masks select own and
     other images and a maximum is subtracted. Unlike there, any clip is stable.
     """
-    raw = raw_scores(src, trg)
+    raw = raw_scores(src, trg, scale)
     mean_sq = raw.square().mean(dim=(-3, -2, -1))
     scores = clip_scores(raw, clip)
     own = torch.eye(trg.shape[0], dtype=scores.dtype, device=trg.device)[:, :, None]
+    own = own[: src.shape[-2]] if positive is None else own[positive]
     is_own = own.expand_as(scores)
     is_other = 1.0 - is_own
     score = (is_own * scores).sum(dim=-2)
@@ -70,10 +79,16 @@ def nce_log_prob(
 
 
 def nce_loss(
-    src: Tensor, trg: Tensor, *, clip: float | None = 20.0, negatives: str = "other_images"
+    src: Tensor,
+    trg: Tensor,
+    *,
+    clip: float | None = 20.0,
+    negatives: str = "other_images",
+    scale: float | Tensor | None = None,
+    positive: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``-mean(log_prob)`` over images and locations, and ``mean_sq``; both [...]."""
-    output = nce_log_prob(src, trg, clip=clip, negatives=negatives)
+    output = nce_log_prob(src, trg, clip=clip, negatives=negatives, scale=scale, positive=positive)
     return -output.log_prob.mean(dim=(-2, -1)), output.mean_sq
 
 

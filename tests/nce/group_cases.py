@@ -15,7 +15,16 @@ from amdim_fast import (
 from amdim_fast.nce import ranks as nce_ranks
 from tests.nce.cases import lower_floors
 from tests.nce.group_calls import bad_input, compiled, objective, opcheck
-from tests.nce.group_inputs import IMAGES, WIDTH, draw, log_prob_inputs, maps, own
+from tests.nce.group_inputs import (
+    IMAGES,
+    WIDTH,
+    draw,
+    hard_negatives,
+    image_and_text,
+    log_prob_inputs,
+    maps,
+    own,
+)
 from tests.processes import gloo_rank
 
 STEPS = 10
@@ -28,6 +37,30 @@ LOG_PROB_CASES = [
 ]
 
 
+MORE_CASES = [
+    (negatives, budget, flipped)
+    for negatives in ("other_images", "same_location")
+    for budget in (0, None)
+    for flipped in (False, True)
+]
+
+
+def more_case(rank, world, group, negatives, budget, flipped):
+    """As ``log_prob_case``, with hard negatives on every rank, in float64."""
+    src, trg, upstream, of_mean_sq = log_prob_inputs(torch.float64)
+    src, upstream = own(src, rank, world, 1).requires_grad_(), own(upstream, rank, world, 1)
+    trg = torch.cat([own(part, rank, world) for part in (trg, hard_negatives())])
+    trg = (trg.flip(0) if flipped else trg).requires_grad_()
+    positive = torch.arange(len(trg)).flip(0)[: src.shape[1]] if flipped else None
+    options = {"negatives": negatives, "memory_budget": budget, "positive": positive}
+    out = nce_log_prob(src, trg, group=group, **options)
+    objective = (out.log_prob * upstream).sum() + (out.mean_sq * of_mean_sq).sum() / world
+    grads = torch.autograd.grad(objective, (src, trg))
+    return [
+        tensor.detach() for tensor in (*out, grads[0], grads[1].flip(0) if flipped else grads[1])
+    ]
+
+
 def log_prob_case(rank, world, group, dtype, clip, negatives, budget):
     src, trg, upstream, of_mean_sq = log_prob_inputs(dtype)
     src, upstream = own(src, rank, world, 1).requires_grad_(), own(upstream, rank, world, 1)
@@ -37,6 +70,16 @@ def log_prob_case(rank, world, group, dtype, clip, negatives, budget):
     share = (rank + 1) / sum(range(1, world + 1))
     objective = (out.log_prob * upstream).sum() + share * (out.mean_sq * of_mean_sq).sum()
     return [tensor.detach() for tensor in (*out, *torch.autograd.grad(objective, (src, trg)))]
+
+
+def clip_case(rank, world, group):
+    """CLIP's loss with a learned scale, and gradients of the mean of the ranks' losses."""
+    image, text = (own(item, rank, world).requires_grad_() for item in image_and_text())
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    options = {"scale": scale, "clip": None, "reduction": "sum", "group": group}
+    loss = sum(nce_loss(*pair, **options)[0] for pair in ((image, text), (text, image)))
+    grads = torch.autograd.grad(loss / IMAGES * world, (image, text, scale))
+    return loss.detach(), *(grad / world for grad in grads)
 
 
 def loss_case(name, rank, world, group, dtype=torch.float32):
@@ -182,7 +225,9 @@ def run(rank, world, folder):
     with pytest.MonkeyPatch.context() as patch:
         lower_floors(patch)
         log_probs = [log_prob_case(*place, *case) for case in LOG_PROB_CASES]
+        more = [more_case(*place, *case) for case in MORE_CASES]
     found = {
+        "more": more,
         "log_prob": log_probs,
         "half": log_prob_case(*place, torch.bfloat16, 20.0, "other_images", None),
         "train32": train(*place, torch.float32),
@@ -192,6 +237,7 @@ def run(rank, world, folder):
     for dtype in (torch.float32, torch.float64):
         for name in ("multi", "mixture", "task"):
             found[name, dtype] = loss_case(name, *place, dtype)
+    found["clip"] = clip_case(*place)
     found["again"] = loss_case("multi", *place)
     found["objective"] = objective(*place)
     found["bad"] = bad_input(*place)

@@ -21,6 +21,17 @@ def log_prob_inputs(dtype):
     return src, trg, upstream, draw(SETS, dtype=dtype, seed=4)
 
 
+def image_and_text():
+    """Unit vectors [IMAGES, WIDTH] of two encoders."""
+    found = (draw(IMAGES, WIDTH, dtype=torch.float64, seed=seed) for seed in (6, 7))
+    return [torch.nn.functional.normalize(part, dim=1) for part in found]
+
+
+def hard_negatives():
+    """Twice as many as images, [2 IMAGES, LOCATIONS, WIDTH]."""
+    return draw(2 * IMAGES, LOCATIONS, WIDTH, dtype=torch.float64, seed=8)
+
+
 def maps(dtype=torch.float32, components=None):
     """Features of both views as the losses take them, and locations."""
     lead = () if components is None else (components,)

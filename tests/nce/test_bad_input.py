@@ -19,7 +19,11 @@ def features(**changes):
         ({"src": torch.randn(5, 8)}, ValueError, "trg has 4 images and src 5"),
         ({"src": torch.randn(4, 9)}, ValueError, r"src \[4, 9\]; their last sizes D must agree"),
         ({"src": torch.randn(8)}, ValueError, r"src has shape \[8\]; it must be \[B, D\]"),
-        ({"trg": torch.randn(4, 8)}, ValueError, r"trg has shape \[4, 8\]; it must be \[B, L, D\]"),
+        (
+            {"trg": torch.randn(8)},
+            ValueError,
+            r"trg has shape \[8\]; it must be \[B, L, D\], \[B, D",
+        ),
         (
             {"src": torch.randn(4, 8).half()},
             TypeError,
@@ -92,7 +96,11 @@ ZEROS = torch.zeros(4, dtype=torch.int64)
     [
         ({"r7_x2": torch.randn(5, 8, 7, 7)}, ValueError, "r7_x2 has 5 images and r1_x1 4"),
         ({"r5_x1": torch.randn(4, 9, 5, 5)}, ValueError, "r5_x1 has shape .* their last sizes D"),
-        ({"r5_x1": torch.randn(4, 8, 25)}, ValueError, r"r5_x1 has shape \[4, 8, 25\]; it must"),
+        (
+            {"r5_x1": torch.randn(4, 8)},
+            ValueError,
+            r"r5_x1 has shape \[4, 8\]; it must be \[B, D, h",
+        ),
         ({"r1_x2": torch.randn(4, 8, 2, 2)}, ValueError, r"r1_x2 has shape \[4, 8, 2, 2\]"),
         ({"r7_x1": torch.randn(4, 8, 7, 7).half()}, TypeError, "r7_x1 is torch.float16 and r1_x1"),
         ({"r1_x1": torch.ones(4, 8, 1, 1).int()}, TypeError, "r1_x1 is torch.int32; it must be"),

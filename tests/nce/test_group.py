@@ -50,6 +50,42 @@ def test_log_prob(found, world, index):
     assert error(joined(rank[4] for rank in ours), grads[1]) < gradient
 
 
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("index", range(len(cases.MORE_CASES)))
+def test_more_targets(found, world, index):
+    """Hard negatives of every rank are negatives of all sources."""
+    ours = [rank["more"][index] for rank in found(world)]
+    src, trg, upstream, of_mean_sq = inputs.log_prob_inputs(torch.float64)
+    src, trg = src.requires_grad_(), torch.cat([trg, inputs.hard_negatives()]).requires_grad_()
+    truth = reference.nce_log_prob(src, trg, negatives=cases.MORE_CASES[index][0])
+    objective = (truth.log_prob * upstream).sum() + (truth.mean_sq * of_mean_sq).sum()
+    grads = torch.autograd.grad(objective, (src, trg))
+    for place, expected in enumerate((truth.log_prob, truth.score)):
+        assert error(joined((rank[place] for rank in ours), 1), expected) < 1e-13
+    for rank in ours:
+        assert error(rank[2], truth.mean_sq) < 1e-13
+    assert error(joined((rank[3] for rank in ours), 1), grads[0]) < 1e-12
+    images = inputs.IMAGES // world
+    of_trg = [rank[4][:images] for rank in ours] + [rank[4][images:] for rank in ours]
+    assert error(joined(of_trg), grads[1]) < 1e-12
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_clip_with_a_learned_scale(found, world):
+    """Plain cross-entropy of the whole batch, in both directions."""
+    ranks = [rank["clip"] for rank in found(world)]
+    leaves = [item.requires_grad_() for item in inputs.image_and_text()]
+    leaves.append(torch.tensor(5.0, dtype=torch.float64, requires_grad=True))
+    logits, labels = leaves[2] * leaves[0] @ leaves[1].T, torch.arange(inputs.IMAGES)
+    losses = [torch.nn.functional.cross_entropy(part, labels) for part in (logits, logits.T)]
+    truth = sum(losses) * inputs.IMAGES
+    grads = torch.autograd.grad(sum(losses), leaves)
+    assert error(sum(rank[0] for rank in ranks), truth) < 1e-13
+    assert error(joined(rank[1] for rank in ranks), grads[0]) < 1e-12
+    assert error(joined(rank[2] for rank in ranks), grads[1]) < 1e-12
+    assert error(sum(rank[3] for rank in ranks), grads[2]) < 1e-12
+
+
 def truth_of(name, dtype):
     """Losses and gradients of the whole batch in float64; the task's of one process."""
     features, places = inputs.maps(dtype, 3 if name == "mixture" else None)
@@ -185,6 +221,10 @@ SENTENCES = {
     "dtype": ("TypeError", "src is torch.int64; it must be"),
     "width": ("ValueError", "their last sizes D must agree"),
     "clip": ("ValueError", "clip is -1.0; it must be greater than 0"),
+    "more targets": ("ValueError", "only the values may differ"),
+    "fewer targets": ("ValueError", "trg has 2 images and src 3; trg[b] is the positive of src[b]"),
+    "scale": ("ValueError", "scale is 0.0; it must be a finite number greater than 0"),
+    "positive": ("ValueError", "positive has an entry twice; each source must have a target"),
     "batch": ("ValueError", "images; these must be equal: drop the last, incomplete batch"),
     "locations of a map": ("ValueError", "only the values may differ"),
     "another clip": ("ValueError", "only the values may differ"),
@@ -204,7 +244,7 @@ def test_an_error_on_one_rank_is_raised_on_all(found, world, name):
     assert said[0][0] == kind
     assert part in said[0][1]
     assert "\n" not in said[0][1]
-    if name not in ("batch", "locations of a map", "another clip", "needs"):
+    if name not in ("batch", "locations of a map", "another clip", "needs", "more targets"):
         assert said[0][1].startswith(f"rank {world - 1}: ")
     assert [rank["bad"]["good"] for rank in found(world)] == [None] * world
 
