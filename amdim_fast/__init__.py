@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from amdim_fast.evaluation.evaluate import evaluate
     from amdim_fast.evaluation.scoring import EvaluationOptions
     from amdim_fast.model.amdim import AMDIM
+    from amdim_fast.model.backbone import BackboneEncoder
     from amdim_fast.model.encoder import Encoder
     from amdim_fast.model.export import export_encoder
     from amdim_fast.model.gradient_cache import CachedEncoding
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 # Where the names above are, for the first use of each at run time.
 _LAZY = {
     "AMDIM": "model.amdim",
+    "BackboneEncoder": "model.backbone",
     "CachedEncoding": "model.gradient_cache",
     "CheckpointError": "checkpoints.formats",
     "Encoder": "model.encoder",
@@ -71,6 +73,7 @@ __all__ = [
     "AMDIM",
     "POLICIES",
     "RECIPES",
+    "BackboneEncoder",
     "CachedEncoding",
     "CheckpointError",
     "Encoder",

@@ -22,6 +22,7 @@ ARCHITECTURE = {
     "use_bn": bool,
     "in_channels": int,
 }
+BACKBONE_ARCHITECTURE = {"backbone": str, "size": int, "n_rkhs": int, "in_channels": int}
 _LARGEST_RESIZE = 1 << 16  # pixels
 # Arguments of AMDIM for the head that makes components and for their posterior.
 MIXTURE = ("components", "mixture_hidden", "tau", "alpha", "tclip")
@@ -32,7 +33,7 @@ class ExportConfig:
     """The contents of ``config.json``.
 
     Attributes:
-        architecture: arguments of ``Encoder``.
+        architecture: arguments of ``Encoder``, or of ``BackboneEncoder`` with the network's name.
         preprocessing: from uint8 images to the encoder's input.
         weights: name of the safetensors file, in the same folder.
         sha256: of that file, hexadecimal.
@@ -88,7 +89,8 @@ def _parse(content: Any) -> ExportConfig:
             f" {FORMAT!r} {FORMAT_VERSION}"
         )
     given = _typed("architecture", content["architecture"], dict)
-    architecture = {name: _typed(name, given[name], kind) for name, kind in ARCHITECTURE.items()}
+    kinds = BACKBONE_ARCHITECTURE if "backbone" in given else ARCHITECTURE
+    architecture = {name: _typed(name, given[name], kind) for name, kind in kinds.items()}
     given = _typed("preprocessing", content["preprocessing"], dict)
     resize = given["resize"]
     preprocessing = Preprocessing(

@@ -23,7 +23,7 @@ _ARGUMENT_NAMES = {
     "in_channels": ("in_channels", "image_channels"),
     "tclip": ("tclip",),
     "reg_weight": ("reg_weight",),
-    **{name: (name,) for name in ("components", "mixture_hidden", "tau", "alpha")},
+    **{name: (name,) for name in ("components", "mixture_hidden", "tau", "alpha", "backbone")},
 }
 _SHOWN_KEYS = 20
 _WRAPPERS = re.compile(r"^(?:module\.|encoder\.|evaluator\.)*")
@@ -86,11 +86,23 @@ def stated_arguments(contents: Mapping[str, Any], path: object) -> dict[str, Any
             if name not in stated:
                 continue
             value = stated[name]
-            if type(value) not in (bool, int, float, type(None)):
+            if name == "backbone":
+                _check_backbone(value, path)
+            elif type(value) not in (bool, int, float, type(None)):
                 kind = type(value).__name__
                 raise CheckpointError(f"{path} has a {kind} for {name}; it must be a plain number")
             arguments.setdefault(argument, value)
     return arguments
+
+
+def _check_backbone(name: object, path: object) -> None:
+    if name is None:
+        raise CheckpointError(
+            f"{path} is of an AMDIM over a network that was given as a module, which no file can"
+            " rebuild; build it again and load the weights under 'model' with load_state_dict"
+        )
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path} has a {type(name).__name__} for backbone; it must be text")
 
 
 def model_arguments(
@@ -102,16 +114,19 @@ def model_arguments(
         KeyError: a weight that every encoder has is missing; its name. CheckpointError: a stated
             size is not that of the weights.
     """
-    sizes = _sizes_of(state)
+    over = "backbone" in stated
+    sizes = _widths_of(state) if over else _sizes_of(state) | _widths_of(state)
     for name, found in sizes.items():
         said = stated.get(name, found)
         if said != found and not (name == "mixture_hidden" and said is None):
             raise CheckpointError(
                 f"{path} says that {name} is {said!r}, but its weights are those of {found!r}"
             )
-    counters = [name for name in state if name.endswith(".bn1.bn.num_batches_tracked")]
-    arguments = {"use_bn": any(bool(state[name].any()) for name in counters), **stated, **sizes}
-    arguments["use_bn"] = bool(arguments["use_bn"])
+    arguments = {**stated, **sizes}
+    if not over:
+        counters = [name for name in state if name.endswith(".bn1.bn.num_batches_tracked")]
+        ran = any(bool(state[name].any()) for name in counters)
+        arguments["use_bn"] = bool(stated.get("use_bn", ran))
     classes = state.get("evaluator.block_glb_lin.block_forward.2.weight")
     arguments["n_classes"] = None if classes is None else classes.shape[0]
     return arguments
@@ -124,13 +139,16 @@ def _sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     if f"{second}conv.weight" in state:
         size = 128
     block = "encoder.layer_list.2.layer_list."
-    sizes = {
+    return {
         "size": size,
         "ndf": first.shape[0],
-        "n_rkhs": state["encoder.rkhs_block_5.conv2.weight"].shape[0],
         "depth": sum(f"{block}{index}.conv1.weight" in state for index in range(len(state))),
         "in_channels": first.shape[1],
     }
+
+
+def _widths_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    sizes = {"n_rkhs": state["encoder.rkhs_block_5.conv2.weight"].shape[0]}
     if "mixture.linear_1.weight" in state:
         sizes["mixture_hidden"] = state["mixture.linear_1.weight"].shape[0]
         sizes["components"] = state["mixture.linear_2.weight"].shape[0] // sizes["n_rkhs"]

@@ -38,6 +38,32 @@ class StoredModel:
     preprocessing: Preprocessing | None = None
     policy: str | None = None
 
+    def check_fits(self, expected: Mapping[str, Tensor], hyperparams: Mapping[str, Any]) -> None:
+        """Raise unless the weights are those of a model.
+
+        Args:
+            expected: the model's state dict; shapes are read, not values.
+            hyperparams: the model's, for the message.
+
+        Raises:
+            CheckpointError: names the keys that do not fit.
+        """
+        found = self.state
+        problems = {
+            "missing": sorted(expected.keys() - found.keys()),
+            "unexpected": sorted(found.keys() - expected.keys()),
+            "of another shape": sorted(
+                f"{name} {list(found[name].shape)} instead of {list(value.shape)}"
+                for name, value in expected.items()
+                if name in found and found[name].shape != value.shape
+            ),
+        }
+        if any(problems.values()):
+            named = "; ".join(f"{what}: {', '.join(k)}" for what, k in problems.items() if k)
+            raise CheckpointError(
+                f"{self.source} does not fit its hyperparameters {dict(hyperparams)}; {named}"
+            )
+
     def preprocessing_for(self, policy: str | None = None) -> Preprocessing:
         """The named policy's, else the one that the file states, else the original's for the size.
 

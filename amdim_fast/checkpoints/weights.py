@@ -11,12 +11,13 @@ from amdim_fast.checkpoints.formats import CheckpointError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTER = "num_batches_tracked"
+_BACKBONE = "encoder.network."
 
 
 def check_weights(state: Mapping[str, Tensor], path: object) -> None:
     """Raise unless all tensors are dense, real, finite floating point, and stored whole.
 
-    Counters of BatchNorm may be integers.
+    Counters of BatchNorm and buffers of a backbone may be integers or truth values.
 
     Raises:
         CheckpointError: names the first that is not, and says what it is.
@@ -33,8 +34,8 @@ def _fault(name: str, value: Tensor) -> str | None:
     if value.is_nested or value.layout != torch.strided or value.is_quantized:
         kind = "quantized" if value.is_quantized else "sparse or nested"
         return f"is {kind}; save it as a dense tensor, such as after .dequantize() or .to_dense()"
-    counter = name.endswith(_COUNTER) and not value.is_complex()
-    if value.dtype not in _DTYPES and not counter:
+    whole = name.endswith(_COUNTER) or name.startswith(_BACKBONE)
+    if value.dtype not in _DTYPES and not (whole and not value.is_complex()):
         return f"is {value.dtype}; it must be float16, bfloat16, float32 or float64"
     if value.untyped_storage().nbytes() < value.numel() * value.element_size():
         return f"has shape {list(value.shape)} and fewer values; save a copy with .clone()"

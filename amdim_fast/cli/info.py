@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from amdim_fast.model.encoder import Encoder
 from amdim_fast.model.pretrained import read_pretrained
 from amdim_fast.nce.backend import resolve_backend
 from amdim_fast.version import __version__
@@ -87,7 +88,9 @@ def describe_model(path: str | os.PathLike[str]) -> Facts:
         "input": f"{encoder.in_channels} x {encoder.size} x {encoder.size} px, images {resize}",
         "mean, std": f"{_rounded(preprocessing.mean)}, {_rounded(preprocessing.std)}",
         "architecture": f"ndf {encoder.ndf}, n_rkhs {encoder.n_rkhs}, depth {encoder.depth},"
-        f" use_bn {encoder.use_bn}",
+        f" use_bn {encoder.use_bn}"
+        if isinstance(encoder, Encoder)
+        else f"{encoder.backbone}, n_rkhs {encoder.n_rkhs}",
         "parameters": f"{sum(p.numel() for p in encoder.parameters()):,} in the encoder,"
         f" {sum(p.numel() for p in model.parameters()):,} in all",
         "probes": own,

@@ -98,6 +98,8 @@ def _defaults(name: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if value is None:
+        return "none"
     return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from amdim_fast.data.image_sets import ImageSet
 from amdim_fast.data.loader import Loader, ordered_batches
-from amdim_fast.model.encoder import Encoder
+from amdim_fast.model.backbone import AnyEncoder
 from amdim_fast.model.frozen import encode
 from amdim_fast.views.compiled import views_device
 from amdim_fast.views.preprocessing import Preprocessing
@@ -21,7 +21,7 @@ ADAPTING_BATCH_SIZE = 200
 
 
 def extract_features(
-    encoder: Encoder,
+    encoder: AnyEncoder,
     images: ImageSet,
     preprocessing: Preprocessing,
     *,
@@ -81,7 +81,7 @@ def adapting_batches(images: int) -> int:
 
 @torch.no_grad()
 def adapt_batch_norm(
-    encoder: Encoder,
+    encoder: AnyEncoder,
     images: ImageSet,
     preprocessing: Preprocessing,
     *,

@@ -10,7 +10,7 @@ from amdim_fast.data.image_sets import ImageSet
 from amdim_fast.evaluation.features import extract_features
 from amdim_fast.evaluation.logistic import logistic_regression
 from amdim_fast.evaluation.metrics import top_k_accuracy
-from amdim_fast.model.encoder import Encoder
+from amdim_fast.model.backbone import AnyEncoder
 from amdim_fast.views.params import ViewPolicy
 from amdim_fast.views.preprocessing import Preprocessing
 
@@ -24,7 +24,7 @@ def linear_probe(
     return top_k_accuracy(logits, test_labels, 1)
 
 
-def probe_encoder(encoder: Encoder, data: ImageData, policy: ViewPolicy) -> float:
+def probe_encoder(encoder: AnyEncoder, data: ImageData, policy: ViewPolicy) -> float:
     """Test accuracy, 0..1, of the linear probe on frozen r1, in evaluation mode.
 
     Raises:

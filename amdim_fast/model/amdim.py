@@ -5,9 +5,10 @@ Source: the public code's ``model.Model``, whose hyperparameter names it keeps.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.checkpoints.reading import read_model
 from amdim_fast.checkpoints.stored_model import StoredModel
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
+from amdim_fast.model.amdim_output import AMDIMOutput
+from amdim_fast.model.backbone import AnyEncoder, BackboneEncoder
 from amdim_fast.model.encoder import Encoder, EncoderOutput, encode_views
 from amdim_fast.model.frozen import encode
 from amdim_fast.model.probes import Probes
@@ -24,27 +27,6 @@ from amdim_fast.nce.losses import LossMultiNCE
 from amdim_fast.nce.mixture import MixtureHead, MixtureLosses, MixtureNCELoss
 from amdim_fast.views.images import Picture
 from amdim_fast.views.preprocessing import Preprocessing
-
-
-class AMDIMOutput(NamedTuple):
-    """The four parts of the objective, float32 scalars, and the global features of both views."""
-
-    loss_1t5: Tensor
-    loss_1t7: Tensor
-    loss_5t5: Tensor
-    lgt_reg: Tensor  # weighted
-    r1_x1: Tensor  # [B, D, 1, 1]
-    r1_x2: Tensor  # [B, D, 1, 1]
-    entropy: Tensor | None = None  # mean over locations of the posterior's, nats; with components
-    usage: Tensor | None = None  # [K] mean posterior; with components
-    total: Tensor | None = None  # the sum of the four where it was made with its gradients
-
-    @property
-    def loss(self) -> Tensor:
-        """The sum of the four parts, which pre-training minimizes."""
-        if self.total is not None:
-            return self.total
-        return self.loss_1t5 + self.loss_1t7 + self.loss_5t5 + self.lgt_reg
 
 
 class AMDIM(nn.Module):
@@ -72,7 +54,7 @@ class AMDIM(nn.Module):
         ValueError: an argument is out of range.
 
     Attributes:
-        encoder: ``Encoder``; x -> (r1, r5, r7).
+        encoder: ``Encoder``, or ``BackboneEncoder`` with ``over``; x -> (r1, r5, r7).
         evaluator: ``Probes`` or None; r1 -> (logits_mlp, logits_linear), no gradient to r1. May be
             replaced, for other classes.
         g2l_loss: ``LossMultiNCE``, or ``MixtureNCELoss`` with components.
@@ -99,7 +81,32 @@ class AMDIM(nn.Module):
         alpha: float | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(size, ndf, n_rkhs, depth, use_bn, in_channels)
+        self._add_parts(
+            Encoder(size, ndf, n_rkhs, depth, use_bn, in_channels),
+            n_classes=n_classes,
+            tclip=tclip,
+            reg_weight=reg_weight,
+            group=group,
+            components=components,
+            mixture_hidden=mixture_hidden,
+            tau=tau,
+            alpha=alpha,
+        )
+
+    def _add_parts(
+        self,
+        encoder: AnyEncoder,
+        *,
+        n_classes: int | None = None,
+        tclip: float | None = 20.0,
+        reg_weight: float = 5e-2,
+        group: ProcessGroup | None = None,
+        components: int | None = None,
+        mixture_hidden: int | None = None,
+        tau: float = 5.0,
+        alpha: float | None = None,
+    ) -> None:
+        self.encoder, n_rkhs = encoder, encoder.n_rkhs
         self.evaluator = None if n_classes is None else Probes(n_rkhs, n_classes)
         self.mixture: MixtureHead | None = None
         self.g2l_loss: LossMultiNCE | MixtureNCELoss
@@ -109,6 +116,19 @@ class AMDIM(nn.Module):
             self.mixture = MixtureHead(n_rkhs, components, mixture_hidden)
             self.g2l_loss = MixtureNCELoss(tau, alpha, tclip, reg_weight, group)
         self.preprocessing: Preprocessing | None = None
+
+    @classmethod
+    def over(cls, encoder: BackboneEncoder, **options: Any) -> AMDIM:
+        """AMDIM whose encoder is over another network.
+
+        Args:
+            encoder: with the sizes.
+            options: the constructor's other arguments, from ``n_classes`` on.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._add_parts(encoder, **options)
+        return model
 
     @staticmethod
     def from_pretrained(
@@ -150,17 +170,21 @@ class AMDIM(nn.Module):
         Raises:
             CheckpointError: the arguments or weights are not those of an AMDIM; names the keys.
         """
+        over = "backbone" in stored.arguments
         try:
-            # Shapes are compared first, so that sizes which the file only claims take no memory.
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                expected = AMDIM(**stored.arguments)
+            # Shapes are compared first, so that sizes which the file only claims take no memory;
+            # a backbone's sizes are its name's, and not every one can be built without memory.
+            place = contextlib.nullcontext() if over else torch.device("meta")
+            with torch.random.fork_rng(devices=[]), place:
+                model = _built(stored.arguments)
         except (IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{stored.source} has hyperparameters that fit no AMDIM: {error}"
             ) from error
-        _check_weights(stored, expected)
-        with torch.random.fork_rng(devices=[]):
-            model = AMDIM(**stored.arguments)
+        stored.check_fits(model.state_dict(), model.hyperparams)
+        if not over:
+            with torch.random.fork_rng(devices=[]):
+                model = _built(stored.arguments)
         model.load_state_dict(stored.state)
         return model.to(map_location)
 
@@ -184,19 +208,21 @@ class AMDIM(nn.Module):
         return encode(self.encoder, images, self.preprocessing)
 
     @property
-    def hyperparams(self) -> dict[str, int | float | bool | None]:
+    def hyperparams(self) -> dict[str, int | float | bool | str | None]:
         """What rebuilds this model, under the public code's names where it has them."""
-        plain: dict[str, int | float | bool | None] = {
-            "ndf": self.encoder.ndf,
+        encoder = self.encoder
+        plain: dict[str, int | float | bool | str | None] = {
             "n_classes": None if self.evaluator is None else self.evaluator.n_classes,
-            "n_rkhs": self.encoder.n_rkhs,
+            "n_rkhs": encoder.n_rkhs,
             "tclip": self.g2l_loss.tclip,
-            "n_depth": self.encoder.depth,
-            "encoder_size": self.encoder.size,
-            "use_bn": self.encoder.use_bn,
-            "in_channels": self.encoder.in_channels,
+            "encoder_size": encoder.size,
+            "in_channels": encoder.in_channels,
             "reg_weight": self.g2l_loss.reg_weight,
         }
+        if isinstance(encoder, Encoder):
+            plain |= {"ndf": encoder.ndf, "n_depth": encoder.depth, "use_bn": encoder.use_bn}
+        else:
+            plain["backbone"] = encoder.backbone
         if self.mixture is None or not isinstance(self.g2l_loss, MixtureNCELoss):
             return plain
         return plain | {
@@ -283,19 +309,10 @@ class AMDIM(nn.Module):
         return AMDIMOutput(*found[:4], first.r1, second.r1, found.entropy, found.usage)
 
 
-def _check_weights(stored: StoredModel, model: AMDIM) -> None:
-    expected, found = model.state_dict(), stored.state
-    problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": sorted(
-            f"{name} {list(found[name].shape)} instead of {list(value.shape)}"
-            for name, value in expected.items()
-            if name in found and found[name].shape != value.shape
-        ),
-    }
-    if any(problems.values()):
-        named = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise CheckpointError(
-            f"{stored.source} does not fit its hyperparameters {model.hyperparams}; {named}"
-        )
+def _built(arguments: Mapping[str, Any]) -> AMDIM:
+    """The model of ``StoredModel.arguments``."""
+    left = dict(arguments)
+    if "backbone" not in left:
+        return AMDIM(**left)
+    own = [left.pop(name) for name in ("backbone", "size", "n_rkhs", "in_channels")]
+    return AMDIM.over(BackboneEncoder(*own), **left)

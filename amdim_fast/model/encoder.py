@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +142,8 @@ class Encoder(nn.Module):
     626.6 M (320/2560/10).
     """
 
+    takes_views = True
+
     def __init__(
         self,
         size: int,
@@ -219,7 +221,8 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the shape or device is wrong. TypeError: the dtype is wrong.
         """
-        self._check(x)
+        norm = self.layer_list[-1].get_submodule("bn")
+        check_images(self, x, training=norm.training)
         if x.ndim != 5:
             return self._encode(x, 1)[0]
         if self.use_bn:
@@ -248,37 +251,42 @@ class Encoder(nn.Module):
         parts = [[norm(part) for part in found.chunk(views)] for norm, found in ends]
         return tuple(EncoderOutput(*view) for view in zip(*parts, strict=True))
 
-    def _check(self, x: Tensor) -> None:
-        image = self.in_channels, self.size, self.size
-        if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != image or (x.ndim == 5 and not len(x)):
-            expected = f"{self.in_channels}, {self.size}, {self.size}]"
-            raise ValueError(
-                f"x has shape {list(x.shape)}; it must be [B, {expected} or, for V views,"
-                f" [V, B, {expected}"
-            )
-        training = self.layer_list[-1].get_submodule("bn").training
-        least = 2 if training else 1
-        images = x.shape[-4]
-        if images < least:
-            mode = "training, for BatchNorm" if training else "evaluation"
-            raise ValueError(f"x has {images} images; it must have {least} or more in {mode}")
-        weight = self.rkhs_block_5.conv1.weight
-        if x.device != weight.device:
-            raise ValueError(
-                f"x is on {x.device}; it must be on {weight.device}, as the encoder is"
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"x is {x.dtype}; it must be normalized {weight.dtype}")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x is {x.dtype}; it must be {weight.dtype}, as the encoder's weights")
+
+class _TakesImages(Protocol):
+    in_channels: int
+    size: int
+    rkhs_block_5: RKHSHead
+
+
+def check_images(encoder: _TakesImages, x: Tensor, *, training: bool) -> None:
+    """Raise unless x is what ``Encoder.forward`` says; ``training`` is its BatchNorms' mode."""
+    image = encoder.in_channels, encoder.size, encoder.size
+    if x.ndim not in (4, 5) or tuple(x.shape[-3:]) != image or (x.ndim == 5 and not len(x)):
+        expected = f"{encoder.in_channels}, {encoder.size}, {encoder.size}]"
+        raise ValueError(
+            f"x has shape {list(x.shape)}; it must be [B, {expected} or, for V views,"
+            f" [V, B, {expected}"
+        )
+    least = 2 if training else 1
+    images = x.shape[-4]
+    if images < least:
+        mode = "training, for BatchNorm" if training else "evaluation"
+        raise ValueError(f"x has {images} images; it must have {least} or more in {mode}")
+    weight = encoder.rkhs_block_5.conv1.weight
+    if x.device != weight.device:
+        raise ValueError(f"x is on {x.device}; it must be on {weight.device}, as the encoder is")
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}; it must be normalized {weight.dtype}")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x is {x.dtype}; it must be {weight.dtype}, as the encoder's weights")
 
 
 def encode_views(encoder: nn.Module, views: Tensor) -> tuple[EncoderOutput, ...]:
     """Outputs of an encoder for views [V, B, channels, height, width], in one call if it can.
 
-    An ``Encoder``, also inside DistributedDataParallel, takes all views at once; another module is
-    called once for each.
+    A module with ``takes_views``, also inside DistributedDataParallel, takes all views at once;
+    another is called once for each.
     """
-    if isinstance(getattr(encoder, "module", encoder), Encoder):
+    if getattr(getattr(encoder, "module", encoder), "takes_views", False):
         return encoder(views)
     return tuple(encoder(view) for view in views.unbind(0))

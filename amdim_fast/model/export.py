@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from amdim_fast.checkpoints.export_config import ARCHITECTURE, MIXTURE, ExportConfig
+from amdim_fast.checkpoints.export_config import (
+    ARCHITECTURE,
+    BACKBONE_ARCHITECTURE,
+    MIXTURE,
+    ExportConfig,
+)
 from amdim_fast.checkpoints.exports import write_export
 from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.files import check_new_folder
 from amdim_fast.model.amdim import AMDIM
+from amdim_fast.model.encoder import Encoder
 from amdim_fast.model.pretrained import read_pretrained
 from amdim_fast.version import __version__
 
@@ -48,10 +55,11 @@ def export_encoder(
     if Path(checkpoint).is_dir():
         raise CheckpointError(f"{checkpoint} is a folder; give the checkpoint file in it")
     model, preprocessing, provenance = read_pretrained(checkpoint, policy=policy)
+    names = ARCHITECTURE if isinstance(model.encoder, Encoder) else BACKBONE_ARCHITECTURE
     return write_export(
         target,
         model.state_dict(),
-        architecture={name: getattr(model.encoder, name) for name in ARCHITECTURE},
+        architecture={name: getattr(model.encoder, name) for name in names},
         preprocessing=preprocessing,
         provenance={
             "source": Path(checkpoint).name,
@@ -64,8 +72,8 @@ def export_encoder(
     )
 
 
-def _mixture_arguments(model: AMDIM) -> dict[str, int | float | None]:
-    values = {name: model.hyperparams[name] for name in MIXTURE}
+def _mixture_arguments(model: AMDIM) -> dict[str, Any]:
+    values: dict[str, Any] = {name: model.hyperparams[name] for name in MIXTURE}
     whole = ("components", "mixture_hidden")
     return {
         name: value if value is None or name in whole else float(value)

@@ -1,34 +1,20 @@
-"""A frozen encoder: evaluation mode, and features of images."""
+"""A frozen encoder: how it runs, and features of images."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amdim_fast.devices import describe_device
-from amdim_fast.model.encoder import Encoder
+from amdim_fast.model.backbone import AnyEncoder
+from amdim_fast.model.replay import eval_mode
 from amdim_fast.views.compiled import views_device
 from amdim_fast.views.images import Picture
 from amdim_fast.views.preprocessing import Preprocessing
 
 
-@contextlib.contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every submodule is in its former mode."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
-
-
-def frozen_facts(encoder: Encoder) -> dict[str, str]:
+def frozen_facts(encoder: AnyEncoder) -> dict[str, str]:
     """How a frozen encoder runs, for ``execution_line``."""
     weight = encoder.rkhs_block_5.conv1.weight
     made = views_device(weight.device)
@@ -42,7 +28,7 @@ def frozen_facts(encoder: Encoder) -> dict[str, str]:
 
 
 def encode(
-    encoder: Encoder, images: Picture | Sequence[Picture], preprocessing: Preprocessing | None
+    encoder: AnyEncoder, images: Picture | Sequence[Picture], preprocessing: Preprocessing | None
 ) -> Tensor:
     """Global features of images, in evaluation mode and without gradients.
 

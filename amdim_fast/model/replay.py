@@ -1,4 +1,4 @@
-"""Running a module a second time: with the same random draws, and without side effects."""
+"""Running a module without side effects: in evaluation mode, or again with the same draws."""
 
 from __future__ import annotations
 
@@ -45,3 +45,20 @@ class BuffersKept:
             for buffer, value in self._before:
                 buffer.copy_(value)
         self._before = []
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every submodule is in its former mode."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        # A module's own train() may do more than set the flag, also in modules inside it.
+        for part, training in modes.items():
+            if part.training != training:
+                part.train(training)
+        for part, training in modes.items():
+            part.training = training

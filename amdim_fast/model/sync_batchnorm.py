@@ -92,7 +92,18 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronize_batchnorm(module: nn.Module, group_name: str) -> None:
-    """Replace each BatchNorm inside by a SyncBatchNorm with the same parameters and buffers."""
+    """Replace each BatchNorm inside by a SyncBatchNorm with the same parameters and buffers.
+
+    Raises:
+        ValueError: one is of another class, such as with an activation inside, or has no weights
+            or running statistics with a momentum; names it. Nothing is replaced then.
+    """
+    for path, child in module.named_modules():
+        if not _can_be_replaced(child):
+            raise ValueError(
+                f"sync_bn is on, but {path} is a {type(child).__name__}; it must be a plain"
+                " BatchNorm1d or 2d with weights, running statistics and a momentum: turn it off"
+            )
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -100,3 +111,11 @@ def synchronize_batchnorm(module: nn.Module, group_name: str) -> None:
                 new.group_name, new.training = group_name, child.training
                 new._parameters, new._buffers = child._parameters, child._buffers
                 setattr(parent, name, new)
+
+
+def _can_be_replaced(module: nn.Module) -> bool:
+    """Whether it is no BatchNorm, one of several processes, or one that SyncBatchNorm equals."""
+    if not isinstance(module, _BatchNorm) or isinstance(module, SyncBatchNorm | nn.SyncBatchNorm):
+        return True
+    plain = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d)
+    return plain and module.affine and module.track_running_stats and module.momentum is not None

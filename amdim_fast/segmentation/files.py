@@ -13,8 +13,9 @@ from torch import Tensor
 
 from amdim_fast.data.decoding import decode, pixels_of
 from amdim_fast.devices import execution_line, find_device
-from amdim_fast.model.frozen import eval_mode, frozen_facts
+from amdim_fast.model.frozen import frozen_facts
 from amdim_fast.model.pretrained import read_pretrained
+from amdim_fast.model.replay import eval_mode
 from amdim_fast.segmentation.posterior import (
     SCALES,
     enlarge,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amdim_fast.files import written_whole
 from amdim_fast.model.amdim import AMDIM
-from amdim_fast.model.frozen import eval_mode
+from amdim_fast.model.replay import eval_mode
 from amdim_fast.nce.clip import clipped
 from amdim_fast.nce.feature_maps import flatten_local
 from amdim_fast.nce.functional import nce_log_prob

@@ -10,7 +10,7 @@ from typing import Any
 from amdim_fast.checks import whole_number
 
 # Fields that older runs do not have, as those runs were.
-ADDED: dict[str, Any] = {"cuda_graph": False}
+ADDED: dict[str, Any] = {"cuda_graph": False, "backbone": None}
 PRECISIONS = ("auto", "float32", "bfloat16")
 # ndf, n_rkhs and depth, as in the public code for images of 128 px.
 MODEL_SIZES = {"small": (192, 1536, 8), "medium": (256, 2048, 10), "large": (320, 2560, 10)}
@@ -37,6 +37,11 @@ class Recipe:
     n_rkhs: int = _option(1536, "width of the features (D), channels")
     depth: int = _option(8, "layers in each residual block")
     use_bn: bool = _option(False, "BatchNorm inside the residual blocks")
+    backbone: str | None = _option(
+        None,
+        "network in place of the paper's encoder, of which n_rkhs alone then holds: one of"
+        " torchvision, such as resnet50, or timm/ and one of timm; needs amdim-fast[backbones]",
+    )
     tclip: float = _option(20.0, "bound on |score|, nats")
     reg_weight: float = _option(5e-2, "weight of the mean squared raw scores")
     mixture: int = _option(0, "components of the global feature (K); 0 is plain AMDIM")
@@ -100,6 +105,12 @@ class Recipe:
                 raise ValueError(
                     f"cuda_graph and {name} are both on; a CUDA graph cannot recompute: turn one"
                     " off"
+                )
+        for name in ("use_bn", "checkpoint_blocks"):
+            if self.backbone is not None and getattr(self, name):
+                raise ValueError(
+                    f"backbone is {self.backbone!r} and {name} is on; it is for the residual blocks"
+                    " of the paper's encoder: turn it off"
                 )
         if not (self.steps or self.epochs):
             raise ValueError("steps is 0 and epochs is 0; one of them must be 1 or more")
@@ -178,7 +189,7 @@ class Recipe:
 def options() -> dict[str, tuple[type, str]]:
     """Type and help of each field that the command line may set; a tuple takes many values."""
     return {
-        item.name: (type(item.default), item.metadata["help"])
+        item.name: (str if item.default is None else type(item.default), item.metadata["help"])
         for item in fields(Recipe)
         if item.metadata
     }

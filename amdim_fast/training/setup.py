@@ -11,6 +11,7 @@ from amdim_fast.checks import LARGEST_SEED, whole_number
 from amdim_fast.data.datasets import ImageData, load_data
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
+from amdim_fast.model.networks import check_name
 from amdim_fast.training.graph import check_graph
 from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.tensorboard import check_tensorboard
@@ -72,11 +73,13 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
 
     Raises:
         ValueError: a value is out of range. RuntimeError: the library of views is not built. Also
-            what ``check_tensorboard`` raises.
+            what ``check_name`` of the backbone and ``check_tensorboard`` raise.
     """
     policy, device = setup.recipe.policy, setup.device
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+    if setup.recipe.backbone is not None:
+        check_name(setup.recipe.backbone)
     whole_number("seed", setup.seed, least=0, most=LARGEST_SEED)
     check_graph(setup.recipe.cuda_graph, find_device(device), ranks.world_size)
     compiled.require("cpu")

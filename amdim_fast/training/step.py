@@ -16,6 +16,7 @@ from amdim_fast.devices import computes_bfloat16, describe_device
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.amdim import AMDIM
+from amdim_fast.model.backbone import BackboneEncoder
 from amdim_fast.model.encoder import encode_views
 from amdim_fast.model.gradient_cache import CachedEncoding
 from amdim_fast.model.probes import probe_loss
@@ -43,19 +44,18 @@ _BUFFERS = (
 
 def build_model(recipe: Recipe, n_classes: int | None, group: ProcessGroup | None = None) -> AMDIM:
     """The model of a recipe, with online probes where there are classes."""
-    return AMDIM(
-        POLICIES[recipe.policy].size,
-        recipe.ndf,
-        recipe.n_rkhs,
-        recipe.depth,
-        recipe.use_bn,
-        n_classes=n_classes,
-        group=group,
-        tclip=recipe.tclip,
-        reg_weight=recipe.reg_weight,
-        components=recipe.mixture or None,
-        tau=recipe.tau,
-    )
+    size = POLICIES[recipe.policy].size
+    options: dict[str, Any] = {
+        "n_classes": n_classes,
+        "group": group,
+        "tclip": recipe.tclip,
+        "reg_weight": recipe.reg_weight,
+        "components": recipe.mixture or None,
+        "tau": recipe.tau,
+    }
+    if recipe.backbone is not None:
+        return AMDIM.over(BackboneEncoder(recipe.backbone, size, recipe.n_rkhs), **options)
+    return AMDIM(size, recipe.ndf, recipe.n_rkhs, recipe.depth, recipe.use_bn, **options)
 
 
 def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
