@@ -68,7 +68,7 @@ def measure_runs(device: str, out: Path) -> None:
     recipe = RECIPES["digits"]
     dtype = "bfloat16" if uses_bfloat16(recipe, torch.device(device)) else "float32"
     ways = {GRAPH: ["--cuda-graph"]} if device == "cuda" else {}
-    for provider, options in {**ways, OURS: []}.items():
+    for provider, options in {**ways, OURS: ["--no-cuda-graph"]}.items():
         _, summary = harness.pretrain("--no-baselines", *options, device=device)
         sizes = harness.sizes(recipe)
         condition = harness.Condition(NAME, f"{device}-digits-run", provider, "run", sizes, dtype)

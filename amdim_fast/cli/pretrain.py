@@ -96,6 +96,8 @@ def _defaults(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "auto"
     if isinstance(value, bool):
         return "on" if value else "off"
     if value is None:

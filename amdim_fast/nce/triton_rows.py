@@ -13,7 +13,7 @@ from amdim_fast.kernels.launch import Prepared
 from amdim_fast.kernels.nce_tiles import Tile, TileSet
 from amdim_fast.nce.pairing import Options
 from amdim_fast.nce.plan import ROW_UNIT, PairingShape
-from amdim_fast.nce.triton_arguments import clip_arguments, power_of_two
+from amdim_fast.nce.triton_arguments import clip_arguments, power_of_two, processors_and_cache
 
 MOST_LAUNCHES = 4096
 # Rows of products that are read twice stay in this share of the L2 in between.
@@ -108,13 +108,11 @@ def resident(tile: Tile, rows: int, row_bytes: int, device: torch.device) -> tup
     Rows are read a second time for their gradients. Where all of them fit, or not even one for each
     multiprocessor, there is a program for each row.
     """
-    if device.type != "cuda":
-        return tile, rows
-    found = torch.cuda.get_device_properties(device)
-    fitting = int(L2_SHARE * found.L2_cache_size) // row_bytes
-    share = fitting // found.multi_processor_count
+    processors, cache_bytes = processors_and_cache(device)
+    fitting = int(L2_SHARE * cache_bytes) // row_bytes
+    share = fitting // processors
     if share == 0 or fitting >= rows:
         return tile, rows
     warps = min(RESIDENT_WARPS, max(4, 1 << (2 * RESIDENT_WARPS // share).bit_length() - 1))
     columns = warps * 32 * THREAD_COLUMNS
-    return tile._replace(columns=columns, warps=warps), share * found.multi_processor_count
+    return tile._replace(columns=columns, warps=warps), share * processors

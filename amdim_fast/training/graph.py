@@ -5,20 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from amdim_fast.distributed.ranks import Ranks
+from amdim_fast.model.residual.modules import has_hooks
+from amdim_fast.training.recipes import Recipe
 
 # Steps before the recording, which let libraries choose algorithms and optimizers make their state.
 WARM_UP = 3
+OFF = "--no-cuda-graph"
 
 
-def check_graph(cuda_graph: bool, device: torch.device, processes: int) -> None:
+def check_graph(cuda_graph: bool | None, device: torch.device, processes: int) -> None:
     """Raise ValueError if steps are to be a CUDA graph and cannot be."""
     if cuda_graph and device.type != "cuda":
-        raise ValueError(f"cuda_graph is on, but the device is {device}; it must be a CUDA device")
+        raise ValueError(
+            f"cuda_graph is on, but the device is {device}; it must be a CUDA device: turn it off"
+            f" ({OFF})"
+        )
     if cuda_graph and processes > 1:
         raise ValueError(
             f"cuda_graph is on, but there are {processes} processes; it works with one: turn it off"
+            f" ({OFF})"
         )
+
+
+def uses_graph(recipe: Recipe, model: nn.Module, device: torch.device, ranks: Ranks) -> bool:
+    """Whether steps are a CUDA graph: as the recipe says or, if it does not, where that is safe.
+
+    That is on one process and a CUDA device. A recording cannot recompute (``micro_batch``,
+    ``checkpoint_blocks``) and does not call hooks. A compiled encoder is left as it is, and
+    ``deterministic`` promises a resumed run the bits of kernels that run one by one.
+    """
+    if recipe.cuda_graph is not None:
+        return recipe.cuda_graph
+    if device.type != "cuda" or torch.version.cuda is None or ranks.group is not None:
+        return False
+    if recipe.micro_batch or recipe.checkpoint_blocks or recipe.compile or recipe.deterministic:
+        return False
+    return not has_hooks(*model.modules())
 
 
 class StepGraph:
@@ -29,12 +54,14 @@ class StepGraph:
             at the same addresses, and what it draws must come from torch's default generator.
         device: a CUDA device.
 
-    Inputs must keep their shapes and types. Memory of a step stays allocated between steps.
+    Inputs of other shapes or types than those recorded are not replayed: ``step`` is called.
+    Memory of a step stays allocated between steps.
     """
 
     def __init__(self, step: Callable[..., Tensor], device: torch.device) -> None:
         self._step, self._device = step, device
-        self._calls = 0
+        self._calls = 0  # with inputs of these kinds
+        self._kinds: list[tuple[torch.Size, torch.dtype]] = []
         self._inputs: list[Tensor] = []
         self._values: Tensor | None = None
         self._replay: Callable[[], None] | None = None
@@ -44,22 +71,19 @@ class StepGraph:
         """The values of a step, in memory of their own.
 
         Raises:
-            ValueError: inputs have other shapes than those recorded. RuntimeError: the step cannot
-                be recorded.
+            RuntimeError: the step cannot be recorded.
         """
-        self._calls += 1
-        if self._calls <= WARM_UP:
+        kinds = [(given.shape, given.dtype) for given in inputs]
+        if self._replay is None:
+            self._calls = self._calls + 1 if kinds == self._kinds else 1
+            self._kinds = kinds
+        if self._calls <= WARM_UP or kinds != self._kinds:
             if self._device.type == "cuda" and self._stream is None:
                 self._stream = torch.cuda.Stream(self._device)
             return beside(lambda: self._step(*inputs), self._stream)
         if self._replay is None:
             self._record(inputs)
         for place, given in zip(self._inputs, inputs, strict=True):
-            if place.shape != given.shape:
-                raise ValueError(
-                    f"a step got an input of shape {list(given.shape)}; the CUDA graph was recorded"
-                    f" with {list(place.shape)}: keep the size of batches, or turn off cuda_graph"
-                )
             place.copy_(given)
         assert self._replay is not None
         assert self._values is not None
@@ -73,6 +97,7 @@ class StepGraph:
         except RuntimeError as error:
             raise RuntimeError(
                 f"the step cannot be recorded as a CUDA graph ({error}); turn off cuda_graph"
+                f" ({OFF})"
             ) from error
 
 

@@ -66,8 +66,9 @@ def pretrain(
         tensorboard: also write events for TensorBoard into the folder.
         tensorboard_port: serve them at this port of localhost during the run.
         resume: folder of the run to resume. ``data_dir``, ``seed`` and ``device`` default to that
-            run's; ``device`` may differ, and of the recipe ``log_every``, ``checkpoint_every`` and
-            ``keep_every``. Every process reads it: it must be on storage that all machines share.
+            run's; ``device`` may differ, and of the recipe ``cuda_graph``, ``log_every``,
+            ``checkpoint_every`` and ``keep_every``. Every process reads it: it must be on storage
+            that all machines share.
         timeout: seconds after which a process gives up on another one that does not answer; saving
             a checkpoint must take less.
         progress: whether to say first what the run is on (device, precision, backends), and to show

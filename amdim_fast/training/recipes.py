@@ -16,8 +16,11 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 MODEL_SIZES = {"small": (192, 1536, 8), "medium": (256, 2048, 10), "large": (320, 2560, 10)}
 
 
-def _option(default: Any, help_text: str, *, bookkeeping: bool = False) -> Any:
-    return field(default=default, metadata={"help": help_text, "bookkeeping": bookkeeping})
+def _option(
+    default: Any, help_text: str, *, kind: type | None = None, bookkeeping: bool = False
+) -> Any:
+    metadata = {"help": help_text, "kind": kind or type(default), "bookkeeping": bookkeeping}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,12 @@ class Recipe:
         "auto", "float32, bfloat16, or auto: bfloat16 where the hardware multiplies it"
     )
     compile: bool = _option(False, "torch.compile the encoder")
-    cuda_graph: bool = _option(
-        False, "replay steps as one CUDA graph, for small models; needs a single process and GPU"
+    cuda_graph: bool | None = _option(
+        None,
+        "replay steps as one CUDA graph; auto is on for one process on a CUDA device, but off with"
+        " micro_batch, checkpoint_blocks, compile or deterministic",
+        kind=bool,
+        bookkeeping=True,
     )
     micro_batch: int = _option(
         0, "images encoded, and normalized by BatchNorm, at a time, to save memory; 0 is all"
@@ -189,7 +196,7 @@ class Recipe:
 def options() -> dict[str, tuple[type, str]]:
     """Type and help of each field that the command line may set; a tuple takes many values."""
     return {
-        item.name: (str if item.default is None else type(item.default), item.metadata["help"])
+        item.name: (item.metadata["kind"], item.metadata["help"])
         for item in fields(Recipe)
         if item.metadata
     }

@@ -23,7 +23,7 @@ from amdim_fast.model.probes import probe_loss
 from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
 from amdim_fast.nce.backend import resolve_backend
 from amdim_fast.nce.feature_maps import draw_locations
-from amdim_fast.training.graph import StepGraph
+from amdim_fast.training.graph import StepGraph, uses_graph
 from amdim_fast.training.randomness import seed_step
 from amdim_fast.training.recipes import Recipe
 from amdim_fast.views.params import POLICIES
@@ -99,6 +99,7 @@ class Training:
         self._parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
         self.device = self._parameters[0].device
         self._bfloat16 = uses_bfloat16(recipe, self.device)
+        is_graph = uses_graph(recipe, model, self.device, self.ranks)
         probes = [] if model.evaluator is None else list(model.evaluator.parameters())
         self.optimizer = torch.optim.Adam(
             [{"params": parameters} for parameters in (self._parameters, probes) if parameters],
@@ -107,9 +108,9 @@ class Training:
             eps=recipe.epsilon,
             weight_decay=recipe.weight_decay,
             fused=True,
-            capturable=recipe.cuda_graph and self.device.type == "cuda",
+            capturable=is_graph,
         )
-        self._graph = StepGraph(self._learn, self.device) if recipe.cuda_graph else None
+        self._graph = StepGraph(self._learn, self.device) if is_graph else None
         self._view_generator = torch.Generator().manual_seed(seed)
         self._location_generator = torch.Generator(self.device).manual_seed(seed)
         dtype = torch.bfloat16 if self._bfloat16 else torch.float32
@@ -273,5 +274,9 @@ class Training:
         """Go back to what ``state`` returned; the model's weights are loaded by the caller."""
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
+        for options in self.optimizer.param_groups:  # a checkpoint's may be another
+            options["capturable"] = self.optimizer.defaults["capturable"]
+        if self._graph is not None:  # a recording would go on with the state of before
+            self._graph = StepGraph(self._learn, self.device)
         self._view_generator.set_state(state["generators"]["views"])
         self._location_generator.set_state(state["generators"]["locations"])

@@ -75,7 +75,7 @@ def search(
 
 def make_training(recipe: Recipe, provider: str) -> Training:
     """The recipe on the GPU, with the provider's options."""
-    recipe = replace(recipe, precision="bfloat16", **PROVIDERS[provider])
+    recipe = replace(recipe, precision="bfloat16", cuda_graph=False, **PROVIDERS[provider])
     training = Training(build_model(recipe, CLASSES).cuda(), recipe, 10**6, seed=0)
     if provider == REFERENCE:
         use_reference(training)

@@ -59,7 +59,8 @@ def test_recipes_survive_json_and_name_what_is_wrong():
     values = asdict(RECIPES["cifar10"]) | {"milestones": [250, 280], "probe_milestones": [80, 110]}
     assert Recipe.from_dict(values) == RECIPES["cifar10"]
     older = {name: value for name, value in values.items() if name != "cuda_graph"}
-    assert Recipe.from_dict(older) == RECIPES["cifar10"]
+    assert Recipe.from_dict(older) == replace(RECIPES["cifar10"], cuda_graph=False)
+    assert Recipe.from_dict(values | {"cuda_graph": True}).cuda_graph is True
     del values["steps"]
     with pytest.raises(ValueError, match="has missing or unknown fields: steps, unknown"):
         Recipe.from_dict(values | {"unknown": 1})
@@ -67,7 +68,7 @@ def test_recipes_survive_json_and_name_what_is_wrong():
 
 def test_differences_leave_bookkeeping_out():
     recipe = RECIPES["digits"]
-    assert recipe.differences(replace(recipe, log_every=3, keep_every=7)) == {}
+    assert recipe.differences(replace(recipe, log_every=3, keep_every=7, cuda_graph=False)) == {}
     assert recipe.differences(replace(recipe, depth=5)) == {"depth": (2, 5)}
 
 
@@ -85,6 +86,8 @@ def test_help_names_every_field_with_its_values(capsys):
     assert "images per step (B) [200; digits 128; imagenet128, places205 480]" in text
     assert "[250 280; digits none; imagenet128, places205, folder 30 45]" in text
     assert "small 192/1536/8, medium 256/2048/10, large 320/2560/10" in text
+    assert "--cuda-graph, --no-cuda-graph replay steps as one CUDA graph; auto" in text
+    assert "compile or deterministic [auto]" in text
     assert MODEL_SIZES["large"] == (320, 2560, 10)
 
 

@@ -280,6 +280,34 @@ def test_bookkeeping_may_differ(tmp_path, monkeypatch):
     assert [step for step, *_ in losses(tmp_path / "run")][:4] == [1, 3, 6, 8]
 
 
+@pytest.mark.parametrize("recorded", ["missing", None, False, True])
+def test_a_run_goes_on_as_a_cuda_graph_or_not(whole, tmp_path, capsys, recorded):
+    """Checkpoints of runs before the field, before it was left open, and of today."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    contents = read_checkpoint(folder / "checkpoint-00000020.pt")
+    assert contents["recipe"].pop("cuda_graph") is None
+    if recorded != "missing":
+        contents["recipe"]["cuda_graph"] = recorded
+    torch.save(contents, folder / "checkpoint.pt")
+    if recorded is True:  # it began on a GPU
+        message = "the device is cpu; it must be a CUDA device: turn it off (--no-cuda-graph)"
+        assert message in resume_error(capsys, f"--resume={folder}")
+        assert "--no-cuda-graph" in resume_error(capsys, f"--resume={folder}", "--cuda-graph")
+    elif recorded is None:
+        assert main(["pretrain", f"--resume={folder}"]) == 0
+        found = final(folder)
+        assert found["recipe"]["cuda_graph"] is None
+        assert_same(found, final(whole))
+        return
+    assert main(["pretrain", f"--resume={folder}", "--no-cuda-graph"]) == 0
+    assert "; execution eager\n" in capsys.readouterr().err
+    found, expected = final(folder), final(whole)
+    assert found["recipe"]["cuda_graph"] is False
+    assert_same(found["model"], expected["model"])
+    assert_same(found["optimizer"], expected["optimizer"])
+
+
 def as_if_on_a_gpu(whole, folder):
     """A copy of a run as a GPU would have left it after step 10, with its generator's state."""
     shutil.copytree(whole, folder)
