@@ -6,6 +6,8 @@ The average-pooled shortcut of a strided layer, its gradient, and a matrix produ
 import triton
 import triton.language as tl
 from amdim_fast.kernels.nce_scores import swizzled_order
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 # Widths of matrices are passed in units of 8 entries, so that the compiler sees the divisibility.
 CHANNEL_UNIT = tl.constexpr(8)
@@ -155,3 +157,8 @@ def residual_product(
         out.store([first_row, first_column], total.to(there.dtype))
     else:
         tl.store(out + place, total.to(there.dtype), mask=is_there)
+
+
+def descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
+    """Of a contiguous matrix; loads out of bounds give 0, stores there nothing."""
+    return TensorDescriptor(matrix, list(matrix.shape), [matrix.shape[1], 1], block)

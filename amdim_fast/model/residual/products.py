@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from amdim_fast.kernels import launch, residual
 from amdim_fast.kernels.nce_tile_table import ARCHITECTURES
@@ -61,10 +60,10 @@ def product(a: Tensor, b: Tensor, other: Tensor, epilogue: int) -> Tensor:
         block = [tile.columns, tile.width] if transposed else [tile.width, tile.columns]
         end = [tile.rows, tile.columns]
         matrices = (
-            _descriptor(a, [tile.rows, tile.width]),
-            _descriptor(weight, block),
-            _descriptor(other, end),
-            _descriptor(out, end),
+            residual.descriptor(a, [tile.rows, tile.width]),
+            residual.descriptor(weight, block),
+            residual.descriptor(other, end),
+            residual.descriptor(out, end),
         )
     launch.launch(
         residual.residual_product,
@@ -84,11 +83,6 @@ def product(a: Tensor, b: Tensor, other: Tensor, epilogue: int) -> Tensor:
         num_stages=tile.stages,
     )
     return out
-
-
-def _descriptor(matrix: Tensor, block: list[int]) -> TensorDescriptor:
-    """Of a contiguous matrix; loads out of bounds give 0, stores there nothing."""
-    return TensorDescriptor(matrix, list(matrix.shape), [matrix.shape[1], 1], block)
 
 
 def tile_of(device: torch.device) -> Tile:
