@@ -45,7 +45,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "aot.
 # Compute capability that each architecture of the table is compiled for.
 CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "default": 89}
 MODULES = (nce_forward, nce_backward, nce_rows, nce_ends, residual)
-FUSED = ("nce_forward", "nce_backward")
+FUSED = ("nce_forward", "nce_backward", "residual_product")
 # Bytes a thread may spill in fused kernels, outside their loop over features: values that are not
 # used until a product is done. More where a GPU found the tile fastest nevertheless.
 SPILL_BUDGET, MEASURED_SPILL_BUDGET = 128, 1024
@@ -53,6 +53,7 @@ SPILL_BUDGET, MEASURED_SPILL_BUDGET = 128, 1024
 FALLBACK_LOOP_SPILLS = 8
 CLIPS = ("shifted", "tanh", "no clip")
 GRADIENTS = ("", "gradients of the objective", "gradients of results")
+EPILOGUES = ("sum", "mask")
 THREADS_PER_WARP = 32
 LOAD = re.compile(r"\bld\.global(?:\.\S+?)??(?:\.v(\d))?\.b(\d+)\s")
 STORE = re.compile(r"\bst\.global(?:\.\S+?)??(?:\.v(\d))?\.b(\d+)\s")
@@ -101,7 +102,7 @@ class Variant(NamedTuple):
     @property
     def measured(self) -> bool:
         """Whether a GPU found the tile of a fused kernel fastest."""
-        if self.tile is None:
+        if self.tile is None or not self.of.kernel.startswith("nce"):
             return False
         rows = [nce_tile_table.TABLE[key] for key in nce_tile_table.MEASURED if key[0] == self.arch]
         found = (getattr(row, self.of.kernel.removeprefix("nce_")) for row in rows)
@@ -114,6 +115,7 @@ class Variant(NamedTuple):
         parts = [
             "fused" * self.fused,
             "statistics" * found.get("STATISTICS", False),
+            EPILOGUES[found["EPILOGUE"]] if "EPILOGUE" in found else "",
             GRADIENTS[found.get("GRADIENTS", 0)],
             CLIPS[found["CLIP"]] if "CLIP" in found else "",
             "same location" * found.get("SAME_LOCATION", False),
@@ -245,7 +247,7 @@ def violations(row: dict[str, Any]) -> list[str]:
     found = []
     tile = row["block_row"]
     budget = 0
-    if tile:
+    if tile and row["kernel"] != "residual_product":
         budget = MEASURED_SPILL_BUDGET if row["measured"] else SPILL_BUDGET
     if row["spills"] > budget:
         found.append(f"{where} spills {row['spills']} bytes a thread, more than {budget}")
@@ -273,6 +275,9 @@ def violations(row: dict[str, Any]) -> list[str]:
         if not settings["SAME_LOCATION"]:
             loaded = settings["TILE_COLUMNS"] // threads * 4 * (settings["STATISTICS"] + gradients)
             stored = settings["TILE_COLUMNS"] // threads * itemsize * gradients
+    elif row["kernel"] == "residual_product":
+        if not tile["descriptors"]:
+            loaded = stored = tile["rows"] * tile["columns"] // threads * itemsize
     elif row["kernel"].startswith("residual") and settings["channels"].endswith(":16"):
         values = settings["PIXELS"] * settings["CHANNELS"] // threads * itemsize
         back = row["kernel"].endswith("backward")

@@ -18,7 +18,7 @@ from amdim_fast.kernels.nce_tiles import TileSet
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from amdim_fast.model.residual import shortcut
+from amdim_fast.model.residual import products, shortcut
 from amdim_fast.model.residual.geometry import Geometry
 from amdim_fast.nce import tiles, triton_fused, triton_passes
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
@@ -136,6 +136,9 @@ def compilations(arch: str) -> list[Compilation]:
             with using(with_descriptors(tile_set, arch, loads), arithmetic), recorded(found):
                 run_passes(dtype, tile_set.fused)
                 run_shortcuts(dtype)
+    with patch.object(products, "tile_of", lambda _: products.TILES[arch]), recorded(found):
+        for dtype in TYPES["half"]:
+            run_products(dtype)
     return list(dict.fromkeys(found))
 
 
@@ -201,6 +204,17 @@ def run_shortcuts(dtype: torch.dtype) -> None:
         x, out = empty(2, 17, 17, channels, dtype=dtype), empty(*geometry.out_shape, dtype=dtype)
         shortcut.shortcut(x, out, out, geometry)
         shortcut.add_shortcut_gradient(x, out, geometry)
+
+
+def run_products(dtype: torch.dtype) -> None:
+    """Products of 1x1 residual layers: the second one, and both of a backward."""
+    matrix, weight = empty(1024, WIDTH, dtype=dtype), empty(WIDTH, WIDTH, dtype=dtype)
+    for b, epilogue in (
+        (weight.t(), products.ADD),
+        (weight, products.ADD),
+        (weight, products.MASK),
+    ):
+        products.product(matrix, b, matrix, epilogue)
 
 
 def make_pairing(

@@ -34,6 +34,10 @@ ROWS = {
     "a head": Row(2, 5, 6, 4, 1, 1, 1, projects=True),
     "a head, then 1x1": Row(8, 5, 12, 12, 1, 1, 2, projects=True),
     "3x3 covers the map, fewer channels": Row(4, 3, 6, 4, 3, 1, 1, projects=True),
+    # Channels that the products with an epilogue take.
+    "1x1, whole units": Row(3, 5, 24, 24, 1, 1, 3),
+    "4x4, stride 2, whole units": Row(2, 10, 3, 136, 4, 2, 3),
+    "a head, whole units": Row(3, 5, 16, 8, 1, 1, 1, projects=True),
 }
 # Eager low precision rounds at other places; a few of its units in the last place.
 MARGIN = 1.2

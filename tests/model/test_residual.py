@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from amdim_fast.model.encoder import Encoder
-from amdim_fast.model.residual import modules, passes
+from amdim_fast.model.residual import modules, passes, products
 from amdim_fast.model.residual.modules import ResidualBlock
 from amdim_fast.model.residual.op import OPS, residual_layers
 from tests.model.residual_cases import MARGIN, ROWS, draw, errors, ours, results, truth, written_out
@@ -63,6 +63,62 @@ def test_planted_errors_are_caught(monkeypatch, name, planted):
     assert not max(errors(found, truth(row, *tensors))) < 1e-3
 
 
+@pytest.fixture
+def multiplied(monkeypatch):
+    """Epilogues of the products that a kernel ended."""
+    found, product = [], products.product
+
+    def noted(a, b, other, epilogue):
+        found.append("add" if epilogue == products.ADD else "mask")
+        return product(a, b, other, epilogue)
+
+    monkeypatch.setattr(products, "product", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("1x1, whole units", ["add"] * 3 + ["mask", "add"] + ["mask"] * 2),
+        ("4x4, stride 2, whole units", ["add"] * 2 + ["mask", "add"] + ["mask"] * 2),
+        ("a head, whole units", ["mask"]),
+        ("1x1", []),
+    ],
+)
+def test_a_kernel_ends_products_of_half_types_up_to_a_width(
+    monkeypatch, multiplied, name, expected
+):
+    row = ROWS[name]
+    tensors = draw(row, HALF, torch.float32)
+    ours(row, *tensors, backend="triton")
+    assert multiplied == expected
+    multiplied.clear()
+    ours(row, *draw(row, torch.float32), backend="triton")
+    if DEVICE == "cpu":
+        ours(row, *tensors, backend="torch")
+    for fewer in (row.out_channels - 1, 0):
+        monkeypatch.setattr(products, "PRODUCT_CHANNELS", fewer)
+        ours(row, *tensors, backend="triton")
+    assert multiplied == []
+
+
+@pytest.mark.parametrize("wrong", ["add", "mask"])
+def test_planted_errors_in_epilogues_are_caught(monkeypatch, wrong):
+    row = ROWS["1x1, whole units"]
+    tensors = draw(row, HALF)
+    product = products.product
+    planted = {
+        "add": lambda a, b, other, epilogue: product(a, b, 0 * other, epilogue),
+        "mask": lambda a, b, other, epilogue: product(a, b, 1 + other, epilogue),
+    }[wrong]
+    epilogue = {"add": products.ADD, "mask": products.MASK}[wrong]
+    monkeypatch.setattr(
+        products, "product", lambda *given: (planted if given[3] == epilogue else product)(*given)
+    )
+    found = ours(row, *tensors, backend="triton")
+    assert max(errors(found, truth(row, *tensors))) > 1e-2
+
+
 @pytest.mark.parametrize("name", ["1x1", "4x4, stride 2", "3x3 covers the map", "a head"])
 @pytest.mark.parametrize("keep_hidden", [False, True])
 def test_only_the_gradients_that_are_wanted(name, keep_hidden):
@@ -85,15 +141,23 @@ def test_only_the_gradients_that_are_wanted(name, keep_hidden):
 
 # torch's own dynamic-shape check reads .grad of a tensor that is not a leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("name", ["1x1", "2x2, stride 2, a row is left over", "a head"])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("1x1", "torch"),
+        ("2x2, stride 2, a row is left over", "torch"),
+        ("a head", "torch"),
+        ("1x1, whole units", "triton"),
+    ],
+)
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float16])
-def test_opcheck(name, weight_dtype):
+def test_opcheck(name, backend, weight_dtype):
     row = ROWS[name]
     x, conv1, conv2, shortcut, _ = draw(row, torch.float32)
     if weight_dtype != x.dtype:
         x = x.detach().to(weight_dtype).requires_grad_()
     for keep_hidden in (True, False):
-        arguments = (x, conv1, conv2, shortcut, row.stride, keep_hidden, "torch")
+        arguments = (x, conv1, conv2, shortcut, row.stride, keep_hidden, backend)
         torch.library.opcheck(OPS.residual_forward.default, arguments)
 
 
@@ -124,8 +188,9 @@ def test_second_derivative_is_refused_in_one_sentence():
         torch.autograd.grad(out.sum(), x, create_graph=True)
 
 
-def test_same_bits_in_every_run():
-    row = ROWS["4x4, stride 2"]
+@pytest.mark.parametrize("name", ["4x4, stride 2", "4x4, stride 2, whole units"])
+def test_same_bits_in_every_run(name):
+    row = ROWS[name]
     tensors = draw(row, HALF, torch.float32)
     first, second = (ours(row, *tensors, backend="triton") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -204,10 +269,11 @@ def test_hidden_results_over_the_limit_are_made_again(monkeypatch):
     assert len(made) == 4  # two layers, forward and again in the backward
 
 
-def test_autocast_and_recomputation(monkeypatch):
+@pytest.mark.parametrize("n_out", [5, 8])
+def test_autocast_and_recomputation(monkeypatch, multiplied, n_out):
     calls = calls_of_the_op(monkeypatch)
     x = torch.randn(2, 3, 10, 10, device=DEVICE)
-    made = block("triton")
+    made = block("triton", n_out)
     with torch.autocast(DEVICE, torch.float16):
         right = run(made, x)
         assert right[0].dtype == torch.float16
@@ -216,6 +282,8 @@ def test_autocast_and_recomputation(monkeypatch):
     found = torch.autograd.grad(out.float().square().mean(), parameters)
     assert all(torch.equal(a, b) for a, b in zip(found, right[1:], strict=True))
     assert calls == [3] * 3
+    # Two layers three times, and two backwards of three masks and a first sum.
+    assert len(multiplied) == (0 if n_out == 5 else 3 * 2 + 2 * 4)
 
 
 def test_float64_is_not_rounded_by_autocast():
@@ -235,11 +303,13 @@ def test_weights_of_one_half_type_and_a_map_of_the_other():
     assert max(errors(found, truth(row, x, *lists, grad))) < 1e-2
 
 
-def test_fullgraph_compile_gives_the_same_bits():
+@pytest.mark.parametrize("half", [False, True])
+def test_fullgraph_compile_gives_the_same_bits(half):
     x = torch.randn(2, 3, 10, 10, device=DEVICE)
-    made = block("triton")
-    right = run(made, x)
-    found = run(torch.compile(made, fullgraph=True), x)
+    made = block("triton", 8 if half else 5)
+    with torch.autocast(DEVICE, torch.float16, enabled=half):
+        right = run(made, x)
+        found = run(torch.compile(made, fullgraph=True), x)
     assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
 
 

@@ -68,6 +68,35 @@ def masked(grad: Tensor, hidden: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.grad_input(grad, hidden, 0, grad_input=grad)
 
 
+def masked_product(a: Tensor, b: Tensor, hidden: Tensor, backend: str) -> Tensor:
+    """``a @ b``, 0 where the result of the ReLU is 0; all of one dtype."""
+    if _multiplies(a, b, hidden, backend):
+        from amdim_fast.model.residual import products
+
+        return products.product(a, b, hidden, products.MASK)
+    return masked(product(a, b, a.dtype), hidden)
+
+
+def added_product(a: Tensor, b: Tensor, there: Tensor, backend: str) -> Tensor:
+    """``there + a @ b``, in memory of its own; all of one dtype."""
+    if _multiplies(a, b, there, backend):
+        from amdim_fast.model.residual import products
+
+        return products.product(a, b, there, products.ADD)
+    out = torch.empty(there.shape, dtype=there.dtype, device=there.device).copy_(there)
+    multiply_into(out, a, b, add=True)
+    return out
+
+
+def _multiplies(a: Tensor, b: Tensor, other: Tensor, backend: str) -> bool:
+    """Whether a kernel multiplies these and ends with the epilogue; else a library."""
+    if a.dtype.itemsize != 2 or resolve_backend(backend, a.dtype, a.device) != "triton":
+        return False
+    from amdim_fast.model.residual import products
+
+    return products.takes(a, b, other)
+
+
 def wide_product(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """[B H' W', C'], conv1 of a layer that is strided, wider than 1x1 or adds channels."""
     if geometry.is_product:

@@ -14,7 +14,6 @@ from amdim_fast.model.residual.geometry import (
     columns_of,
     map_of,
     matrix_of,
-    new_map,
     rows_of,
     weight_of,
 )
@@ -88,7 +87,8 @@ def forward(
             kept.inputs.append(out)
         if is_plain:
             hidden = passes.relu_product(rows_of(out), matrix_of(conv1))
-            out = new_map(x, geometry.out_shape).copy_(out)
+            rows = passes.added_product(hidden, matrix_of(conv2).t(), rows_of(out), backend)
+            out = map_of(rows, *geometry.out_shape[2:])
         elif geometry.projects:
             columns, (matrix, bias) = columns_of(x, geometry), weights.shortcut
             hidden = passes.relu_product(columns, matrix_of(conv1))
@@ -97,7 +97,8 @@ def forward(
         else:
             hidden = passes.wide_product(x, conv1, geometry)
             out = passes.shortcut(x, hidden, geometry, backend)
-        passes.multiply_into(rows_of(out), hidden, matrix_of(conv2).t(), add=True)
+        if not is_plain:
+            passes.multiply_into(rows_of(out), hidden, matrix_of(conv2).t(), add=True)
         if keep_hidden or not is_plain:
             kept.hidden.append(hidden)
     if given.conv1[0].dtype != x.dtype:
@@ -129,14 +130,16 @@ def backward(
             hidden = passes.relu_product(rows_of(source), conv1)
         if needs.conv2[layer]:
             found.conv2[layer] = weight_of(passes.product(rows.t(), hidden, dtype), 1)
-        of_hidden = passes.masked(passes.product(rows, conv2, x.dtype), hidden)
+        of_hidden = passes.masked_product(rows, conv2, hidden, backend)
         if layer or geometry.is_plain:
             if needs.conv1[layer]:
                 of_weight = passes.product(of_hidden.t(), rows_of(source), dtype)
                 found.conv1[layer] = weight_of(of_weight, 1)
             if layer or needs.x:
-                rows, is_own = (rows if is_own else rows.clone()), True
-                passes.multiply_into(rows, of_hidden, conv1, add=True)
+                if is_own:
+                    passes.multiply_into(rows, of_hidden, conv1, add=True)
+                else:
+                    rows, is_own = passes.added_product(of_hidden, conv1, rows, backend), True
                 found.x[0] = map_of(rows, *geometry.out_shape[2:])
         else:
             found.x[0], found.conv1[0] = passes.wide_gradients(
