@@ -44,6 +44,7 @@ class Recipe:
         None,
         "network in place of the paper's encoder, of which n_rkhs alone then holds: one of"
         " torchvision, such as resnet50, or timm/ and one of timm; needs amdim-fast[backbones]",
+        kind=str,
     )
     tclip: float = _option(20.0, "bound on |score|, nats")
     reg_weight: float = _option(5e-2, "weight of the mean squared raw scores")

@@ -35,7 +35,10 @@ MUTANTS = {
     "stream": [("stream = active.get_current_stream(device)", "stream = 0")],
     "constants handed over": [("*arguments, *constexprs)", "*arguments)")],
     "defaults": [("constants.get(p.name, p.default)", "constants.get(p.name)")],
-    "number of arguments": [("len(arguments) != plan.arity", "False"), ("strict=True", "strict=False")],
+    "number of arguments": [
+        ("len(arguments) != plan.arity", "False"),
+        ("strict=True", "strict=False"),
+    ],
     "order of parameters": [("len(given) if is_plain and", "len(given) if")],
 }
 

@@ -67,7 +67,7 @@ def test_objective(monkeypatch, fake_gpu, backend_name, dtype, budget, chunks):
     monkeypatch.setattr(plan, "LEAST_COLUMNS", 32 * 25)
     if chunks > 1:
         row_bytes = 4 * plan.padded(IMAGES * 49)
-        monkeypatch.setattr(plan, "DEFAULT_MEMORY_BUDGET", 48 * row_bytes)
+        monkeypatch.setattr(plan, "GPU_CHUNK_BYTES", 48 * row_bytes)
     given = inputs(dtype, backend_name, budget)
     objective, totals, loss, mean_sq, gradients = op_kernels.objective(*given, NEEDS)
     found = plan.last_plan()
