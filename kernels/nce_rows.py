@@ -28,7 +28,6 @@ HALF_EXPONENT = tl.constexpr(15.0)
 LARGEST_SHIFT = tl.constexpr(100.0)
 
 ROW_SIZES = (
-    "rows",
     "first_row",
     "first_set",
     "first_own",
@@ -138,7 +137,6 @@ def nce_rows(
     grad_loss,
     grad_mean_sq,
     grad_totals,
-    rows,  # C
     first_row,  # of the chunk, in its pairing
     first_set,  # of the pairing, in the call
     first_own,  # of the pairing, in score and log_prob
@@ -167,138 +165,135 @@ def nce_rows(
     TILE_COLUMNS: tl.constexpr,
     TILE_OWN: tl.constexpr,
 ):
-    """One program: one row at a time. Grid: (programs,), of which as many run as rows fit the L2.
+    """One program: one row. Grid: (C,).
 
     With STATISTICS it writes the results of the row, else it reads them. Gradients that overwrite
     their own products are half as long, so a tile never reaches products of a later one; the
     barrier keeps it behind every thread's loads of its own tile.
     """
+    row = first_row + tl.program_id(0)
+    set_index = first_set + row // source_images
+    flat = first_set.to(tl.int64) * source_images + row
+    own_image = row % source_images + image_offset
+    own_column = own_image * locations
+    has_own = (own_image >= 0) & (own_image < images)
+    line = scores + tl.program_id(0).to(tl.int64) * scores_units * PRODUCT_UNIT
     limit = limit_units * PRODUCT_UNIT
     stop = images if SAME_LOCATION else images * locations
     step: tl.constexpr = TILE_IMAGES if SAME_LOCATION else TILE_COLUMNS
     location = tl.arange(0, TILE_OWN)[None, :]
     is_location = location < locations
-    for index in range(tl.program_id(0), rows, tl.num_programs(0)):
-        row = first_row + index
-        set_index = first_set + row // source_images
-        flat = first_set.to(tl.int64) * source_images + row
-        own_image = row % source_images + image_offset
-        own_column = own_image * locations
-        has_own = (own_image >= 0) & (own_image < images)
-        line = scores + (row - first_row).to(tl.int64) * scores_units * PRODUCT_UNIT
-        row_place = first_own + row.to(tl.int64) * locations
-        own_place = row_place + location
-        # Scalars where there is one softmax: a tensor of one entry would go through shared memory.
-        if SAME_LOCATION:
-            sum_place = first_sum + row.to(tl.int64) * locations + location
-            is_sum = is_location
-        else:
-            sum_place = first_sum + row.to(tl.int64)
-            is_sum = row >= 0
+    row_place = first_own + row.to(tl.int64) * locations
+    own_place = row_place + location
+    # Scalars where there is one softmax: a tensor of one entry would be sent through shared memory.
+    if SAME_LOCATION:
+        sum_place = first_sum + row.to(tl.int64) * locations + location
+        is_sum = is_location
+    else:
+        sum_place = first_sum + row.to(tl.int64)
+        is_sum = row >= 0
 
-        if STATISTICS:
-            total = tl.zeros([TILE_IMAGES, TILE_COLUMNS], dtype=tl.float32)
-            square = tl.zeros([TILE_IMAGES, TILE_COLUMNS], dtype=tl.float32)
-            maximum = tl.full([TILE_IMAGES, TILE_COLUMNS], float("-inf"), dtype=tl.float32)
-            for start in range(0, stop, step):
-                column, is_column = tile_columns(
-                    start, images, locations, SAME_LOCATION, TILE_IMAGES, TILE_COLUMNS
-                )
-                is_loaded = is_column if SAME_LOCATION else column < limit
-                product = tl.load(line + column, mask=is_loaded, other=0.0)
-                product = tl.where(is_column, product, 0.0)
-                is_own = (column >= own_column) & (column < own_column + locations)
-                is_negative = is_column & (is_own == 0)
-                raw = product * scale
-                square += raw * raw
-                if CLIP == SHIFTED:
-                    exponential = exp_shifted(product, steep, depth)
-                    total += tl.where(is_negative, exponential, 0.0)
-                else:
-                    value = clipped(product, scale, steep, depth, CLIP)
-                    value = tl.where(is_negative, value, float("-inf"))
-                    larger = tl.maximum(maximum, value)
-                    shift = tl.where(larger == float("-inf"), 0.0, larger)
-                    total *= tl.exp2((maximum - shift) * LOG2_E)
-                    total += tl.exp2((value - shift) * LOG2_E)
-                    maximum = larger
-            squares = tl.sum(tl.sum(square, axis=1))
-            if CLIP == SHIFTED:
-                # depth is -2 log2(e) clip.
-                shift = -0.5 * LN_2 * depth
-            else:
-                if SAME_LOCATION:
-                    shift = tl.max(maximum, axis=0, keep_dims=True)
-                else:
-                    shift = tl.max(tl.max(maximum, axis=1), axis=0)
-                shift = tl.where(shift == float("-inf"), 0.0, shift)
-                total *= tl.exp2((maximum - shift) * LOG2_E)
-            total = over_softmax(total, SAME_LOCATION)
-            log_sum = tl.log2(tl.where(total > 0.0, total, 1.0)) * LN_2 + shift
-            log_sum = tl.where(total > 0.0, log_sum, float("-inf"))
-            found = tl.load(line + own_column + location, mask=is_location & has_own, other=0.0)
-            own = own_score(found, scale, inverse_clip)
-            found = log_probability(own, log_sum)
-            loss = -tl.sum(tl.sum(tl.where(is_location, found, 0.0), axis=1)) * own_share
-            tl.store(score + own_place, own, mask=is_location)
-            tl.store(log_prob + own_place, found, mask=is_location)
-            tl.store(neg + sum_place, log_sum, mask=is_sum)
-            tl.store(row_loss + flat, loss)
-            tl.store(row_square + flat, squares * square_share)
-        else:
-            own = tl.load(score + own_place, mask=is_location, other=0.0)
-            log_sum = tl.load(neg + sum_place, mask=is_sum, other=0.0)
-            squares = tl.load(row_square + flat) / square_share
-
-        if GRADIENTS != NO_GRADIENTS:
-            uniform, of_square = set_upstream(
-                set_index,
-                grad_loss,
-                grad_mean_sq,
-                grad_totals,
-                parts,
-                loss_weight,
-                mean_sq_weight,
-                own_share,
-                square_share,
-                GRADIENTS,
+    if STATISTICS:
+        total = tl.zeros([TILE_IMAGES, TILE_COLUMNS], dtype=tl.float32)
+        square = tl.zeros([TILE_IMAGES, TILE_COLUMNS], dtype=tl.float32)
+        maximum = tl.full([TILE_IMAGES, TILE_COLUMNS], float("-inf"), dtype=tl.float32)
+        for start in range(0, stop, step):
+            column, is_column = tile_columns(
+                start, images, locations, SAME_LOCATION, TILE_IMAGES, TILE_COLUMNS
             )
-            upstream = own_upstream(uniform, grad_log_prob, row_place, location, is_location)
-            of_own = upstream / (1.0 + tl.exp2((own - log_sum) * LOG2_E))
-            weight = -of_own if SAME_LOCATION else -tl.sum(tl.sum(of_own, axis=1), axis=0)
-            penalty = 2.0 * scale * scale * of_square
-            factor = scale
-            if exponents is not None:
-                total_weight = 0.0 if SAME_LOCATION else weight
-                exponent = half_exponent(of_own, total_weight, penalty, squares, scale)
-                tl.store(exponents + row, exponent)
-                power = tl.exp2(exponent)
-                factor *= power
-                penalty *= power
-            weight *= factor
-            # Without negatives the weight is 0.
-            finite = tl.where(log_sum == float("-inf"), 0.0, log_sum)
-            out = grads + (row - first_row).to(tl.int64) * grads_units * PRODUCT_UNIT
-            for start in range(0, stop, step):
-                column, is_column = tile_columns(
-                    start, images, locations, SAME_LOCATION, TILE_IMAGES, TILE_COLUMNS
-                )
-                is_stored = is_column if SAME_LOCATION else column < limit
-                product = tl.load(line + column, mask=is_stored, other=0.0)
-                product = tl.where(is_column, product, 0.0)
-                probability, slope = probability_and_slope(
-                    product, finite, scale, steep, depth, CLIP
-                )
-                grad = weight * probability * slope
-                last = (start + step) * (locations if SAME_LOCATION else 1)
-                first = start * (locations if SAME_LOCATION else 1)
-                if (own_column < last) & (own_column + locations > first):
-                    is_own = (column >= own_column) & (column < own_column + locations)
-                    here = column - own_column
-                    of_log_prob = own_upstream(uniform, grad_log_prob, row_place, here, is_own)
-                    value = own_score(product, scale, inverse_clip)
-                    sigmoid = 1.0 / (1.0 + tl.exp2((value - log_sum) * LOG2_E))
-                    grad = tl.where(is_own, of_log_prob * sigmoid * slope * factor, grad)
-                grad += penalty * product
-                tl.debug_barrier()
-                tl.store(out + column, grad.to(grads.dtype.element_ty), mask=is_stored)
+            is_loaded = is_column if SAME_LOCATION else column < limit
+            product = tl.load(line + column, mask=is_loaded, other=0.0)
+            product = tl.where(is_column, product, 0.0)
+            is_own = (column >= own_column) & (column < own_column + locations)
+            is_negative = is_column & (is_own == 0)
+            raw = product * scale
+            square += raw * raw
+            if CLIP == SHIFTED:
+                exponential = exp_shifted(product, steep, depth)
+                total += tl.where(is_negative, exponential, 0.0)
+            else:
+                value = clipped(product, scale, steep, depth, CLIP)
+                value = tl.where(is_negative, value, float("-inf"))
+                larger = tl.maximum(maximum, value)
+                shift = tl.where(larger == float("-inf"), 0.0, larger)
+                total *= tl.exp2((maximum - shift) * LOG2_E)
+                total += tl.exp2((value - shift) * LOG2_E)
+                maximum = larger
+        squares = tl.sum(tl.sum(square, axis=1))
+        if CLIP == SHIFTED:
+            # depth is -2 log2(e) clip.
+            shift = -0.5 * LN_2 * depth
+        else:
+            if SAME_LOCATION:
+                shift = tl.max(maximum, axis=0, keep_dims=True)
+            else:
+                shift = tl.max(tl.max(maximum, axis=1), axis=0)
+            shift = tl.where(shift == float("-inf"), 0.0, shift)
+            total *= tl.exp2((maximum - shift) * LOG2_E)
+        total = over_softmax(total, SAME_LOCATION)
+        log_sum = tl.log2(tl.where(total > 0.0, total, 1.0)) * LN_2 + shift
+        log_sum = tl.where(total > 0.0, log_sum, float("-inf"))
+        found = tl.load(line + own_column + location, mask=is_location & has_own, other=0.0)
+        own = own_score(found, scale, inverse_clip)
+        found = log_probability(own, log_sum)
+        loss = -tl.sum(tl.sum(tl.where(is_location, found, 0.0), axis=1)) * own_share
+        tl.store(score + own_place, own, mask=is_location)
+        tl.store(log_prob + own_place, found, mask=is_location)
+        tl.store(neg + sum_place, log_sum, mask=is_sum)
+        tl.store(row_loss + flat, loss)
+        tl.store(row_square + flat, squares * square_share)
+    else:
+        own = tl.load(score + own_place, mask=is_location, other=0.0)
+        log_sum = tl.load(neg + sum_place, mask=is_sum, other=0.0)
+        squares = tl.load(row_square + flat) / square_share
+
+    if GRADIENTS != NO_GRADIENTS:
+        uniform, of_square = set_upstream(
+            set_index,
+            grad_loss,
+            grad_mean_sq,
+            grad_totals,
+            parts,
+            loss_weight,
+            mean_sq_weight,
+            own_share,
+            square_share,
+            GRADIENTS,
+        )
+        upstream = own_upstream(uniform, grad_log_prob, row_place, location, is_location)
+        of_own = upstream / (1.0 + tl.exp2((own - log_sum) * LOG2_E))
+        weight = -of_own if SAME_LOCATION else -tl.sum(tl.sum(of_own, axis=1), axis=0)
+        penalty = 2.0 * scale * scale * of_square
+        factor = scale
+        if exponents is not None:
+            total_weight = 0.0 if SAME_LOCATION else weight
+            exponent = half_exponent(of_own, total_weight, penalty, squares, scale)
+            tl.store(exponents + row, exponent)
+            power = tl.exp2(exponent)
+            factor *= power
+            penalty *= power
+        weight *= factor
+        # Without negatives the weight is 0.
+        finite = tl.where(log_sum == float("-inf"), 0.0, log_sum)
+        out = grads + tl.program_id(0).to(tl.int64) * grads_units * PRODUCT_UNIT
+        for start in range(0, stop, step):
+            column, is_column = tile_columns(
+                start, images, locations, SAME_LOCATION, TILE_IMAGES, TILE_COLUMNS
+            )
+            is_stored = is_column if SAME_LOCATION else column < limit
+            product = tl.load(line + column, mask=is_stored, other=0.0)
+            product = tl.where(is_column, product, 0.0)
+            probability, slope = probability_and_slope(product, finite, scale, steep, depth, CLIP)
+            grad = weight * probability * slope
+            last = (start + step) * (locations if SAME_LOCATION else 1)
+            first = start * (locations if SAME_LOCATION else 1)
+            if (own_column < last) & (own_column + locations > first):
+                is_own = (column >= own_column) & (column < own_column + locations)
+                here = column - own_column
+                of_log_prob = own_upstream(uniform, grad_log_prob, row_place, here, is_own)
+                value = own_score(product, scale, inverse_clip)
+                sigmoid = 1.0 / (1.0 + tl.exp2((value - log_sum) * LOG2_E))
+                grad = tl.where(is_own, of_log_prob * sigmoid * slope * factor, grad)
+            grad += penalty * product
+            tl.debug_barrier()
+            tl.store(out + column, grad.to(grads.dtype.element_ty), mask=is_stored)

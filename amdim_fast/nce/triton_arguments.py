@@ -44,14 +44,6 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
-def processors_and_cache(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors, and bytes of the L2 cache; one and none where there is no GPU."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return 1, 0
-    found = torch.cuda.get_device_properties(device)
-    return found.multi_processor_count, found.L2_cache_size
-
-
 def tiles_of(device: torch.device, dtype: torch.dtype, width: int) -> TileSet:
     """The tiles of a device for a type and a width D."""
     return tiles.choose(capability_of(device), dtype, width)

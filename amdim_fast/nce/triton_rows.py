@@ -10,15 +10,12 @@ import torch
 
 from amdim_fast.kernels import nce_rows as kernels
 from amdim_fast.kernels.launch import Prepared
-from amdim_fast.kernels.nce_tiles import Tile, TileSet
+from amdim_fast.kernels.nce_tiles import TileSet
 from amdim_fast.nce.pairing import Options
-from amdim_fast.nce.plan import ROW_UNIT, PairingShape
-from amdim_fast.nce.triton_arguments import clip_arguments, power_of_two, processors_and_cache
+from amdim_fast.nce.plan import PairingShape
+from amdim_fast.nce.triton_arguments import clip_arguments, power_of_two
 
 MOST_LAUNCHES = 4096
-# Rows of products that are read twice stay in this share of the L2 in between.
-L2_SHARE = 0.55
-RESIDENT_WARPS, THREAD_COLUMNS = 16, 16
 
 
 class Places(NamedTuple):
@@ -58,20 +55,17 @@ def rows_launch(
 ) -> Prepared:
     """``nce_rows`` for ``rows`` rows of products with ``images`` target images.
 
-    Strides and columns in memory are in units of ``ROW_UNIT`` entries; ``dtype`` is the inputs'.
+    Strides and columns in memory are in units of 16 entries; ``dtype`` is the inputs'.
     """
     scale = 1.0 / math.sqrt(shape.width)
     clip = clip_arguments(options.clip, scale)
     own = power_of_two(shape.locations)
-    tile, programs = tiles.read_forward, rows
-    if gradients:
-        tile, programs = resident(tiles.read_backward, rows, limit_units * ROW_UNIT * 4, device)
+    tile = tiles.read_backward if gradients else tiles.read_forward
     columns = min(tile.columns, max(16, power_of_two(images * shape.locations)))
     return Prepared(
         kernels.nce_rows,
-        (programs,),
+        (rows,),
         (
-            rows,
             *places[:4],
             shape.images,
             images,
@@ -100,19 +94,3 @@ def rows_launch(
         num_warps=tile.warps,
         num_stages=1,
     )
-
-
-def resident(tile: Tile, rows: int, row_bytes: int, device: torch.device) -> tuple[Tile, int]:
-    """Tile and number of programs with which the rows in work fit the L2 cache of a GPU.
-
-    Rows are read a second time for their gradients. Where all of them fit, or not even one for each
-    multiprocessor, there is a program for each row.
-    """
-    processors, cache_bytes = processors_and_cache(device)
-    fitting = int(L2_SHARE * cache_bytes) // row_bytes
-    share = fitting // processors
-    if share == 0 or fitting >= rows:
-        return tile, rows
-    warps = min(RESIDENT_WARPS, max(4, 1 << (2 * RESIDENT_WARPS // share).bit_length() - 1))
-    columns = warps * 32 * THREAD_COLUMNS
-    return tile._replace(columns=columns, warps=warps), share * processors

@@ -79,7 +79,7 @@ def test_half_loss_no_worse_than_twice_eager(images, width, budget, dtype, resul
 def test_objective_of_several_chunks_is_no_worse_than_eager(monkeypatch, dtype, upstream):
     """Sums of gradients over chunks are as good as those of all rows."""
     monkeypatch.setattr(plan, "LEAST_ROWS", 100)
-    monkeypatch.setattr(plan, "DEFAULT_MEMORY_BUDGET", 100 * 300 * 25 * 4)
+    monkeypatch.setattr(plan, "GPU_CHUNK_BYTES", 100 * 300 * 25 * 4)
     monkeypatch.setattr(layout, "_layouts", {})
     inputs, locations = maps(300, 512, dtype), draw(300)
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
@@ -150,7 +150,7 @@ def test_products_past_int32(monkeypatch, negatives):
     options = {"backend": "triton", "negatives": negatives}
     expected, found = [], []
     for most in (2**28, 2**35):
-        monkeypatch.setattr(plan, "DEFAULT_MEMORY_BUDGET", most)
+        monkeypatch.setattr(plan, "GPU_CHUNK_BYTES", most)
         monkeypatch.setattr(layout, "_layouts", {})
         loss, mean_sq = nce_loss(src, trg, memory_budget=most, **options)
         modes = [last_plan().pairings[0].mode]
