@@ -14,7 +14,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+
+from amdim_fast.data.delivery import Calls, received
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -55,7 +57,8 @@ def ordered_map(
         ahead: tasks that each worker takes in advance.
 
     Raises:
-        OSError, ValueError: the function raised it. ChildProcessError: a worker died.
+        Exception: the function raised it. OSError: a worker could not hand over its result, for
+            want of shared memory or open files. ChildProcessError: a worker died.
     """
     if worker_count(workers) == 0:
         return (function(task) for task in tasks)
@@ -68,7 +71,7 @@ def _in_workers(
     context = multiprocessing.get_context(START_METHOD)
     lifeline, held_open = context.Pipe(duplex=False)
     loader: DataLoader[Any] = DataLoader(
-        _Calls(function),
+        Calls(function, held=workers * ahead),
         sampler=tasks,
         batch_size=None,
         num_workers=workers,
@@ -80,10 +83,8 @@ def _in_workers(
     )
     died = False
     try:
-        for result in loader:
-            if isinstance(result, _Failure):
-                raise result.error
-            yield result
+        for item in loader:
+            yield received(item)
     except (RuntimeError, ConnectionError, EOFError) as error:
         # A worker that dies while it hands over a tensor breaks the connection instead.
         died = not isinstance(error, RuntimeError) or DEAD_WORKER.search(str(error)) is not None
@@ -95,24 +96,6 @@ def _in_workers(
     # Raised here: torch's error would keep its iterator and threads alive.
     if died:
         raise ChildProcessError("a worker process died; if memory ran out, use fewer workers")
-
-
-class _Failure:
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class _Calls(Dataset[Any]):
-    """Calls as items; expected errors are returned, because torch would reword them."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def __getitem__(self, task: Any) -> Any:
-        try:
-            return self.function(task)
-        except (OSError, ValueError, ModuleNotFoundError) as error:
-            return _Failure(error)
 
 
 def _as_is(result: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from amdim_fast.data.datasets import load_data
 from amdim_fast.data.image_sets import FileImages, TensorImages
 from amdim_fast.data.loader import Loader, ordered_batches, training_batches, training_indices
 from amdim_fast.data.packing import pack
+from amdim_fast.data.workers import ordered_map
 from tests.data.image_files import assert_group_ends, write_folder
 
 
@@ -263,6 +265,53 @@ def test_killed_worker(sources):
         pytest.raises(ChildProcessError, match=r"a worker process died; .* use fewer workers"),
     ):
         take(loader, 4)
+
+
+class Undelivered(FileImages):
+    """Batches of 3 MB where shared memory takes no more than 1 MB."""
+
+    def batch(self, index):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+        return torch.zeros(len(index), 1024, 1024, 3, dtype=torch.uint8)
+
+
+def test_a_batch_that_cannot_be_handed_over_ends_the_loader(sources):
+    """As where /dev/shm is small; the queue would drop the batch, and the loader wait for ever."""
+    size = os.statvfs("/dev/shm")
+    with (
+        ordered_batches(Undelivered("/", ["a"] * 4), 1, workers=2) as loader,
+        pytest.raises(OSError, match="/dev/shm cannot take") as caught,
+    ):
+        next(loader)
+    assert str(caught.value) == (
+        "/dev/shm cannot take a batch from a worker (File too large (27)): it has"
+        f" {size.f_blocks * size.f_frsize / 2**20:,.0f} MB, and a batch takes 3 MB, of which up to"
+        " 4 are there at once; enlarge it (docker run --shm-size=1g), or decode without worker"
+        " processes (--workers 0)"
+    )
+
+
+class TwoWords(Exception):  # noqa: N818
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def not_sendable(task):
+    if task == "raised":
+        raise TwoWords("cannot", "travel")
+    return open(os.devnull)
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        ("raised", RuntimeError, "^TwoWords: cannot travel$"),
+        ("returned", OSError, r"^a worker cannot hand over its result \(cannot pickle '_io.Text"),
+    ],
+)
+def test_what_cannot_be_pickled_does_not_hang(task, error, message):
+    with pytest.raises(error, match=message):
+        next(ordered_map(not_sendable, [task], workers=1))
 
 
 SCRIPT = """
