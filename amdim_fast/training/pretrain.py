@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.data.workers import check_not_importing
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import joined
 from amdim_fast.training.recipes import Recipe
@@ -84,11 +85,13 @@ def pretrain(
         FileExistsError: the run exists. FileNotFoundError: there is no run to resume.
         FloatingPointError: a loss or a weight is not finite; names step, term and the last good
             checkpoint. OSError: a checkpoint could not be written; earlier ones are untouched.
-        LostRank: another process ended or did not answer in time.
+        LostRank: another process ended or did not answer in time. RuntimeError: a worker process
+            is importing a script that calls this outside of its guard.
 
     Deterministic for a seed, device, library versions, number of threads and of processes; on a GPU
     with ``recipe.deterministic``. Batches, views and locations do not depend on the last.
     """
+    check_not_importing()
     if timeout <= 0:
         raise ValueError(f"timeout is {timeout}; it must be a number of seconds above 0")
     given: dict[str, Any] = {

@@ -20,6 +20,7 @@ from amdim_fast.data.loader import Loader, ordered_batches, training_batches, tr
 from amdim_fast.data.packing import pack
 from amdim_fast.data.workers import ordered_map
 from tests.data.image_files import assert_group_ends, write_folder
+from tests.processes import start
 
 
 def numbered(count=40):
@@ -344,6 +345,40 @@ def test_processes_end_with_the_program(tmp_path, end, code):
     assert process.returncode == code
     assert ("ZeroDivisionError" in error) == (code == 1)
     assert_group_ends(process.pid)
+
+
+UNGUARDED = """
+import sys
+from amdim_fast.data.datasets import load_data
+from amdim_fast.data.image_sets import FileImages
+from amdim_fast.data.loader import training_batches
+class Own(FileImages):
+    pass
+files = load_data("folder", sys.argv[1]).train
+images = Own(files.root, [files.name(i) for i in range(4)]) if sys.argv[2] == "own" else files
+with open("imports", "a") as imports:
+    imports.write("x")
+with training_batches(images, 2, seed=0, workers=2) as loader:
+    print(next(loader).images.shape[0])
+"""
+
+
+def test_a_script_without_the_guard(tmp_path):
+    """Workers import it only for what is in it; then the sentence says what is amiss."""
+    write_folder(tmp_path / "images", train=4, test=0)
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    plain = start(["script.py", "images", "files"], tmp_path)
+    assert plain.communicate(timeout=60) == ("2\n", "")
+    assert (tmp_path / "imports").read_text() == "x"
+    own = start(["script.py", "images", "own"], tmp_path)
+    said, error = own.communicate(timeout=60)
+    guard = 'it must start its work below `if __name__ == "__main__":`'
+    assert said == ""
+    assert f"RuntimeError: a worker process is importing this script: {guard}\n" in error
+    assert error.splitlines()[-1] == (
+        "ChildProcessError: a worker process died; if memory ran out, use fewer workers; it imports"
+        f" the main script for what it works on: {guard}"
+    )
 
 
 def test_waiting_is_counted():
