@@ -41,14 +41,14 @@ class RunLog:
     matplotlib is installed, and ``tensorboard/`` on request.
 
     Args:
-        folder: folder of the run; it must not exist, unless ``resume_step`` is given.
+        folder: folder of the run.
         config: plain values for ``config.json``; a resumed run keeps the file that it has.
         resume_step: continue the log of an existing folder after this step; drop later records.
         tensorboard: also write events for TensorBoard.
         tensorboard_port: serve them there until the log is closed.
 
     Raises:
-        FileExistsError: the folder exists; it is left alone. OSError: it cannot be created.
+        OSError: a file cannot be written. ValueError: the log of a resumed run is damaged.
     """
 
     def __init__(
@@ -63,7 +63,6 @@ class RunLog:
         self.folder = Path(folder)
         self.records: list[dict[str, Any]] = []
         if resume_step is None:
-            _create(self.folder)
             self._write_json(CONFIG, config)
         else:
             self.records = _records_until(self.folder / LOG, resume_step)
@@ -160,20 +159,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("data_dir"), str):
         raise damaged
     return config
-
-
-def _create(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise FileExistsError(
-            f"run folder {folder} exists already; choose another --name, move it away, or go on"
-            f" with --resume {folder}"
-        ) from None
-    except OSError as error:
-        raise type(error)(
-            f"run folder {folder} cannot be created ({error.strerror}); choose another --runs-dir"
-        ) from None
 
 
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:

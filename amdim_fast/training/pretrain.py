@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from amdim_fast.data.workers import check_not_importing
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import joined
+from amdim_fast.training.checkpoints import LAST
+from amdim_fast.training.folder import locked
 from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.resume import resumed_setup
 from amdim_fast.training.run import Run
@@ -83,6 +86,7 @@ def pretrain(
     Raises:
         ValueError: an argument is out of range, or differs from what the resumed run began with.
         FileExistsError: the run exists. FileNotFoundError: there is no run to resume.
+        BlockingIOError: another process is training in its folder; names its id and host.
         FloatingPointError: a loss or a weight is not finite; names step, term and the last good
             checkpoint. OSError: a checkpoint could not be written; earlier ones are untouched.
         LostRank: another process ended or did not answer in time. RuntimeError: a worker process
@@ -104,9 +108,12 @@ def pretrain(
         "tensorboard": tensorboard,
         "tensorboard_port": tensorboard_port,
     }
-    with joined() as ranks:
+    with joined() as ranks, contextlib.ExitStack() as held:
         if resume is None and device is None:
             given["device"] = ranks.shared(str(find_device()))
+        with ranks.together():
+            if resume is not None and ranks.is_first and (Path(resume) / LAST).exists():
+                held.enter_context(locked(Path(resume)))
         with ranks.together():
             if resume is None:
                 setup = new_setup(**given)

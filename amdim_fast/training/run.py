@@ -20,6 +20,7 @@ from amdim_fast.data.workers import worker_count
 from amdim_fast.devices import execution_line
 from amdim_fast.distributed.ranks import LostRank, Ranks, is_lost_rank, reason
 from amdim_fast.training.checkpoints import RunCheckpoints
+from amdim_fast.training.folder import new_folder
 from amdim_fast.training.log import RunLog
 from amdim_fast.training.meter import Clock, Meter, NotFinite, progress_of
 from amdim_fast.training.randomness import algorithms, seed_everything
@@ -129,6 +130,8 @@ class Run:
             "versions": versions(),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+        if step is None:
+            self._exits.enter_context(new_folder(self.folder))
         self.log = self._exits.enter_context(
             RunLog(
                 self.folder,

@@ -346,7 +346,7 @@ def test_a_taken_port_is_one_sentence(tmp_path, capsys):
 
 def test_tensorboard_is_served_until_the_log_is_closed(tmp_path, free_port):
     address = f"http://localhost:{free_port}/data/plugins_listing"
-    with RunLog(tmp_path / "x", {}, tensorboard_port=free_port) as log:
+    with RunLog(tmp_path, {}, tensorboard_port=free_port) as log:
         log.write({"step": 1, "loss_1t5": 2.0})
         deadline = time.monotonic() + 60
         while True:
