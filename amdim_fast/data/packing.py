@@ -25,6 +25,7 @@ from amdim_fast.data.packed_store import (
     INDEX_TYPE,
     MANIFEST,
     PLAN,
+    SKIPPED,
     VERSION,
 )
 from amdim_fast.data.workers import ordered_map, worker_count
@@ -33,7 +34,6 @@ from amdim_fast.optional import require
 
 # A killed run loses at most one shard per worker; a reader keeps one file open per shard.
 LEAST_SHARD_IMAGES, MOST_SHARDS = 256, 128
-SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from amdim_fast.files import written_whole
 from amdim_fast.optional import new_figure, png_of
 from amdim_fast.training.tensorboard import TensorBoardServer
 
-CONFIG, LOG, SUMMARY, CURVES, EVENTS = (
+CONFIG, LOG, LEFT_OUT, SUMMARY, CURVES, EVENTS = (
     "config.json",
     "log.jsonl",
+    "left_out.json",
     "summary.json",
     "curves.png",
     "tensorboard",
@@ -105,9 +106,13 @@ class RunLog:
         self._log.flush()
         if self._events is not None:
             for name, value in record.items():
-                if name != "step" and value is not None:
+                if name != "step" and isinstance(value, int | float):
                     self._events.add_scalar(name, value, record["step"])
             self._events.flush()
+
+    def write_left_out(self, left_out: Mapping[str, Mapping[str, str]]) -> None:
+        """Write ``left_out.json``: split -> file -> why it is, or must be, left out."""
+        self._write_json(LEFT_OUT, left_out)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json`` and the curves."""
@@ -159,6 +164,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("data_dir"), str):
         raise damaged
     return config
+
+
+def read_left_out(folder: Path) -> dict[str, dict[str, str]] | None:
+    """``left_out.json`` of a run, None if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / LEFT_OUT
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            split: {str(name): str(sentence) for name, sentence in content[split].items()}
+            for split in ("train", "test")
+        }
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} is damaged; remove it, and resume with --skip-bad if the run left out files"
+        ) from None
 
 
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
