@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class ImageData:
         test: labeled; None if there is none.
         classes: names, in the order of their labels.
         skipped: one sentence for each file that was left out, also when a store was packed.
+        ignored: phrases: what lies in the folder and is not among its images.
         left_out: split -> path relative to the root -> sentence, of files left out by ``skip_bad``.
     """
 
@@ -46,6 +48,7 @@ class ImageData:
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     left_out: LeftOut = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     def labeled(self) -> tuple[ImageSet, ImageSet]:
         """The labeled training images and the test images.
@@ -106,6 +109,28 @@ def load_data(
     if name not in LOADERS:
         raise ValueError(f"data is {name!r}; it must be one of {', '.join(DATA_SETS)}")
     return LOADERS[name](Path(root).expanduser(), download)
+
+
+def describe_data(data: ImageData) -> str:
+    """One line: images, classes, test images, and what was left out."""
+    count, labeled = len(data.train), int((data.train.labels >= 0).sum())
+    line = f"data: {count:,} training images"
+    if not labeled:
+        line += " without labels"
+    elif labeled == count:
+        line += f" of {len(data.classes):,} classes"
+    else:
+        line += f", {labeled:,} of them of {len(data.classes):,} classes"
+    line += "; no test images" if data.test is None else f"; {len(data.test):,} test images"
+    left_out = [*data.ignored, *([f"{len(data.skipped):,} bad files"] if data.skipped else [])]
+    return line + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+
+def without_labels(data: ImageData) -> ImageData:
+    """The training images of a data set, as if nothing were known about them."""
+    train = copy.copy(data.train)
+    train.labels = torch.full((len(train),), -1)
+    return replace(data, train=train, train_labeled=None, test=None, classes=())
 
 
 def load_digits(_root: Path | None = None, _download: bool = False) -> ImageData:
@@ -175,6 +200,7 @@ def _load_folder(
 ) -> ImageData:
     skipped: list[str] = []
     left_out: dict[str, dict[str, str]] = {}
+    ignored: tuple[str, ...] = ()
     splits: dict[str, ImageSet] = {}
     if is_store(root):
         store = read_store(root)
@@ -183,7 +209,7 @@ def _load_folder(
         splits.update(store.splits)
     else:
         listing = list_images(root)
-        classes = listing.classes
+        classes, ignored = listing.classes, listing.ignored
         for split, (names, labels) in listing.splits.items():
             files = FileImages(listing.root, names, torch.tensor(labels))
             if skip_bad:
@@ -200,7 +226,8 @@ def _load_folder(
             splits[split] = files
     train = splits["train"]
     labeled, test = train if classes else None, splits.get("test")
-    return ImageData(train, labeled, test, classes, tuple(skipped), left_out)
+    data = ImageData(train, labeled, test, classes, tuple(skipped), left_out, ignored)
+    return without_labels(data) if len(classes) == 1 else data  # a store of before
 
 
 def find_bad(

@@ -85,6 +85,8 @@ def pack(
     if folder.resolve().is_relative_to(listing.root.resolve()):
         raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
     plan = _make_plan(listing, size, skip_bad)
+    if progress and listing.ignored:
+        print(f"left out: {', '.join(listing.ignored)}", file=sys.stderr)
     with _claimed(folder):
         _agree_on_plan(folder, plan)
         remove_temporaries(folder)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from amdim_fast.checkpoints.stored_model import preprocessing_of
-from amdim_fast.data.datasets import ImageData, load_data
+from amdim_fast.data.datasets import ImageData, describe_data, load_data
 from amdim_fast.devices import execution_line, find_device
 from amdim_fast.evaluation.figures import DRAWING, draw_confusion, neighbour_sheet
 from amdim_fast.evaluation.metrics import confusion_counts, top_k_accuracy
@@ -91,6 +91,7 @@ def evaluate(
     check_task(loaded.model, train, test, classes, options)
     if progress:
         print(execution_line(frozen_facts(loaded.model.encoder)), file=sys.stderr)
+        print(describe_data(data), file=sys.stderr)
 
     started = time.perf_counter()
     scores, features, judged = score_methods(

@@ -26,6 +26,7 @@ def pretrain(
     runs_dir: PathLike = "runs",
     download: bool = False,
     skip_bad: bool = False,
+    labels: bool = True,
     seed: int | None = None,
     device: str | None = None,
     log_every: int | None = None,
@@ -61,6 +62,8 @@ def pretrain(
             to ``load_data``.
         download: whether to download what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
+        labels: whether labels, where the data set has them, train probes and choose the best
+            checkpoint; otherwise the loss does.
         seed: seed of everything random, 0 by default.
         device: where encoder, loss and views run; by default cuda where torch finds a GPU, else
             cpu.
@@ -104,6 +107,7 @@ def pretrain(
         "seed": seed,
         "device": device,
         "skip_bad": skip_bad,
+        "labels": labels,
         "log_every": log_every,
         "tensorboard": tensorboard,
         "tensorboard_port": tensorboard_port,

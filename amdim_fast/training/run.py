@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from amdim_fast.data.datasets import ImageData
+from amdim_fast.data.datasets import ImageData, describe_data
 from amdim_fast.data.decoding import BadImage
 from amdim_fast.data.image_sets import FileImages
 from amdim_fast.data.loader import training_batches
@@ -109,6 +109,7 @@ class Run:
             "device": setup.device,
             "data": facts,
             "skip_bad": setup.skip_bad,
+            "labels": setup.labels,
             "left_out": len(self._left_out["train"]),
             "baselines": contents.get("baselines"),
             "world_size": ranks.world_size,
@@ -152,7 +153,7 @@ class Run:
         if self.setup.skip_bad or any(self._left_out.values()):
             self.log.write_left_out(self._left_out)
         if self._progress:
-            print(execution_line(facts), file=sys.stderr, flush=True)
+            print(execution_line(facts), describe_data(self.data), sep="\n", file=sys.stderr)
         for name, before in self._before.items():
             now = self._now[name]
             if now != before:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.checks import LARGEST_SEED, whole_number
-from amdim_fast.data.datasets import ImageData, LeftOut, load_data
+from amdim_fast.data.datasets import ImageData, LeftOut, load_data, without_labels
 from amdim_fast.data.image_sets import FileImages
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
@@ -28,6 +28,7 @@ class Setup:
     Attributes:
         left_out: files that the run has left out or could not read, as it wrote them down; None if
             it wrote nothing.
+        labels: whether the labels of the data set, if it has any, train probes.
         looks: whether ``skip_bad`` decodes every file, rather than leave out ``left_out``.
     """
 
@@ -42,6 +43,7 @@ class Setup:
     contents: dict[str, Any] = field(default_factory=dict)
     left_out: LeftOut | None = None
     looks: bool = True
+    labels: bool = True
 
 
 def new_setup(
@@ -51,6 +53,7 @@ def new_setup(
     seed: int | None = None,
     device: str | None = None,
     skip_bad: bool = False,
+    labels: bool = True,
     log_every: int | None = None,
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
@@ -62,6 +65,7 @@ def new_setup(
         seed=seed or 0,
         device=device or str(find_device()),
         skip_bad=skip_bad,
+        labels=labels,
         tensorboard=tensorboard,
         tensorboard_port=tensorboard_port,
     )
@@ -117,6 +121,8 @@ def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
             skip_bad=setup.skip_bad,
             left_out=None if setup.looks else setup.left_out,
         )
+        if not setup.labels:
+            data = without_labels(data)
         check_data(setup, data)
     ranks.check_equal(data_facts(data) | {"step": setup.contents.get("step")})
     return data

@@ -220,7 +220,8 @@ def test_wrong_folders(tmp_path):
     (tmp_path / "train" / "cow").rmdir()
     with pytest.raises(ValueError, match=r"has 2 classes; imagenet must have 1000: use the data"):
         load_data("imagenet", tmp_path)
-    Image.fromarray(picture(0)).save(tmp_path / "val" / "stray.png")
+    for name in ("a", "b"):
+        Image.fromarray(picture(0)).save(tmp_path / "val" / f"{name}.png")
     with pytest.raises(ValueError, match=r"val must have the class .* has images outside any"):
         load_data("folder", tmp_path)
 
