@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPoi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8, as on stderr
     parsed = _parser().parse_args(arguments)
     try:
         if parsed.makes_views and not compiled.load_cpu():

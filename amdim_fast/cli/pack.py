@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.data.packed_store import MANIFEST, verify_store
-from amdim_fast.data.packing import SKIPPED, pack
+from amdim_fast.data.packed_store import MANIFEST, SKIPPED, verify_store
+from amdim_fast.data.packing import pack
 
 
 def add_command(commands: Any) -> None:

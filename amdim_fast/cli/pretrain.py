@@ -38,6 +38,12 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
     )
+    command.add_argument(
+        "--no-labels",
+        dest="labels",
+        action="store_false",
+        help="pay no heed to class folders and labels: no probes, and the best checkpoint by loss",
+    )
     command.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
     command.add_argument(
         "--device",
@@ -127,6 +133,7 @@ def _run(parsed: argparse.Namespace) -> int:
         data_dir=parsed.data_dir,
         download=parsed.download,
         skip_bad=parsed.skip_bad,
+        labels=parsed.labels,
         seed=parsed.seed,
         device=parsed.device,
         workers=parsed.workers,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from amdim_fast.data.packed_store import is_store, read_store
 from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
 
+LeftOut = Mapping[str, Mapping[str, str]]
 DIGITS_TEST_PER_CLASS = 100
 # How many classes a folder of this data set must have; None is any number.
 FOLDER_CLASSES = {"imagenet": 1000, "places205": 205, "folder": None}
@@ -35,7 +37,9 @@ class ImageData:
         train_labeled: images for probes; None if nothing is labeled.
         test: labeled; None if there is none.
         classes: names, in the order of their labels.
-        skipped: one sentence for each file that ``skip_bad`` left out.
+        skipped: one sentence for each file that was left out, also when a store was packed.
+        ignored: phrases: what lies in the folder and is not among its images.
+        left_out: split -> path relative to the root -> sentence, of files left out by ``skip_bad``.
     """
 
     train: ImageSet
@@ -43,6 +47,8 @@ class ImageData:
     test: ImageSet | None
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    left_out: LeftOut = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     def labeled(self) -> tuple[ImageSet, ImageSet]:
         """The labeled training images and the test images.
@@ -66,6 +72,7 @@ def load_data(
     download: bool = False,
     skip_bad: bool = False,
     workers: int | None = None,
+    left_out: LeftOut | None = None,
 ) -> ImageData:
     """A data set by name.
 
@@ -82,6 +89,8 @@ def load_data(
         skip_bad: decode every image file once, leave out the bad ones and list them; otherwise the
             first bad image raises when it is read. A packed store has no bad images.
         workers: processes that check the files; None uses every CPU.
+        left_out: with ``skip_bad``, what an earlier call left out, ``ImageData.left_out``: these
+            files are left out again, and none is decoded to see whether it is bad.
 
     Raises:
         ValueError: there is no such data set, or its folders are not as it requires.
@@ -89,7 +98,7 @@ def load_data(
         ModuleNotFoundError: a package is missing.
     """
     if name in FOLDER_CLASSES:
-        data = _load_folder(Path(root).expanduser(), skip_bad, workers)
+        data = _load_folder(Path(root).expanduser(), skip_bad, workers, left_out)
         classes = FOLDER_CLASSES[name]
         if classes not in (None, len(data.classes)):
             raise ValueError(
@@ -100,6 +109,28 @@ def load_data(
     if name not in LOADERS:
         raise ValueError(f"data is {name!r}; it must be one of {', '.join(DATA_SETS)}")
     return LOADERS[name](Path(root).expanduser(), download)
+
+
+def describe_data(data: ImageData) -> str:
+    """One line: images, classes, test images, and what was left out."""
+    count, labeled = len(data.train), int((data.train.labels >= 0).sum())
+    line = f"data: {count:,} training images"
+    if not labeled:
+        line += " without labels"
+    elif labeled == count:
+        line += f" of {len(data.classes):,} classes"
+    else:
+        line += f", {labeled:,} of them of {len(data.classes):,} classes"
+    line += "; no test images" if data.test is None else f"; {len(data.test):,} test images"
+    left_out = [*data.ignored, *([f"{len(data.skipped):,} bad files"] if data.skipped else [])]
+    return line + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+
+def without_labels(data: ImageData) -> ImageData:
+    """The training images of a data set, as if nothing were known about them."""
+    train = copy.copy(data.train)
+    train.labels = torch.full((len(train),), -1)
+    return replace(data, train=train, train_labeled=None, test=None, classes=())
 
 
 def load_digits(_root: Path | None = None, _download: bool = False) -> ImageData:
@@ -164,27 +195,39 @@ def _from_torchvision(name: str, root: Path, download: bool, **options: Any) -> 
         ) from None
 
 
-def _load_folder(root: Path, skip_bad: bool, workers: int | None) -> ImageData:
+def _load_folder(
+    root: Path, skip_bad: bool, workers: int | None, known: LeftOut | None
+) -> ImageData:
     skipped: list[str] = []
+    left_out: dict[str, dict[str, str]] = {}
+    ignored: tuple[str, ...] = ()
     splits: dict[str, ImageSet] = {}
     if is_store(root):
         store = read_store(root)
         classes = store.classes
+        skipped += store.skipped
         splits.update(store.splits)
     else:
         listing = list_images(root)
-        classes = listing.classes
+        classes, ignored = listing.classes, listing.ignored
         for split, (names, labels) in listing.splits.items():
             files = FileImages(listing.root, names, torch.tensor(labels))
             if skip_bad:
-                bad = find_bad(files, workers=workers)
+                if known is None:
+                    bad = find_bad(files, workers=workers)
+                else:
+                    sentences = known.get(split, {})
+                    bad = {i: sentences[name] for i, name in enumerate(names) if name in sentences}
                 if len(bad) == len(files):
                     raise ValueError(f"every {split} image is bad, the first: {bad[0]}")
                 skipped += bad.values()
+                left_out[split] = {names[index]: sentence for index, sentence in bad.items()}
                 files = files.without(list(bad))
             splits[split] = files
     train = splits["train"]
-    return ImageData(train, train if classes else None, splits.get("test"), classes, tuple(skipped))
+    labeled, test = train if classes else None, splits.get("test")
+    data = ImageData(train, labeled, test, classes, tuple(skipped), left_out, ignored)
+    return without_labels(data) if len(classes) == 1 else data  # a store of before
 
 
 def find_bad(

@@ -1,16 +1,25 @@
-"""The image files of a folder, with their classes and splits."""
+"""The image files of a folder, with their classes and splits, and what does not belong to them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amdim_fast.optional import require
 
-TEST_FOLDERS = ("val", "test")
+# In any case; of several, the first is taken.
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
+SYSTEM_FOLDERS = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
+HIDDEN = "hidden or of the system"
+STRAY = "images beside the class folders"
+BESIDE = "beside the training folder"
+LOOPS = "links back to a folder around them"
+NO_FILES = "links to nothing, or no regular files"
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -21,65 +30,187 @@ class Listing:
         root: the folder.
         classes: names in the order of their labels; empty if nothing is labeled.
         splits: "train" and, if there is one, "test": paths relative to ``root``, and labels.
+        ignored: one phrase for each kind of entry that is not among the images.
     """
 
     root: Path
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[list[str], list[int]]]
+    ignored: tuple[str, ...] = ()
 
 
 def list_images(root: str | os.PathLike[str]) -> Listing:
     """The images below ``root``, in the order of torchvision's ``ImageFolder``.
 
-    ``root`` has ``train/`` and perhaps ``val/`` or ``test/`` (the first that exists), or is itself
-    the training set. If images lie only in subfolders, the subfolders are the classes. If some lie
-    directly in the folder, it is unlabeled, and all images below it count, with label -1.
+    ``root`` has ``train/`` (or ``training/``) and perhaps ``val/``, ``valid/``, ``validation/``,
+    ``test/`` or ``testing/``, of which the first counts, in any case; or it is itself the training
+    set. If images lie only in subfolders, the subfolders are the classes. If some lie directly in
+    the folder, at least as many as it has subfolders, it is unlabeled, and all images below it
+    count, with label -1. A single class is no label. A test folder beside class folders is one if
+    it has such class folders itself.
+
+    Hidden and the system's files, images beside class folders, links to nothing or back to a folder
+    around them, and whatever is no regular file are left out.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
         ValueError: the test folder has other classes, or a class folder has no images.
+        OSError: a folder cannot be read.
     """
     # torchvision gets this path, so the names are its paths without this prefix.
     root = Path(os.path.abspath(Path(root).expanduser()))
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
-    train = root / "train" if (root / "train").is_dir() else root
-    classes = _class_folders(train)
-    splits = {"train": _list(train, root, classes)}
+    walk = _Walk(root)
+    train, test = walk.find_splits()
+    classes = walk.class_folders(train, without=test)
+    splits = {"train": walk.images(train, classes, without=test)}
     _check_every_class(train, classes, splits["train"][1])
-    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if train != root and test is not None:
-        unknown = [name for name in _class_folders(test) or ("",) if name not in classes]
+    if len(classes) == 1:
+        walk.note("labels", "of a single class", [classes[0]])
+        classes = ()
+        splits["train"] = splits["train"][0], [-1] * len(splits["train"][0])
+    if test is not None and not classes:
+        walk.note("test images", "as nothing is labeled", [test.name])
+    elif test is not None:
+        unknown = [name for name in walk.class_folders(test) or ("",) if name not in classes]
         if unknown:
             raise ValueError(
                 f"{test} must have the class folders of {train}, but has"
                 f" {unknown[0] or 'images outside any'}"
             )
-        splits["test"] = _list(test, root, classes)
-    return Listing(root, classes, splits)
+        splits["test"] = walk.images(test, classes)
+    return Listing(root, classes, splits, walk.ignored())
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    """Sorted names, or none if images lie directly in ``folder``."""
-    extensions = _torchvision().IMG_EXTENSIONS
-    with os.scandir(folder) as entries:
-        inside = [(entry.name, entry.is_dir()) for entry in entries]
-    if any(not is_dir and name.lower().endswith(extensions) for name, is_dir in inside):
-        return ()
-    return tuple(sorted(name for name, is_dir in inside if is_dir))
+class _Walk:
+    """Reads the folders below a root, and takes note of what it leaves out."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._extensions = _torchvision().IMG_EXTENSIONS
+        self._left_out: dict[str, set[str]] = {}
+        self._phrases: list[str] = []
+
+    def note(self, what: str, why: str, names: Iterable[str]) -> None:
+        self._phrases.append(f"{what} {why} ({', '.join(names)})")
+
+    def ignored(self) -> tuple[str, ...]:
+        phrases = list(self._phrases)
+        for kind, names in self._left_out.items():
+            shown = ", ".join([*sorted(names)[:NAMED], *["..."] * (len(names) > NAMED)])
+            phrases.append(f"{len(names):,} {kind} ({shown})")
+        return tuple(phrases)
+
+    def find_splits(self) -> tuple[Path, Path | None]:
+        """The folder of the training images and, if there is one, that of the test images."""
+        folders, images = self.entries(self.root)
+        train = _first(folders, TRAIN_FOLDERS)
+        test = _first(folders, TEST_FOLDERS)
+        if train is not None:
+            beside = {name for name in folders if name not in (train, test)} | set(images)
+            self._leave_out(BESIDE, self.root, beside)
+            return self.root / train, None if test is None else self.root / test
+        if test is None:
+            return self.root, None
+        others = {name for name in folders if name != test}
+        inside, _ = self.entries(self.root / test)
+        if not _are_unlabeled(folders, images) and not (inside and others.issuperset(inside)):
+            return self.root, None  # a class by this name
+        return self.root, self.root / test
+
+    def class_folders(self, folder: Path, *, without: Path | None = None) -> tuple[str, ...]:
+        """Sorted names, or none if the folder is unlabeled."""
+        folders, images = self.entries(folder)
+        folders = [name for name in folders if folder / name != without]
+        if _are_unlabeled(folders, images):
+            return ()
+        self._leave_out(STRAY, folder, images)
+        return tuple(folders)
+
+    def images(
+        self, folder: Path, classes: Sequence[str], *, without: Path | None = None
+    ) -> tuple[list[str], list[int]]:
+        """Paths relative to the root, and labels; the class "" is the folder itself."""
+        names: list[str] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes) if classes else [(-1, "")]:
+            top = folder / name
+            found = self._below(top, without) if top.is_dir() else []
+            names += found
+            labels += [label] * len(found)
+        if not names:
+            raise FileNotFoundError(
+                f"{folder} has no images; files must end in {', '.join(self._extensions)}"
+            )
+        return names, labels
+
+    def entries(self, folder: Path) -> tuple[list[str], list[str]]:
+        """Sorted names of the subfolders and of the images of a folder."""
+        folders, images = [], []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    is_image = entry.name.lower().endswith(self._extensions)
+                    is_folder = entry.is_dir()
+                    if not is_folder and not is_image:
+                        continue
+                    if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
+                        self._leave_out(HIDDEN, folder, [entry.name])
+                    elif is_folder:
+                        folders.append(entry.name)
+                    elif entry.is_file():
+                        images.append(entry.name)
+                    else:
+                        self._leave_out(NO_FILES, folder, [entry.name])
+        except OSError as error:
+            raise type(error)(f"{folder} cannot be read ({error.strerror})") from None
+        return sorted(folders), sorted(images)
+
+    def _below(self, top: Path, without: Path | None) -> list[str]:
+        """Images in and below a folder, sorted by folder, then by name, as torchvision does."""
+        found: dict[str, list[str]] = {}
+        above = {folder for folder in (top, *top.parents) if folder.is_relative_to(self.root)}
+        pending = [(top, {_identity(folder) for folder in above})]
+        while pending:
+            folder, around = pending.pop()
+            folders, images = self.entries(folder)
+            found[str(folder)] = images
+            for inner in (folder / name for name in folders):
+                if inner == without:
+                    continue
+                if _identity(inner) in around:
+                    self._leave_out(LOOPS, folder, [inner.name])
+                else:
+                    pending.append((inner, around | {_identity(inner)}))
+        start = len(os.path.join(self.root, ""))
+        return [
+            os.path.join(folder, name)[start:] for folder in sorted(found) for name in found[folder]
+        ]
+
+    def _leave_out(self, kind: str, folder: Path, names: Iterable[str]) -> None:
+        for name in names:
+            relative = os.path.relpath(folder / name, self.root)
+            self._left_out.setdefault(kind, set()).add(relative)
 
 
-def _list(folder: Path, root: Path, classes: tuple[str, ...]) -> tuple[list[str], list[int]]:
-    listing = _torchvision()
-    # The class "" is the folder itself.
-    labels = {name: label for label, name in enumerate(classes)} or {"": -1}
-    found = listing.make_dataset(folder, labels, listing.IMG_EXTENSIONS, allow_empty=True)
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} has no images; files must end in {', '.join(listing.IMG_EXTENSIONS)}"
-        )
-    start = len(os.path.join(root, ""))
-    return [path[start:] for path, _ in found], [label for _, label in found]
+def _first(folders: Sequence[str], names: Sequence[str]) -> str | None:
+    """The folder that has the first of these names, in any case."""
+
+    def rank(name: str) -> tuple[int, bool]:
+        return names.index(name.lower()), not name.islower()
+
+    return min((name for name in folders if name.lower() in names), key=rank, default=None)
+
+
+def _are_unlabeled(folders: Sequence[str], images: Sequence[str]) -> bool:
+    """Whether images lie in a folder itself, and are more than strays beside its classes."""
+    return len(images) >= max(1, len(folders)) or (bool(images) and len(folders) < 2)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _check_every_class(folder: Path, classes: tuple[str, ...], labels: list[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -148,6 +148,16 @@ class FileImages(ImageSet):
         kept = np.delete(np.arange(len(self)), np.asarray(left_out, dtype=np.int64))
         names = [os.fsdecode(bytes(name)) for name in self._names[kept]]
         return FileImages(self.root, names, self.labels[torch.from_numpy(kept)])
+
+    def missing(self, names: Iterable[str]) -> set[str]:
+        """Those of the names that are not in the set."""
+        given = {os.fsencode(name) for name in names}
+        return {os.fsdecode(name) for name in given - set(self._names.tolist())} if given else set()
+
+    def named_in(self, text: str) -> str | None:
+        """The name of the image whose path stands in a text, such as an error's."""
+        names = map(os.fsdecode, self._names.tolist())
+        return next((name for name in names if f"{self.root / name} " in text), None)
 
     def name(self, index: int) -> str:
         """See ``ImageSet.name``."""

@@ -26,7 +26,7 @@ from amdim_fast.data.image_sets import StoredImages
 from amdim_fast.files import sha256_of
 
 FORMAT, VERSION = "amdim_fast packed images", 1
-MANIFEST, PLAN = "manifest.json", "plan.json"
+MANIFEST, PLAN, SKIPPED = "manifest.json", "plan.json", "skipped.txt"
 INDEX_TYPE = np.dtype("<i8")
 SHARD_NAME = re.compile(r"(train|test)-[0-9]{5}")
 HASHED = {"bin": "sha256", "index": "index_sha256", "json": "record_sha256"}
@@ -41,12 +41,14 @@ class PackedStore:
         classes: names in the order of their labels.
         splits: "train" and perhaps "test".
         manifest: as read.
+        skipped: one sentence for each file that was left out when the store was packed.
     """
 
     path: Path
     classes: tuple[str, ...]
     splits: Mapping[str, PackedImages]
     manifest: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()
 
 
 class PackedImages(StoredImages):
@@ -174,7 +176,9 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{folder / MANIFEST} cannot be used: {reason}") from None
     images = {name: PackedImages(folder, shards, len(classes)) for name, shards in splits.items()}
-    return PackedStore(folder, classes, images, manifest)
+    lines = folder / SKIPPED
+    said = lines.read_text("utf-8", "surrogateescape").splitlines() if lines.is_file() else ()
+    return PackedStore(folder, classes, images, manifest, tuple(said))
 
 
 def _check_entry(shard: Mapping[str, Any], split: str) -> None:

@@ -25,6 +25,7 @@ from amdim_fast.data.packed_store import (
     INDEX_TYPE,
     MANIFEST,
     PLAN,
+    SKIPPED,
     VERSION,
 )
 from amdim_fast.data.workers import ordered_map, worker_count
@@ -33,7 +34,6 @@ from amdim_fast.optional import require
 
 # A killed run loses at most one shard per worker; a reader keeps one file open per shard.
 LEAST_SHARD_IMAGES, MOST_SHARDS = 256, 128
-SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def pack(
     if folder.resolve().is_relative_to(listing.root.resolve()):
         raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
     plan = _make_plan(listing, size, skip_bad)
+    if progress and listing.ignored:
+        print(f"left out: {', '.join(listing.ignored)}", file=sys.stderr)
     with _claimed(folder):
         _agree_on_plan(folder, plan)
         remove_temporaries(folder)

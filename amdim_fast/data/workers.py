@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
+import pickle
 import re
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
+from importlib.machinery import ModuleSpec
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+
+from amdim_fast.data.delivery import Calls, received
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 DEAD_WORKER = re.compile("DataLoader worker .*(exited unexpectedly|killed by signal)")
+GUARD = 'it must start its work below `if __name__ == "__main__":`'
+_main_lock = threading.Lock()
 # Unlike fork, safe beside threads and CUDA.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
@@ -55,8 +65,10 @@ def ordered_map(
         ahead: tasks that each worker takes in advance.
 
     Raises:
-        OSError, ValueError: the function raised it. ChildProcessError: a worker died.
+        Exception: the function raised it. OSError: a worker could not hand over its result, for
+            want of shared memory or open files. ChildProcessError: a worker died.
     """
+    check_not_importing()
     if worker_count(workers) == 0:
         return (function(task) for task in tasks)
     return _in_workers(function, tasks, workers, ahead)
@@ -68,7 +80,7 @@ def _in_workers(
     context = multiprocessing.get_context(START_METHOD)
     lifeline, held_open = context.Pipe(duplex=False)
     loader: DataLoader[Any] = DataLoader(
-        _Calls(function),
+        Calls(function, held=workers * ahead),
         sampler=tasks,
         batch_size=None,
         num_workers=workers,
@@ -78,41 +90,65 @@ def _in_workers(
         worker_init_fn=partial(_start_worker, lifeline),
         generator=torch.Generator(),
     )
-    died = False
+    died, items = False, None
+    imports_main = _needs_main(function)
     try:
-        for result in loader:
-            if isinstance(result, _Failure):
-                raise result.error
-            yield result
+        with contextlib.nullcontext() if imports_main else _main_left_alone():
+            items = iter(loader)
+        for item in items:
+            yield received(item)
     except (RuntimeError, ConnectionError, EOFError) as error:
         # A worker that dies while it hands over a tensor breaks the connection instead.
         died = not isinstance(error, RuntimeError) or DEAD_WORKER.search(str(error)) is not None
         if not died:
             raise
     finally:
+        items = None  # an error's frames would keep it and its threads
         held_open.close()
         lifeline.close()
-    # Raised here: torch's error would keep its iterator and threads alive.
+    # Raised here: torch's error would keep the iterator, too.
     if died:
-        raise ChildProcessError("a worker process died; if memory ran out, use fewer workers")
+        importing = f"; it imports the main script for what it works on: {GUARD}"
+        raise ChildProcessError(
+            "a worker process died; if memory ran out, use fewer workers"
+            + (importing if imports_main else "")
+        )
 
 
-class _Failure:
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+def check_not_importing() -> None:
+    """Raise where a worker is importing the main script, which would start the work again.
+
+    Raises:
+        RuntimeError: this is so; the sentence says how a script is guarded.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(f"a worker process is importing this script: {GUARD}")
 
 
-class _Calls(Dataset[Any]):
-    """Calls as items; expected errors are returned, because torch would reword them."""
+class _Globals(pickle.Pickler):
+    """Pickles all but the bulk, to see which modules it refers to."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
+    def persistent_id(self, obj: Any) -> str | None:
+        return "bulk" if isinstance(obj, torch.Tensor | np.ndarray) else None
 
-    def __getitem__(self, task: Any) -> Any:
+
+def _needs_main(function: Callable[..., Any]) -> bool:
+    """Whether a worker must import the main script to unpickle the function."""
+    pickled = io.BytesIO()
+    _Globals(pickled).dump(function)
+    return b"__main__" in pickled.getvalue()
+
+
+@contextlib.contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Processes started inside do not import the main script: multiprocessing skips this name."""
+    main = sys.modules["__main__"]
+    with _main_lock:
+        spec, main.__spec__ = main.__spec__, ModuleSpec("__main__", None)
         try:
-            return self.function(task)
-        except (OSError, ValueError, ModuleNotFoundError) as error:
-            return _Failure(error)
+            yield
+        finally:
+            main.__spec__ = spec
 
 
 def _as_is(result: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from amdim_fast.checkpoints.stored_model import preprocessing_of
-from amdim_fast.data.datasets import ImageData, load_data
+from amdim_fast.data.datasets import ImageData, describe_data, load_data
 from amdim_fast.devices import execution_line, find_device
 from amdim_fast.evaluation.figures import DRAWING, draw_confusion, neighbour_sheet
 from amdim_fast.evaluation.metrics import confusion_counts, top_k_accuracy
@@ -57,7 +59,8 @@ def evaluate(
         options: the methods and their settings.
         out_dir: folder to create for ``evaluation.json``, ``confusion.png`` of the first method and
             ``neighbours.png``, which shows test images beside their nearest training images, framed
-            in green where the class is right; None writes nothing.
+            in green where the class is right; None writes nothing. A picture that fails is said on
+            stderr and left out.
         device: where the encoder and the probes run; by default where the model is or, for a file,
             cuda where torch finds a GPU, else cpu.
         progress: whether to say first what runs where, and to show bars.
@@ -88,6 +91,7 @@ def evaluate(
     check_task(loaded.model, train, test, classes, options)
     if progress:
         print(execution_line(frozen_facts(loaded.model.encoder)), file=sys.stderr)
+        print(describe_data(data), file=sys.stderr)
 
     started = time.perf_counter()
     scores, features, judged = score_methods(
@@ -119,16 +123,29 @@ def evaluate(
         "folder": None if out_dir is None else str(out_dir),
     }
     if out_dir is not None:
-        method, table = next(iter(scores.items()))
-        counts = confusion_counts(table.argmax(1), test.labels, classes)
-        figure = draw_confusion(counts, data.classes, f"{method}, {name}")
-        pixels = neighbour_sheet(train, test, features, judged, loaded.preprocessing)
         with folder_written_whole(Path(out_dir)) as folder:
             text = json.dumps(result, indent=2) + "\n"
             (folder / "evaluation.json").write_text(text, encoding="utf-8")
-            (folder / "confusion.png").write_bytes(figure)
-            write_png(folder / "neighbours.png", pixels)
+        method, table = next(iter(scores.items()))
+        with _optional(Path(out_dir) / "confusion.png") as path:
+            counts = confusion_counts(table.argmax(1), test.labels, classes)
+            figure = draw_confusion(counts, data.classes, f"{method}, {name}")
+            path.write_bytes(figure)
+        with _optional(Path(out_dir) / "neighbours.png") as path:
+            write_png(path, neighbour_sheet(train, test, features, judged, loaded.preprocessing))
     return result
+
+
+@contextlib.contextmanager
+def _optional(path: Path) -> Iterator[Path]:
+    """A picture that may fail, with a sentence: the accuracies are on disk already."""
+    try:
+        yield path
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        said = f"{path} could not be drawn ({reason}); evaluation.json beside it is complete"
+        print(f"amdim-fast: {said}", file=sys.stderr)
 
 
 def _loaded(

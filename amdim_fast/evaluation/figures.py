@@ -41,8 +41,10 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], title: str) -> bytes:
     accuracy = counts.trace() / counts.sum()
     axes.set(xlabel="predicted", ylabel="true", title=f"{title}: {float(accuracy):.1%}")
     if len(counts) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(counts)), classes, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(counts)), classes, parse_math=False)
+        # Folders may have names that are not UTF-8, which fonts cannot show.
+        names = [name.encode(errors="replace").decode() for name in classes]
+        axes.set_xticks(range(len(counts)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(counts)), names, parse_math=False)
     if len(counts) <= COUNTED_CLASSES:
         for row, column in counts.nonzero().tolist():
             color = "white" if share[row, column] > 0.5 else "black"

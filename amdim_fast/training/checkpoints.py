@@ -101,10 +101,12 @@ class RunCheckpoints:
             if step and self.recipe.keep_every and step % self.recipe.keep_every == 0:
                 keep_as(self.folder / LAST, self.folder / KEPT.format(step=step))
         except (OSError, RuntimeError) as error:  # torch.save wraps some of the system's errors
+            begun = self.step is not None
+            way_on = f"continue with --resume {self.folder}" if begun else "start the run anew"
             raise OSError(
                 f"the checkpoint of step {step} could not be written to {self.folder}"
                 f" ({_reason(error)});"
-                f" {self.last_good()}; make room and continue with --resume {self.folder}"
+                f" {self.last_good()}; make room and {way_on}"
             ) from error
 
     def last_good(self) -> str:

@@ -13,9 +13,10 @@ from amdim_fast.files import written_whole
 from amdim_fast.optional import new_figure, png_of
 from amdim_fast.training.tensorboard import TensorBoardServer
 
-CONFIG, LOG, SUMMARY, CURVES, EVENTS = (
+CONFIG, LOG, LEFT_OUT, SUMMARY, CURVES, EVENTS = (
     "config.json",
     "log.jsonl",
+    "left_out.json",
     "summary.json",
     "curves.png",
     "tensorboard",
@@ -41,14 +42,14 @@ class RunLog:
     matplotlib is installed, and ``tensorboard/`` on request.
 
     Args:
-        folder: folder of the run; it must not exist, unless ``resume_step`` is given.
+        folder: folder of the run.
         config: plain values for ``config.json``; a resumed run keeps the file that it has.
         resume_step: continue the log of an existing folder after this step; drop later records.
         tensorboard: also write events for TensorBoard.
         tensorboard_port: serve them there until the log is closed.
 
     Raises:
-        FileExistsError: the folder exists; it is left alone. OSError: it cannot be created.
+        OSError: a file cannot be written. ValueError: the log of a resumed run is damaged.
     """
 
     def __init__(
@@ -63,7 +64,6 @@ class RunLog:
         self.folder = Path(folder)
         self.records: list[dict[str, Any]] = []
         if resume_step is None:
-            _create(self.folder)
             self._write_json(CONFIG, config)
         else:
             self.records = _records_until(self.folder / LOG, resume_step)
@@ -106,9 +106,13 @@ class RunLog:
         self._log.flush()
         if self._events is not None:
             for name, value in record.items():
-                if name != "step" and value is not None:
+                if name != "step" and isinstance(value, int | float):
                     self._events.add_scalar(name, value, record["step"])
             self._events.flush()
+
+    def write_left_out(self, left_out: Mapping[str, Mapping[str, str]]) -> None:
+        """Write ``left_out.json``: split -> file -> why it is, or must be, left out."""
+        self._write_json(LEFT_OUT, left_out)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json`` and the curves."""
@@ -162,17 +166,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _create(folder: Path) -> None:
+def read_left_out(folder: Path) -> dict[str, dict[str, str]] | None:
+    """``left_out.json`` of a run, None if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / LEFT_OUT
+    if not path.exists():
+        return None
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise FileExistsError(
-            f"run folder {folder} exists already; choose another --name, move it away, or go on"
-            f" with --resume {folder}"
-        ) from None
-    except OSError as error:
-        raise type(error)(
-            f"run folder {folder} cannot be created ({error.strerror}); choose another --runs-dir"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            split: {str(name): str(sentence) for name, sentence in content[split].items()}
+            for split in ("train", "test")
+        }
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} is damaged; remove it, and resume with --skip-bad if the run left out files"
         ) from None
 
 

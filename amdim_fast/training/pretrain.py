@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.data.workers import check_not_importing
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import joined
+from amdim_fast.training.checkpoints import LAST
+from amdim_fast.training.folder import locked
 from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.resume import resumed_setup
 from amdim_fast.training.run import Run
@@ -22,6 +26,7 @@ def pretrain(
     runs_dir: PathLike = "runs",
     download: bool = False,
     skip_bad: bool = False,
+    labels: bool = True,
     seed: int | None = None,
     device: str | None = None,
     log_every: int | None = None,
@@ -57,6 +62,8 @@ def pretrain(
             to ``load_data``.
         download: whether to download what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
+        labels: whether labels, where the data set has them, train probes and choose the best
+            checkpoint; otherwise the loss does.
         seed: seed of everything random, 0 by default.
         device: where encoder, loss and views run; by default cuda where torch finds a GPU, else
             cpu.
@@ -83,13 +90,16 @@ def pretrain(
     Raises:
         ValueError: an argument is out of range, or differs from what the resumed run began with.
         FileExistsError: the run exists. FileNotFoundError: there is no run to resume.
+        BlockingIOError: another process is training in its folder; names its id and host.
         FloatingPointError: a loss or a weight is not finite; names step, term and the last good
             checkpoint. OSError: a checkpoint could not be written; earlier ones are untouched.
-        LostRank: another process ended or did not answer in time.
+        LostRank: another process ended or did not answer in time. RuntimeError: a worker process
+            is importing a script that calls this outside of its guard.
 
     Deterministic for a seed, device, library versions, number of threads and of processes; on a GPU
     with ``recipe.deterministic``. Batches, views and locations do not depend on the last.
     """
+    check_not_importing()
     if timeout <= 0:
         raise ValueError(f"timeout is {timeout}; it must be a number of seconds above 0")
     given: dict[str, Any] = {
@@ -98,13 +108,17 @@ def pretrain(
         "seed": seed,
         "device": device,
         "skip_bad": skip_bad,
+        "labels": labels,
         "log_every": log_every,
         "tensorboard": tensorboard,
         "tensorboard_port": tensorboard_port,
     }
-    with joined() as ranks:
+    with joined() as ranks, contextlib.ExitStack() as held:
         if resume is None and device is None:
             given["device"] = ranks.shared(str(find_device()))
+        with ranks.together():
+            if resume is not None and ranks.is_first and (Path(resume) / LAST).exists():
+                held.enter_context(locked(Path(resume)))
         with ranks.together():
             if resume is None:
                 setup = new_setup(**given)

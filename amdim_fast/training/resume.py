@@ -13,7 +13,7 @@ from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.devices import find_device
 from amdim_fast.files import keep_as, remove_temporaries
 from amdim_fast.training.checkpoints import BEST, LAST, RunCheckpoints
-from amdim_fast.training.log import read_config
+from amdim_fast.training.log import read_config, read_left_out
 from amdim_fast.training.randomness import restore_random_states
 from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.setup import PathLike, Setup, find_recipe
@@ -37,6 +37,7 @@ def resumed_setup(
     seed: int | None = None,
     device: str | None = None,
     skip_bad: bool = False,
+    labels: bool = True,
     log_every: int | None = None,
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
@@ -64,12 +65,17 @@ def resumed_setup(
         raise ValueError(
             f"{said}, as when the run {folder} began: leave it out to resume, or start a new run"
         )
+    left_out = read_left_out(folder)
+    skips = contents.get("skip_bad", config.get("skip_bad", False))
     return Setup(
         recipe,
         data_dir=Path(config["data_dir"] if data_dir is None else data_dir),
         seed=contents["seed"],
         device=_own_device(folder, contents["device"]) if device is None else device,
-        skip_bad=skip_bad or config["skip_bad"],
+        skip_bad=skip_bad or skips,
+        labels=labels and contents.get("labels", True),
+        left_out=left_out,
+        looks=skip_bad or left_out is None,
         tensorboard=tensorboard,
         tensorboard_port=tensorboard_port,
         folder=folder,

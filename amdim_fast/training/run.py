@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from amdim_fast.data.datasets import ImageData
+from amdim_fast.data.datasets import ImageData, describe_data
+from amdim_fast.data.decoding import BadImage
+from amdim_fast.data.image_sets import FileImages
 from amdim_fast.data.loader import training_batches
 from amdim_fast.data.workers import worker_count
 from amdim_fast.devices import execution_line
 from amdim_fast.distributed.ranks import LostRank, Ranks, is_lost_rank, reason
 from amdim_fast.training.checkpoints import RunCheckpoints
+from amdim_fast.training.folder import new_folder
 from amdim_fast.training.log import RunLog
 from amdim_fast.training.meter import Clock, Meter, NotFinite, progress_of
 from amdim_fast.training.randomness import algorithms, seed_everything
 from amdim_fast.training.resume import restore
-from amdim_fast.training.setup import Setup, data_facts
+from amdim_fast.training.setup import Setup, data_facts, left_out_of
 from amdim_fast.training.signals import Stopped, StopSignals
 from amdim_fast.training.step import Training, build_model
 from amdim_fast.training.summary import measure_baselines, summarize, versions
@@ -34,6 +37,7 @@ from amdim_fast.views.compiled import views_device
 _CHANGED = {
     "world_size": "with {now} process(es); before, there were {before}",
     "device": "on {now}; before, it was on {before}",
+    "images": "with {now} training images; before, there were {before}",
 }
 
 
@@ -72,6 +76,7 @@ class Run:
         self.ranks = ranks.for_steps(ranks.device(setup.device), timeout)
         self._workers, self._progress = workers, progress
         self.log: RunLog | None = None
+        self._unread: Exception | None = None
         self.summary: dict[str, Any] = {}
 
     def __enter__(self) -> Run:
@@ -89,7 +94,10 @@ class Run:
         self._before = {
             "world_size": contents.get("world_size", 1) if contents else ranks.world_size,
             "device": contents.get("device", setup.device),
+            "images": contents.get("data", facts)["images"],
         }
+        self._now = {"world_size": ranks.world_size, "device": setup.device} | facts
+        self._left_out = left_out_of(setup, self.data)
         seed_everything(setup.seed)
         model = build_model(setup.recipe, facts["classes"] or None, ranks.group)
         model = model.to(ranks.device(setup.device))
@@ -100,6 +108,9 @@ class Run:
             "seed": setup.seed,
             "device": setup.device,
             "data": facts,
+            "skip_bad": setup.skip_bad,
+            "labels": setup.labels,
+            "left_out": len(self._left_out["train"]),
             "baselines": contents.get("baselines"),
             "world_size": ranks.world_size,
         }
@@ -124,11 +135,12 @@ class Run:
         config = self.checkpoints.fixed | {
             "execution": facts,
             "data_dir": str(self.setup.data_dir),
-            "skip_bad": self.setup.skip_bad,
             "threads": torch.get_num_threads(),
             "versions": versions(),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+        if step is None:
+            self._exits.enter_context(new_folder(self.folder))
         self.log = self._exits.enter_context(
             RunLog(
                 self.folder,
@@ -138,10 +150,12 @@ class Run:
                 tensorboard_port=self.setup.tensorboard_port,
             )
         )
+        if self.setup.skip_bad or any(self._left_out.values()):
+            self.log.write_left_out(self._left_out)
         if self._progress:
-            print(execution_line(facts), file=sys.stderr, flush=True)
+            print(execution_line(facts), describe_data(self.data), sep="\n", file=sys.stderr)
         for name, before in self._before.items():
-            now = self.checkpoints.fixed[name]
+            now = self._now[name]
             if now != before:
                 said = _CHANGED[name].format(now=now, before=before)
                 print(f"amdim-fast: resuming after step {step} {said}", file=sys.stderr)
@@ -199,8 +213,12 @@ class Run:
         step and after the last. Several processes exchange three integers before and after a step.
         """
         training = self.training
-        with self.ranks.together():
-            views, labels = self._next_views()
+        try:
+            with self.ranks.together():
+                views, labels = self._next_views()
+        except Exception as error:
+            self._save_before(error)
+            raise
         self.meter.add(training.step + 1, training.update(views, labels))
         self._bar.update()
         if self._record_is_due():
@@ -236,6 +254,15 @@ class Run:
         self.checkpoints.seconds = self._clock.total()
         with self._clock.paused():
             self.checkpoints.save(self.training, self.meter)
+
+    def _save_before(self, error: Exception) -> None:
+        """Save what was learned before images could not be read."""
+        if is_lost_rank(error):
+            return
+        self.training.undo_views()
+        if self.checkpoints.step != self.training.step:
+            self._save()
+        self._unread = error
 
     def close(self) -> None:
         """Save the last step and, unless a signal has stopped the run, summarize it."""
@@ -282,9 +309,22 @@ class Run:
                 f"{error}; {last_good}; a lower --learning-rate, a higher --reg-weight or"
                 " --clip-grad-norm may help"
             ) from None
+        if isinstance(error, BadImage) or (error is self._unread and isinstance(error, OSError)):
+            self._note_unreadable(str(error))
+            way_on = f"go on with --resume {self.folder}"
+            if isinstance(error, BadImage):
+                way_on = f"repair it, or leave it out with --resume {self.folder} --skip-bad"
+            raise type(error)(f"{error}; {last_good}; {way_on}") from error
         if ranks.group is not None and isinstance(error, RuntimeError) and is_lost_rank(error):
             raise LostRank(
                 f"rank {ranks.rank} of {ranks.world_size} lost another process in step"
                 f" {self.training.step + 1} ({reason(error)}); {last_good}; start all of them again"
                 f" with --resume {self.folder}"
             ) from error
+
+    def _note_unreadable(self, sentence: str) -> None:
+        images = self.data.train
+        name = images.named_in(sentence) if isinstance(images, FileImages) else None
+        if self.log is not None and name is not None:
+            self._left_out["train"][name] = sentence
+            self.log.write_left_out(self._left_out)

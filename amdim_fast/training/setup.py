@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.checks import LARGEST_SEED, whole_number
-from amdim_fast.data.datasets import ImageData, load_data
+from amdim_fast.data.datasets import ImageData, LeftOut, load_data, without_labels
+from amdim_fast.data.image_sets import FileImages
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.networks import check_name
@@ -23,7 +24,14 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run begins with; a resumed one also has its folder and its checkpoint's contents."""
+    """What a run begins with; a resumed one also has its folder and its checkpoint's contents.
+
+    Attributes:
+        left_out: files that the run has left out or could not read, as it wrote them down; None if
+            it wrote nothing.
+        labels: whether the labels of the data set, if it has any, train probes.
+        looks: whether ``skip_bad`` decodes every file, rather than leave out ``left_out``.
+    """
 
     recipe: Recipe
     data_dir: Path
@@ -34,6 +42,9 @@ class Setup:
     tensorboard_port: int | None
     folder: Path | None = None
     contents: dict[str, Any] = field(default_factory=dict)
+    left_out: LeftOut | None = None
+    looks: bool = True
+    labels: bool = True
 
 
 def new_setup(
@@ -43,6 +54,7 @@ def new_setup(
     seed: int | None = None,
     device: str | None = None,
     skip_bad: bool = False,
+    labels: bool = True,
     log_every: int | None = None,
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
@@ -54,6 +66,7 @@ def new_setup(
         seed=seed or 0,
         device=device or str(find_device()),
         skip_bad=skip_bad,
+        labels=labels,
         tensorboard=tensorboard,
         tensorboard_port=tensorboard_port,
     )
@@ -109,7 +122,10 @@ def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
             setup.data_dir,
             download=download and alone,
             skip_bad=setup.skip_bad,
+            left_out=None if setup.looks else setup.left_out,
         )
+        if not setup.labels:
+            data = without_labels(data)
         check_data(setup, data)
     ranks.check_equal(data_facts(data) | {"step": setup.contents.get("step")})
     return data
@@ -129,12 +145,30 @@ def check_data(setup: Setup, data: ImageData) -> None:
             f" training images of {recipe.data!r}"
         )
     before, now = setup.contents.get("data"), data_facts(data)
-    if before is not None and before != now:
+    if before is not None and (
+        before["classes"] != now["classes"]
+        or before["images"] + setup.contents.get("left_out", 0)
+        != now["images"] + len(left_out_of(setup, data)["train"])
+    ):
         raise ValueError(
             f"the data set has {now['images']} training images of {now['classes']} classes, but"
             f" it had {before['images']} of {before['classes']} when the run began; give the same"
             " data set with --data-dir"
         )
+
+
+def left_out_of(setup: Setup, data: ImageData) -> dict[str, dict[str, str]]:
+    """Files that the run has left out or could not read and that are not in its data now.
+
+    Returns:
+        split -> path relative to the root -> sentence.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for split, images in (("train", data.train), ("test", data.test)):
+        known = {**(setup.left_out or {}).get(split, {}), **data.left_out.get(split, {})}
+        missing = images.missing(known) if isinstance(images, FileImages) else ()
+        found[split] = {name: known[name] for name in known if name in missing}
+    return found
 
 
 def data_facts(data: ImageData) -> dict[str, int]:

@@ -112,6 +112,7 @@ class Training:
         )
         self._graph = StepGraph(self._learn, self.device) if is_graph else None
         self._view_generator = torch.Generator().manual_seed(seed)
+        self._drawn = -1, self._view_generator.get_state()
         self._location_generator = torch.Generator(self.device).manual_seed(seed)
         dtype = torch.bfloat16 if self._bfloat16 else torch.float32
         self._two_views = TwoViews(recipe.policy, dtype=dtype, channels_last=True)
@@ -145,9 +146,16 @@ class Training:
 
     def views(self, batch: Batch) -> Tensor:
         """Two views of a batch, [2, B, 3, size, size]."""
+        self._drawn = self.step, self._view_generator.get_state()
         return self._two_views(
             batch.images, generator=self._view_generator, sample_index=batch.indices
         )
+
+    def undo_views(self) -> None:
+        """Go back to before the views of the next step, if they have been drawn."""
+        step, state = self._drawn
+        if step == self.step:
+            self._view_generator.set_state(state)
 
     def update(
         self, views: Tensor, labels: Tensor, locations: tuple[Tensor, Tensor] | None = None

@@ -13,6 +13,7 @@ from torchvision import datasets
 
 from amdim_fast.data.datasets import DATA_SETS, load_data
 from amdim_fast.data.folders import list_images
+from amdim_fast.data.packing import pack
 from tests.data.image_files import picture, write_folder
 
 
@@ -219,7 +220,8 @@ def test_wrong_folders(tmp_path):
     (tmp_path / "train" / "cow").rmdir()
     with pytest.raises(ValueError, match=r"has 2 classes; imagenet must have 1000: use the data"):
         load_data("imagenet", tmp_path)
-    Image.fromarray(picture(0)).save(tmp_path / "val" / "stray.png")
+    for name in ("a", "b"):
+        Image.fromarray(picture(0)).save(tmp_path / "val" / f"{name}.png")
     with pytest.raises(ValueError, match=r"val must have the class .* has images outside any"):
         load_data("folder", tmp_path)
 
@@ -245,6 +247,17 @@ def test_skip_bad_counts_and_lists(tmp_path, workers):
     train = np.stack([pixels[name] for name in kept if name.startswith("train")])
     assert_holds(data.train, train, [0] * 5 + [1] * 5)
     assert len(data.test) == 7
+    assert {split: list(names) for split, names in data.left_out.items()} == {
+        "train": ["train/cat/001.png", "train/dog/005.png"],
+        "test": ["val/dog/000.png"],
+    }
+    store = tmp_path.with_name(f"store{workers}")
+    pack(tmp_path, store, skip_bad=True, workers=0, progress=False)
+    assert load_data("folder", store).skipped == data.skipped
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amdim_fast.data.datasets.decode", None)  # no file is looked at
+        again = load_data("folder", tmp_path, skip_bad=True, left_out=data.left_out, workers=0)
+    assert (len(again.train), len(again.test), again.skipped) == (10, 7, data.skipped)
     for path in (tmp_path / "val").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"every test image is bad, the first: .* is empty"):

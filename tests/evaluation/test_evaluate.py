@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ from amdim_fast.training.recipes import RECIPES
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sheets import GAP
 from tests.data.image_files import write_folder
+from tests.processes import start
 
 QUICK = EvaluationOptions(k=5, schedule=ProbeSchedule(30, (20,), learning_rate=1e-2, batch_size=50))
 
@@ -225,6 +227,40 @@ def test_skipped_images_are_listed(checkpoint, tmp_path, capsys):
     result = json.loads((out / "evaluation.json").read_text())
     assert [line.endswith("zero.png is empty") for line in result["skipped"]] == [True]
     assert result["train_images"] == 40
+
+
+def test_names_that_are_not_utf8_cost_nothing(checkpoint, tmp_path):
+    """Accuracies and pictures are there, and the folder's name is printed in any encoding."""
+    names = [os.fsdecode(b"caf\xe9"), "\u732b"]
+    write_folder(tmp_path / "data", train=20, test=4, classes=names, sizes=((32, 32),))
+    out = os.fsdecode(b"out\xe9")
+    flags = ["--data=folder", "--data-dir=data", "--workers=0", "--methods", "knn", f"--out={out}"]
+    command = ["-m", "amdim_fast", "evaluate", checkpoint, *flags]
+    process = start(command, tmp_path, variables={"PYTHONIOENCODING": "ascii"})
+    said, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "out\\udce9" in said
+    result = json.loads((tmp_path / out / "evaluation.json").read_text())
+    assert 0 <= result["accuracy"]["knn"]["top1"] <= 1
+    assert {path.name for path in (tmp_path / out).iterdir()} == {
+        "evaluation.json", "confusion.png", "neighbours.png",
+    }  # fmt: skip
+
+
+def test_a_picture_that_fails_costs_no_accuracy(checkpoint, tmp_path, capsys, monkeypatch):
+    def failing(*_arguments):
+        raise RuntimeError("no font\nat all")
+
+    monkeypatch.setattr("amdim_fast.evaluation.evaluate.draw_confusion", failing)
+    out = tmp_path / "out"
+    assert main(["evaluate", str(checkpoint), "--methods", "knn", f"--out={out}"]) == 0
+    said = capsys.readouterr()
+    sentence = (
+        f"{out / 'confusion.png'} could not be drawn (no font at all); evaluation.json beside"
+    )
+    assert sentence in said.err
+    assert "knn" in said.out
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "neighbours.png"}
 
 
 def test_as_a_process(checkpoint, tmp_path):

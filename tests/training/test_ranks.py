@@ -102,7 +102,7 @@ def test_planted_errors_are_caught(found, alone, plant):
     ("name", "kind", "words"),
     [
         ("nan", "NotFinite", r"^loss_1t5 is nan at step 3; .*checkpoint.pt, of step 0; a lower"),
-        ("views", "OSError", r"^rank 1: images/7.jpg cannot be read$"),
+        ("views", "OSError", r"^rank 1: images/7.jpg cannot be read; .*, of step 2; go on with --"),
         ("data", "ValueError", r"^images is 400 on rank 0 and 100 on rank 1; it must be the"),
         ("disk", "OSError", r"^rank 0: the checkpoint of step 8 could not be .* of step 4; make"),
         ("exists", "FileExistsError", r"^rank 0: run folder .* exists already; choose another"),

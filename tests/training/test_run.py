@@ -118,6 +118,19 @@ def test_what_runs_a_step_is_said_first_and_kept(tmp_path, capfd, monkeypatch):
     assert capfd.readouterr().err == ""
 
 
+def test_a_run_without_its_labels(tmp_path, capfd):
+    """The best checkpoint is by loss, there are no probes, and so it stays after a resume."""
+    flags = [*SMALL_FLAGS, "--no-baselines", f"--runs-dir={tmp_path}", "--name=x", "--no-labels"]
+    assert main(["pretrain", *flags]) == 0
+    second = capfd.readouterr().err.splitlines()[1]
+    assert second == "data: 400 training images without labels; no test images"
+    assert main(["pretrain", f"--resume={tmp_path / 'x'}"]) == 0
+    contents = read_checkpoint(tmp_path / "x" / "checkpoint.pt")
+    assert contents["data"] == {"images": 400, "classes": 0}
+    assert contents["score"]["value"] < 0
+    assert not any(name.startswith("evaluator") for name in contents["model"])
+
+
 def test_existing_run_is_left_alone(tmp_path, capsys):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "precious").write_text("kept")
@@ -346,7 +359,7 @@ def test_a_taken_port_is_one_sentence(tmp_path, capsys):
 
 def test_tensorboard_is_served_until_the_log_is_closed(tmp_path, free_port):
     address = f"http://localhost:{free_port}/data/plugins_listing"
-    with RunLog(tmp_path / "x", {}, tensorboard_port=free_port) as log:
+    with RunLog(tmp_path, {}, tensorboard_port=free_port) as log:
         log.write({"step": 1, "loss_1t5": 2.0})
         deadline = time.monotonic() + 60
         while True:
