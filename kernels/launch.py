@@ -130,7 +130,7 @@ class Prepared:
         """Launch by ``launch``, and keep the handle that it took, if any."""
         arguments = (*tensors, *self._numbers)
         launch(self._kernel, self._grid, *arguments, **self._constants)
-        if not _is_direct(self._kernel):
+        if not _plans or not _is_direct(self._kernel):
             return
         device = driver.active.get_current_device()
         plan = _plans.get((id(self._kernel), device))

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 class Rows:
-    """The newest row of each condition, of the newest device of its case.
+    """The newest row of each condition, of the newest device of its case; of one GPU in all cases.
 
     Rows of older devices are left aside, so that no table mixes two machines. ``compiled`` are the
     rows of the ahead-of-time check, which have no time.
@@ -34,11 +34,11 @@ class Rows:
         rows = list(rows)
         self.compiled = [row for row in rows if "time" not in row]
         ordered = sorted((row for row in rows if "time" in row), key=lambda row: str(row["time"]))
-        device = {(row["name"], row.get("case")): row.get("device") for row in ordered}
+        device = {_machines(row): row.get("device") for row in ordered}
         newest: dict[tuple[Any, ...], Row] = {}
         for row in ordered:
             case = (row["name"], row.get("case"))
-            if row.get("device") == device[case]:
+            if row.get("device") == device[_machines(row)]:
                 newest[(*case, row["provider"], row.get("mode"), row["metric"])] = row
         self._rows = list(newest.values())
 
@@ -53,6 +53,12 @@ class Rows:
     def find(self, name: str, **fields: str) -> Row | None:
         """The row of one bench that has these fields, or None."""
         return next(iter(self.named(name, **fields)), None)
+
+
+def _machines(row: Row) -> tuple[Any, ...]:
+    """What one device measures: a case or, on a GPU, a bench."""
+    case = str(row.get("case"))
+    return row["name"], "cuda" if case.startswith("cuda") else case
 
 
 def read_rows(root: Path) -> Rows:
