@@ -43,6 +43,14 @@ MUTANTS = {
 }
 
 
+PREPARED_MUTANTS = {
+    "alignment": ("a if a is None else a % 16 for a in addresses", "0 for a in addresses"),
+    "numbers": ("            *self._numbers,\n            *constexprs", "            *constexprs"),
+    "stream": ("stream = driver.active.get_current_stream(device)", "stream = 0"),
+    "addresses": ("            *addresses,\n", "            *addresses[::-1],\n"),
+}
+
+
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["stride"])
 def mixed(out, weight, count, size, stride, scale, block: tl.constexpr, shift: tl.constexpr = 3):
     column = tl.arange(0, block)
@@ -64,6 +72,7 @@ def constant_first(width: tl.constexpr, out):
     tl.store(out + tl.arange(0, width), 1.0)
 
 
+TENSORS_AND_NUMBERS = "out", "weight", "count", "size", "stride", "scale"
 RUNS = []  # an entry for each call of JITFunction.run
 SEEN = []  # arguments of each call of a launcher
 
@@ -211,8 +220,33 @@ def rows(function):
     return found
 
 
-def planted(changes):
-    """The launch function of ``launch.py`` with ``changes`` of its text."""
+def prepared_rows(prepared_class):
+    """(name, whether the launcher got the same, which of two launches took the slow way)."""
+    found = []
+    for name, _, kernel, grid, arguments, constants, settings in cases():
+        if kernel is not mixed or len(arguments) != len(TENSORS_AND_NUMBERS):
+            continue
+        vars(driver.active).update({"stream": 0, "device": 0} | settings)
+        tensors, numbers = arguments[:2], arguments[2:]
+        _, expected = launched(kernel[grid], *arguments, **constants)
+        run = prepared_class(kernel, grid, numbers, **constants)
+        first = launched(run, *tensors)[0]
+        second, given = launched(run, *tensors)
+        addresses = [t.data_ptr() if isinstance(t, torch.Tensor) else t for t in expected]
+        same = len(given) == len(addresses) and all(map(equal, given, addresses))
+        found.append([name, same, [first, second]])
+        # Another alignment is another specialization, of the same prepared launch.
+        if tensors[0].data_ptr() % 16 == 0:
+            other = tensors[0][1:], *tensors[1:]
+            _, expected = launched(kernel[grid], *other, *numbers, **constants)
+            _, given = launched(run, *other)
+            found.append([f"{name}, misaligned", given[4] is expected[4], [first, second]])
+    vars(driver.active).update(stream=0, device=0)
+    return found
+
+
+def planted(changes, name="launch"):
+    """A function or class of ``launch.py`` with ``changes`` of its text."""
     path = Path(launch_module.__file__)
     text = path.read_text(encoding="utf-8")
     for right, wrong in changes:
@@ -220,7 +254,7 @@ def planted(changes):
         text = text.replace(right, wrong)
     module = ModuleType("planted")
     exec(compile(text, str(path), "exec"), vars(module))
-    return module.launch
+    return getattr(module, name)
 
 
 def watched():
@@ -296,6 +330,11 @@ def main():
     found = {"cases": rows(launch), "watched": watched(), "wrapped": wrapped()}
     found |= {"called": called(), "versions": versions()}
     found["mutants"] = {name: rows(planted(changes)) for name, changes in MUTANTS.items()}
+    found["prepared"] = prepared_rows(launch_module.Prepared)
+    found["prepared mutants"] = {
+        name: prepared_rows(planted([change], "Prepared"))
+        for name, change in PREPARED_MUTANTS.items()
+    }
     print(json.dumps(found))
 
 
@@ -342,6 +381,16 @@ def test_other_versions_and_wrapped_kernels_take_the_slow_way(report):
     slow = {"3.5.1", "3.10.0", "4.0.0"}
     assert report["versions"] == {version: version in slow for version in report["versions"]}
     assert report["wrapped"] == [True, True]
+
+
+def test_a_prepared_launch_hands_over_the_same(report):
+    assert [row for row in report["prepared"] if not row[1]] == []
+    assert {tuple(row[2]) for row in report["prepared"]} <= {(True, False), (False, False)}
+
+
+@pytest.mark.parametrize("name", PREPARED_MUTANTS)
+def test_planted_errors_of_a_prepared_launch_are_caught(report, name):
+    assert not all(same for _, same, _ in report["prepared mutants"][name])
 
 
 def test_python_functions_of_a_cached_launch(report):
