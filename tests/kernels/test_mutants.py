@@ -9,7 +9,7 @@ import torch
 from amdim_fast.kernels import nce_tile_table
 
 from amdim_fast import LossMultiNCE
-from amdim_fast.nce import reference, triton_ends, triton_fused, triton_passes
+from amdim_fast.nce import reference, triton_ends, triton_fused, triton_passes, triton_rows
 from tests.kernels import pass_cases
 from tests.kernels.cases import compare, fill_with_nan, plan_all, use
 from tests.kernels.pass_cases import Case
@@ -20,7 +20,7 @@ KERNELS = Path(nce_tile_table.__file__).parent
 NAMES = {
     "nce_clip": None,
     "nce_scores": None,
-    "nce_rows": (triton_passes, "kernels"),
+    "nce_rows": (triton_rows, "kernels"),
     "nce_forward": (triton_fused, "nce_forward"),
     "nce_backward": (triton_fused, "nce_backward"),
     "nce_ends": (triton_ends, "nce_ends"),
@@ -334,6 +334,20 @@ MUTANTS = {
     "scale: done at 1": (*("nce_ends", "if factor != 1.0", "if factor == factor"), Untouched()),
 }
 CHECKS = list({repr(mutant[-1]): mutant[-1] for mutant in MUTANTS.values()}.values())
+
+
+# Prepared launches of the kernels above.
+PREPARED = [
+    (triton_passes, "rows_launch"),
+    *((triton_ends, f"_{name}_launch") for name in ("stack", "sums", "finish", "scale")),
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_prepared(monkeypatch):
+    """A prepared launch keeps its kernel; planted ones are prepared anew."""
+    for module, name in PREPARED:
+        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
 
 
 def planted(monkeypatch, folder, name, text, wrong):
