@@ -106,8 +106,6 @@ def _shown(value: Any) -> str:
         return "auto"
     if isinstance(value, bool):
         return "on" if value else "off"
-    if value is None:
-        return "none"
     return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
