@@ -106,6 +106,29 @@ def test_no_table_mixes_two_devices(tree, results):
     assert "some CPU" not in text
 
 
+def test_cases_of_a_bench_on_gpus_are_of_one_card():
+    """Those of another card are left aside; cases of CPUs keep a device each."""
+
+    def row(case, device, time):
+        named = {"name": "nce", "case": case, "provider": "p", "mode": "m", "metric": "time"}
+        return {**named, "device": device, "time": time}
+
+    rows = Rows(
+        [
+            row("cuda-large", "old card", "2026-01-01"),
+            row("cuda-small", "new card", "2026-01-02"),
+            row("cpu-large", "old processor", "2026-01-01"),
+            row("cpu-small", "new processor", "2026-01-02"),
+        ]
+    )
+    found = {r["case"]: r["device"] for r in rows.named("nce")}
+    assert found == {
+        "cuda-small": "new card",
+        "cpu-large": "old processor",
+        "cpu-small": "new processor",
+    }
+
+
 def test_without_rows_nothing_is_measured(tree):
     assert report.main([], tree) == 0
     assert report.main(["--check"], tree) == 0
