@@ -23,7 +23,7 @@ lint: $(INSTALLED)
 
 # Measures on this machine, under ten minutes on two idle cores; appends to benchmarks/results/. Apart:
 # make bench-large_batch bench-quality, longer by themselves, and bench_demo, for the run of make demo.
-BENCHES := nce augment mixture train_step data
+BENCHES := nce losses augment mixture train_step data
 bench: $(INSTALLED) $(BENCHES:%=bench-%)
 bench-%: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_$*

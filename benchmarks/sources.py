@@ -26,6 +26,7 @@ STEP = (*LOSS, *VIEWS, *MODEL, *(f"amdim_fast/training/{name}.py" for name in ("
 FOLDERS: Mapping[str, tuple[str, ...]] = {
     "nce": LOSS,
     "tuning": LOSS,
+    "losses": LOSS,
     "aot": ("kernels/*.py",),
     "augment": VIEWS,
     "data": ("amdim_fast/data/*.py",),

@@ -233,7 +233,9 @@ def nce_rows(
         total = over_softmax(total, SAME_LOCATION)
         log_sum = tl.log2(tl.where(total > 0.0, total, 1.0)) * LN_2 + shift
         log_sum = tl.where(total > 0.0, log_sum, float("-inf"))
-        found = tl.load(line + own_column + location, mask=is_location & has_own, other=0.0)
+        # Triton 3.9's interpreter has no tensor of one boolean, so the row decides on a count.
+        own_locations = tl.where(has_own, locations, 0)
+        found = tl.load(line + own_column + location, mask=location < own_locations, other=0.0)
         own = own_score(found, scale, inverse_clip)
         found = log_probability(own, log_sum)
         loss = -tl.sum(tl.sum(tl.where(is_location, found, 0.0), axis=1)) * own_share

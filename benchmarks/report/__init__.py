@@ -44,6 +44,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "demo": partial(tables.small, name="demo"),
     "quality": tables.quality,
     "mixture": tables.mixture,
+    "other_losses": tables.other_losses,
     "emergence": partial(tables.small, name="emergence"),
     "large_digits": partial(tables.small, name="large_batch", case="cpu-digits"),
     "large_loss": partial(tables.small, name="large_batch", case="cpu-loss"),

@@ -10,6 +10,8 @@ from amdim_fast.training.recipes import RECIPES
 from amdim_fast.views.params import POLICIES
 from benchmarks import sources, traffic
 from benchmarks.bench_augment import ALL_CORES
+from benchmarks.bench_losses import CASES as OTHER_LOSSES
+from benchmarks.bench_losses import PROVIDERS as LOSS_PROVIDERS
 from benchmarks.gpu import grid
 from benchmarks.nce_providers import PEERS
 from benchmarks.report.goals import (
@@ -187,6 +189,23 @@ def mixture(rows: Rows) -> str:
         for row in found
     ]
     return table(["", "training step", "of the plain step"], body, found)
+
+
+def other_losses(rows: Rows) -> str:
+    """Time and memory of each, with factors of ours against the definition."""
+    body, used = [], []
+    for case in OTHER_LOSSES:
+        line = [case.label, ", ".join(f"{name} = {size}" for name, size in case.sizes.items())]
+        for metric in ("time", "extra_peak_memory"):
+            found = [
+                rows.find("losses", case=f"cpu-{case.name}", provider=provider, metric=metric)
+                for provider in LOSS_PROVIDERS
+            ]
+            line += [cell(row, found[0]) for row in found]
+            used += [row for row in found if row]
+        body.append(line)
+    names = [f"{what}, {name}" for what in ("time", "memory") for name in LOSS_PROVIDERS]
+    return table(["", "sizes", *names], body, used)
 
 
 def quality(rows: Rows) -> str:

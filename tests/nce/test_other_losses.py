@@ -3,84 +3,18 @@
 Each against its paper's definition in plain torch, in float64; and in float32 with the kernels.
 """
 
-import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import amdim_fast
+from benchmarks.plain_losses import PLAIN as DEFINITIONS
+from benchmarks.plain_losses import page_blocks
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "other_losses.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-BLOCK_OF = {re.search(r"def (\w+)\(", block)[1]: block for block in BLOCKS}
+BLOCK_OF = page_blocks()
 IMAGES, WIDTH = 6, 8
-
-
-def clip_loss(image, text, log_scale):
-    image, text = (part / part.norm(dim=1, keepdim=True) for part in (image, text))
-    logits = log_scale.exp() * image @ text.T
-    labels = torch.arange(IMAGES)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-
-def simclr_loss(first, second, tau):
-    """NT-Xent over 2 B examples, each without itself."""
-    z = F.normalize(torch.cat([first, second]), dim=1)
-    similarity = (z @ z.T / tau).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(similarity, torch.arange(2 * IMAGES).roll(IMAGES))
-
-
-def cpc_loss(context, codes, predict, step):
-    """Each prediction against all codes that are predicted in the batch."""
-    images, steps, _ = codes.shape
-    candidates = torch.stack([codes[b, t] for b in range(images) for t in range(step, steps)])
-    losses = []
-    for b in range(images):
-        for t in range(steps - step):
-            logits = candidates @ predict(context[b, t])
-            losses.append(F.cross_entropy(logits, torch.tensor(b * (steps - step) + t)))
-    return torch.stack(losses).mean()
-
-
-def dim_loss(summary, feature_map):
-    """``infonce_loss`` of the paper's code, with its mask as minus infinity."""
-    local = feature_map.flatten(2).permute(0, 2, 1)  # [B, L, D]
-    positive = (local @ summary[:, :, None])[:, :, 0]  # [B, L]
-    negative = torch.einsum("bd,nld->bnl", summary, local)
-    own = torch.eye(len(summary), dtype=torch.bool)[:, :, None]
-    negative = negative.masked_fill(own, -torch.inf).flatten(1)
-    negative = negative[:, None].expand(-1, positive.shape[1], -1)
-    logits = torch.cat([positive[:, :, None], negative], dim=2)
-    return -F.log_softmax(logits, dim=2)[:, :, 0].mean()
-
-
-def st_dim_loss(global_now, map_now, map_then, of_global, of_local):
-    """The loops over locations of the paper's code, with its bilinear scores."""
-    total, (height, width) = 0.0, map_now.shape[2:]
-    for y in range(height):
-        for x in range(width):
-            positives = map_then[:, :, y, x].T
-            for prediction in (of_global(global_now), of_local(map_now[:, :, y, x])):
-                total += F.cross_entropy(prediction @ positives, torch.arange(IMAGES))
-    return total / (height * width)
-
-
-def moco_loss(query, key, queue, tau):
-    """Algorithm 1 of the paper."""
-    query, key = F.normalize(query, dim=1), F.normalize(key, dim=1).detach()
-    positive = (query * key).sum(1, keepdim=True)
-    logits = torch.cat([positive, query @ queue.T], dim=1) / tau
-    return F.cross_entropy(logits, torch.zeros(IMAGES, dtype=torch.int64))
-
-
-def queue_loss(query, key, queue, tau):
-    """The same, with the other keys of the batch as negatives too."""
-    query, key = F.normalize(query, dim=1), F.normalize(key, dim=1).detach()
-    logits = query @ torch.cat([key, queue]).T / tau
-    return F.cross_entropy(logits, torch.arange(IMAGES))
 
 
 def inputs_of(name):
@@ -103,14 +37,6 @@ def inputs_of(name):
         "moco_loss": (vectors[:1], (vectors[1], queue, 0.2)),
         "queue_loss": (vectors[:1], (vectors[1], queue[:13], 0.2)),
     }[name]
-
-
-DEFINITIONS = {
-    function.__name__: function
-    for function in (
-        *(clip_loss, simclr_loss, cpc_loss, dim_loss, st_dim_loss, moco_loss, queue_loss),
-    )
-}
 
 
 def found_of(function, features, others, dtype):
