@@ -268,4 +268,4 @@ def test_broken_links_are_found():
 def test_readme_links_every_page():
     text = TEXTS[ROOT / "README.md"]
     assert [page.name for page in DOCUMENTS if f"(docs/{page.name})" not in text] == []
-    assert len(text.splitlines()) < 200
+    assert len(text.splitlines()) < 150

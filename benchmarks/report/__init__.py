@@ -28,11 +28,11 @@ STEPS = (bench_train_step.OURS, bench_train_step.FLOAT32)
 BLOCKS: dict[str, Callable[[Rows], str]] = {
     **{block: partial(goal_table, block=block) for block in GOALS},
     **{name: plot.block for name, plot in DRAWN.items()},
-    "nce_headline": partial(tables.nce, columns=tables.COLUMNS, methods=tables.METHODS),
-    "nce_headline_gpu": partial(tables.nce, columns=tables.GPU_COLUMNS, methods=tables.GPU_METHODS),
-    "nce_floors": partial(
+    "nce_headline": partial(
         tables.nce, columns=tables.COLUMNS, methods=tables.METHODS | tables.FLOORS
     ),
+    "nce_headline_gpu": tables.nce_on_card,
+    "nce_headline_cpu": tables.nce_on_cpu,
     "nce_gpu": tables.nce_grid,
     "nce_large": tables.nce_large,
     "aot": tables.compiled,

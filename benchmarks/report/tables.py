@@ -25,7 +25,17 @@ from benchmarks.report.goals import (
     quality_samples,
     spread,
 )
-from benchmarks.report.rows import MISSING, NO_ROWS, STALE, Row, Rows, cell, mark, table
+from benchmarks.report.rows import (
+    MISSING,
+    NO_ROWS,
+    STALE,
+    Row,
+    Rows,
+    cell,
+    conditions,
+    mark,
+    table,
+)
 
 METHODS = {
     "reference": "original algorithm",
@@ -60,12 +70,12 @@ COLUMNS = {
     "forward, no_grad": Column(SMALL, "forward", "time"),
     "extra peak memory": Column(SMALL, "forward_backward", "extra_peak_memory"),
 }
-GPU_COLUMNS = {
-    f"B = {images}, D = {width}{suffix}": Column(
-        grid.grid_key(images, width, "bfloat16"), "forward_backward", metric
+ON_CARD = {
+    f"B = {images}, D = {width}{suffix}": grid.grid_key(images, width, dtype)
+    for images, width, dtype, suffix in (
+        *((*size, "bfloat16", "") for size in ((256, 1024), (1024, 2048), (4096, 2048))),
+        (1024, 2048, "float32", ", float32"),
     )
-    for images, width in ((256, 1024), (1024, 2048), (4096, 2048))
-    for suffix, metric in (("", "time"), (", memory", "extra_peak_memory"))
 }
 GPU_METRICS = (
     *("time", "device_time", "host_time", "launches", "extra_peak_memory"),
@@ -92,6 +102,46 @@ def nce(rows: Rows, columns: Mapping[str, Column], methods: Mapping[str, str]) -
             used += [row] if row else []
         body.append(line)
     return table(["", *columns], body, used)
+
+
+def nce_on_card(rows: Rows) -> str:
+    """Methods against sizes: time and extra memory of forward + backward, with factors."""
+    used: list[Row] = []
+
+    def both(provider: str, case: str) -> str:
+        cells = []
+        for metric in ("time", "extra_peak_memory"):
+            row, base = (
+                rows.find("nce", case=case, provider=p, mode="forward_backward", metric=metric)
+                for p in (provider, "reference")
+            )
+            cells += [cell(row, base)] if row else []
+            used.extend([row] if row else [])
+        return ", ".join(cells) or MISSING
+
+    body = [
+        [label, *(both(provider, case) for case in ON_CARD.values())]
+        for provider, label in GPU_METHODS.items()
+    ]
+    return table(["", *ON_CARD], body, used)
+
+
+def nce_on_cpu(rows: Rows) -> str:
+    """One sentence: time and extra memory of forward + backward."""
+    found = {
+        provider: [
+            rows.find("nce", case=SMALL, provider=p, mode="forward_backward", metric=metric)
+            for metric in ("time", "extra_peak_memory")
+            for p in (provider, "reference")
+        ]
+        for provider in (*PEERS, "torch_objective")
+    }
+    said = ", ".join(
+        f"{METHODS[provider]} {cell(time, base)} and {cell(memory, weight)}"
+        for provider, (time, base, memory, weight) in found.items()
+    )
+    used = [row for time, _, memory, _ in found.values() for row in (time, memory) if row]
+    return f"On CPUs: {said}.\n\n{conditions(used)}" if used else f"On CPUs: {said}."
 
 
 def nce_large(rows: Rows) -> str:

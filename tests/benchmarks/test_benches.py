@@ -174,7 +174,7 @@ def test_cases_name_known_providers():
     for case in CASES:
         assert {*case.providers} <= LOSSES.keys() | PRODUCTS.keys()
         assert COMPILED in case.providers or case.images == 4096
-    on_card = {column.case for column in tables.GPU_COLUMNS.values()}
+    on_card = set(tables.ON_CARD.values())
     assert {SMALL, LARGE, *on_card} <= {case.key for case in CASES}
 
 
