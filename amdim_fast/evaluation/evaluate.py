@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from amdim_fast.checkpoints.stored_model import preprocessing_of
+from amdim_fast.data.classes import with_labels_of
 from amdim_fast.data.datasets import ImageData, describe_data, load_data
 from amdim_fast.devices import execution_line, find_device
 from amdim_fast.evaluation.figures import DRAWING, draw_confusion, neighbour_sheet
@@ -89,6 +90,11 @@ def evaluate(
     classes = len(data.classes)
     options = options.for_data(name, len(train))
     check_task(loaded.model, train, test, classes, options)
+    probes = loaded.model.evaluator
+    if "stored" in (options.methods or ()) and probes is not None and probes.class_names:
+        advice = "call the class folders what they were, or leave out the method 'stored'"
+        data = with_labels_of(data, probes.class_names, "the model's own probes", advice)
+        train, test = data.labeled()
     if progress:
         print(execution_line(frozen_facts(loaded.model.encoder)), file=sys.stderr)
         print(describe_data(data), file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.checkpoints.formats import CheckpointError, stated_class_names
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.devices import find_device
 from amdim_fast.files import keep_as, remove_temporaries
@@ -115,6 +115,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder / LAST} has a {found} under {name!r}; it must be {kind.__name__}"
             )
+    stated_class_names(contents, folder / LAST)
     remove_temporaries(folder)
     return contents
 

@@ -100,6 +100,8 @@ class Run:
         self._left_out = left_out_of(setup, self.data)
         seed_everything(setup.seed)
         model = build_model(setup.recipe, facts["classes"] or None, ranks.group)
+        if model.evaluator is not None:
+            model.evaluator.class_names = self.data.classes
         model = model.to(ranks.device(setup.device))
         self.training = Training(model, setup.recipe, len(self.data.train), setup.seed, ranks)
         self.meter = Meter(self.training.names, contents.get("window"), ranks)
@@ -134,6 +136,7 @@ class Run:
         step, facts = self.checkpoints.step, self._facts()
         config = self.checkpoints.fixed | {
             "execution": facts,
+            "class_names": list(self.data.classes),
             "data_dir": str(self.setup.data_dir),
             "threads": torch.get_num_threads(),
             "versions": versions(),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.checks import LARGEST_SEED, whole_number
+from amdim_fast.data.classes import with_labels_of
 from amdim_fast.data.datasets import ImageData, LeftOut, load_data, without_labels
 from amdim_fast.data.image_sets import FileImages
 from amdim_fast.devices import find_device
@@ -127,7 +128,13 @@ def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
         if not setup.labels:
             data = without_labels(data)
         check_data(setup, data)
-    ranks.check_equal(data_facts(data) | {"step": setup.contents.get("step")})
+        if names := setup.contents.get("class_names"):
+            advice = "call the class folders what they were, or give the same data set"
+            data = with_labels_of(data, names, "the run", f"{advice} with --data-dir")
+    facts = data_facts(data) | {"step": setup.contents.get("step")}
+    ranks.check_equal(
+        facts | {f"class {label}": repr(name) for label, name in enumerate(data.classes)}
+    )
     return data
 
 
