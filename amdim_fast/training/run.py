@@ -27,6 +27,7 @@ from amdim_fast.training.log import RunLog
 from amdim_fast.training.meter import Clock, Meter, NotFinite, progress_of
 from amdim_fast.training.randomness import algorithms, seed_everything
 from amdim_fast.training.resume import restore
+from amdim_fast.training.schedule import describe_schedule
 from amdim_fast.training.setup import Setup, data_facts, left_out_of
 from amdim_fast.training.signals import Stopped, StopSignals
 from amdim_fast.training.step import Training, build_model
@@ -157,6 +158,7 @@ class Run:
             self.log.write_left_out(self._left_out)
         if self._progress:
             print(execution_line(facts), describe_data(self.data), sep="\n", file=sys.stderr)
+            print(describe_schedule(self.setup.recipe, len(self.data.train)), file=sys.stderr)
         for name, before in self._before.items():
             now = self._now[name]
             if now != before:
