@@ -148,9 +148,7 @@ def test_random_labels_give_chance(model, digits):
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_published_files_are_evaluated(golden, tmp_path, size):
-    write_folder(
-        tmp_path / "data", train=6, test=4, sizes=((size, size),) if size == 32 else ((160, 150),)
-    )
+    write_folder(tmp_path / "data", train=6, test=4, sizes=((160, 150), (40, 48), (size, size)))
     options = EvaluationOptions(methods=("knn", "logistic"), k=3, workers=0)
     result = evaluate(
         golden / f"amdim_public_{size}.pth", "folder", data_dir=tmp_path / "data",
