@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.cli.options import add_max_pixels
 from amdim_fast.distributed.ranks import rank_of_environment
 from amdim_fast.training.log import read_config
 from amdim_fast.training.pretrain import pretrain
@@ -39,6 +40,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
     )
+    add_max_pixels(command)
     command.add_argument(
         "--no-labels",
         dest="labels",
@@ -153,6 +155,7 @@ def _run(parsed: argparse.Namespace) -> int:
         data_dir=parsed.data_dir,
         download=parsed.download,
         skip_bad=parsed.skip_bad,
+        max_pixels=parsed.max_pixels,
         labels=parsed.labels,
         seed=parsed.seed,
         device=parsed.device,

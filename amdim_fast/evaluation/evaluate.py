@@ -39,6 +39,7 @@ def evaluate(
     data_dir: str | os.PathLike[str] = "data",
     download: bool = False,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     policy: str | None = None,
     options: EvaluationOptions | None = None,
     out_dir: str | os.PathLike[str] | None = None,
@@ -52,10 +53,11 @@ def evaluate(
 
     Args:
         model: an AMDIM, or a file or folder that ``AMDIM.from_pretrained`` reads.
-        data: an ImageData, or a name that ``load_data`` reads with the next three arguments.
+        data: an ImageData, or a name that ``load_data`` reads with the next four arguments.
         data_dir: folder of the data set.
         download: whether to fetch what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
+        max_pixels: the most that an image file may have; None is Pillow's own bound.
         policy: name in ``POLICIES`` of the test-time transform; by default the model's own.
         options: the methods and their settings.
         out_dir: folder to create for ``evaluation.json``, ``confusion.png`` of the first method and
@@ -85,7 +87,9 @@ def evaluate(
     loaded, source = _loaded(model, policy, device)
     name = data if isinstance(data, str) else "own"
     if isinstance(data, str):
-        data = load_data(data, data_dir, download=download, skip_bad=skip_bad)
+        data = load_data(
+            data, data_dir, download=download, skip_bad=skip_bad, max_pixels=max_pixels
+        )
     train, test = data.labeled()
     classes = len(data.classes)
     options = options.for_data(name, len(train))

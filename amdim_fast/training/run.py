@@ -112,6 +112,7 @@ class Run:
             "device": setup.device,
             "data": facts,
             "skip_bad": setup.skip_bad,
+            "max_pixels": setup.max_pixels,
             "labels": setup.labels,
             "left_out": len(self._left_out["train"]),
             "baselines": contents.get("baselines"),
