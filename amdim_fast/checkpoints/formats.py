@@ -95,6 +95,21 @@ def stated_arguments(contents: Mapping[str, Any], path: object) -> dict[str, Any
     return arguments
 
 
+def stated_class_names(contents: Mapping[str, Any], path: object) -> tuple[str, ...] | None:
+    """Names of the probes' classes in the order of their labels; None if the file states none.
+
+    Raises:
+        CheckpointError: they are not different names.
+    """
+    names = contents.get("class_names")
+    if names is None:
+        return None
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not is_list or len(set(names)) != len(names):
+        raise CheckpointError(f"{path} has class_names that are not a list of different names")
+    return tuple(names)
+
+
 def _check_backbone(name: object, path: object) -> None:
     if name is None:
         raise CheckpointError(

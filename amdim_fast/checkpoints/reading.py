@@ -13,6 +13,7 @@ from amdim_fast.checkpoints.formats import (
     model_arguments,
     plain_state,
     stated_arguments,
+    stated_class_names,
 )
 from amdim_fast.checkpoints.history import updated
 from amdim_fast.checkpoints.stored_model import StoredModel
@@ -61,10 +62,14 @@ def read_checkpoint_model(path: str | os.PathLike[str]) -> StoredModel:
         if not isinstance(recipe.get(what), str | None):
             kind = type(recipe[what]).__name__
             raise CheckpointError(f"{path} has a {kind} for the recipe's {what}; it must be text")
+    names, classes = stated_class_names(contents, path), arguments["n_classes"]
+    if names is not None and len(names) != classes:
+        raise CheckpointError(f"{path} names {len(names)} classes for probes of {classes}")
     return StoredModel(
         source=path,
         arguments=arguments,
         state=state,
         provenance={"recipe": recipe.get("name"), "step": step},
         policy=recipe.get("policy"),
+        class_names=names,
     )

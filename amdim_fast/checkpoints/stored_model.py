@@ -29,6 +29,7 @@ class StoredModel:
             the file does not state.
         preprocessing: from images to its input; stated by exports.
         policy: name of the policy it was trained with; stated by our checkpoints.
+        class_names: of the classes of its probes; stated by our checkpoints.
     """
 
     source: Path
@@ -37,6 +38,7 @@ class StoredModel:
     provenance: dict[str, Any]
     preprocessing: Preprocessing | None = None
     policy: str | None = None
+    class_names: tuple[str, ...] | None = None
 
     def check_fits(self, expected: Mapping[str, Tensor], hyperparams: Mapping[str, Any]) -> None:
         """Raise unless the weights are those of a model.

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.cli.options import add_max_pixels
 from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.evaluation.evaluate import evaluate
 from amdim_fast.evaluation.probe_training import SCHEDULES, ProbeSchedule
@@ -37,6 +38,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
     )
+    add_max_pixels(command)
     command.add_argument(
         "--policy",
         choices=POLICIES,
@@ -118,6 +120,7 @@ def _run(parsed: argparse.Namespace) -> int:
         data_dir=parsed.data_dir,
         download=parsed.download,
         skip_bad=parsed.skip_bad,
+        max_pixels=parsed.max_pixels,
         policy=parsed.policy,
         options=options,
         out_dir=parsed.out,

@@ -82,7 +82,7 @@ def describe_model(path: str | os.PathLike[str]) -> Facts:
     model, preprocessing, provenance = read_pretrained(path)
     encoder = model.encoder
     own = "none" if model.evaluator is None else f"{model.evaluator.n_classes} classes"
-    resize = "as is" if preprocessing.resize is None else f"resized to {preprocessing.resize} px"
+    resize = f"resized to {preprocessing.resize or preprocessing.size} px"
     facts = {
         "file": str(path),
         "input": f"{encoder.in_channels} x {encoder.size} x {encoder.size} px, images {resize}",

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.cli.options import add_max_pixels
 from amdim_fast.data.packed_store import MANIFEST, SKIPPED, verify_store
 from amdim_fast.data.packing import pack
 
@@ -40,6 +41,7 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help=f"leave out bad images and list them in DST/{SKIPPED}",
     )
+    add_max_pixels(command)
     command.add_argument(
         "--verify",
         action="store_true",
@@ -55,6 +57,7 @@ def _run(parsed: argparse.Namespace) -> int:
             size=parsed.size,
             workers=parsed.workers,
             skip_bad=parsed.skip_bad,
+            max_pixels=parsed.max_pixels,
         )
         print(f"packed {packed.images:,} images into {packed.path}")
         if packed.skipped:

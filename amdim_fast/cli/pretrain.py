@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.cli.options import add_max_pixels
 from amdim_fast.distributed.ranks import rank_of_environment
 from amdim_fast.training.log import read_config
 from amdim_fast.training.pretrain import pretrain
@@ -38,6 +40,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
     )
+    add_max_pixels(command)
     command.add_argument(
         "--no-labels",
         dest="labels",
@@ -113,14 +116,35 @@ def _recipe(parsed: argparse.Namespace) -> Recipe | None:
     """The recipe as the options change it; None for a resumed run without changes."""
     changed = {name: getattr(parsed, name) for name in options() if name in parsed}
     changed = {k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()}
+    given = tuple(changed)
+    if "epochs" in changed and changed.setdefault("steps", 0) and changed["epochs"]:
+        raise ValueError(
+            f"steps is {changed['steps']} and epochs is {changed['epochs']}; give one of them"
+        )
     if parsed.model_size:
         sizes = zip(("ndf", "n_rkhs", "depth"), MODEL_SIZES[parsed.model_size], strict=True)
         changed = dict(sizes) | changed
     if parsed.resume is None or parsed.recipe is not None:
-        return replace(RECIPES[parsed.recipe or "digits"], **changed)
+        recipe = replace(RECIPES[parsed.recipe or "digits"], **changed)
+        _check_used(recipe, given)
+        return recipe
     if not changed:
         return None
     return replace(Recipe.from_dict(read_config(Path(parsed.resume))["recipe"]), **changed)
+
+
+def _check_used(recipe: Recipe, given: Iterable[str]) -> None:
+    """Raise ValueError if a field that was given has no effect in the recipe."""
+    reasons = {
+        "tau": None if recipe.mixture else "mixture is 0",
+        "decay_factor": None if recipe.milestones else "there are no milestones",
+        **dict.fromkeys(
+            ("ndf", "depth"), recipe.backbone and f"backbone {recipe.backbone} has its own"
+        ),
+    }
+    for name in given:
+        if reason := reasons.get(name):
+            raise ValueError(f"{name} is given, but {reason}; leave --{name.replace('_', '-')} out")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -131,6 +155,7 @@ def _run(parsed: argparse.Namespace) -> int:
         data_dir=parsed.data_dir,
         download=parsed.download,
         skip_bad=parsed.skip_bad,
+        max_pixels=parsed.max_pixels,
         labels=parsed.labels,
         seed=parsed.seed,
         device=parsed.device,

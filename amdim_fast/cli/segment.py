@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from amdim_fast.cli.options import add_max_pixels
 from amdim_fast.segmentation.files import segment_files
 from amdim_fast.views.params import POLICIES
 
@@ -43,6 +44,7 @@ def add_command(commands: Any) -> None:
         help="pixels between dense windows; a quarter of the encoder's size if not given",
     )
     command.add_argument("--opacity", type=float, default=0.5, help="opacity of the colors, 0 to 1")
+    add_max_pixels(command)
     command.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
@@ -56,6 +58,7 @@ def _run(parsed: argparse.Namespace) -> int:
         device=parsed.device,
         stride=parsed.stride,
         opacity=parsed.opacity,
+        max_pixels=parsed.max_pixels,
         overwrite=parsed.overwrite,
         progress=True,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.checks import LARGEST_SEED, whole_number
+from amdim_fast.cli.options import add_max_pixels
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sheets import check_new, view_sheet, write_png
 
@@ -30,6 +31,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--views", type=int, default=4, help="views of each image")
     command.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    add_max_pixels(command)
     command.add_argument("--out", type=Path, default=Path("views.png"), help="file to write")
     command.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
 
@@ -38,7 +40,11 @@ def _run(parsed: argparse.Namespace) -> int:
     whole_number("seed", parsed.seed, least=0, most=LARGEST_SEED)
     check_new(parsed.out, overwrite=parsed.overwrite)
     pixels = view_sheet(
-        parsed.images, POLICIES[parsed.policy], views=parsed.views, seed=parsed.seed
+        parsed.images,
+        POLICIES[parsed.policy],
+        views=parsed.views,
+        seed=parsed.seed,
+        max_pixels=parsed.max_pixels,
     )
     write_png(parsed.out, pixels)
     print(f"wrote {parsed.out}: {len(parsed.images)} images, {parsed.views} views of each")

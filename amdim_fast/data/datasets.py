@@ -8,19 +8,25 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from amdim_fast.checks import whole_number
 from amdim_fast.data.decoding import BadImage, decode
 from amdim_fast.data.folders import list_images
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
+from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import is_store, read_store
 from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LeftOut = Mapping[str, Mapping[str, str]]
 DIGITS_TEST_PER_CLASS = 100
@@ -73,6 +79,8 @@ def load_data(
     skip_bad: bool = False,
     workers: int | None = None,
     left_out: LeftOut | None = None,
+    max_pixels: int | None = None,
+    least_side: int = 1,
 ) -> ImageData:
     """A data set by name.
 
@@ -91,6 +99,8 @@ def load_data(
         workers: processes that check the files; None uses every CPU.
         left_out: with ``skip_bad``, what an earlier call left out, ``ImageData.left_out``: these
             files are left out again, and none is decoded to see whether it is bad.
+        max_pixels: an image file of more is bad; None is Pillow's own bound, 178,956,970.
+        least_side: a training image with a shorter side is bad, pixels.
 
     Raises:
         ValueError: there is no such data set, or its folders are not as it requires.
@@ -98,7 +108,11 @@ def load_data(
         ModuleNotFoundError: a package is missing.
     """
     if name in FOLDER_CLASSES:
-        data = _load_folder(Path(root).expanduser(), skip_bad, workers, left_out)
+        if max_pixels is not None:
+            whole_number("max_pixels", max_pixels)
+        decoders = {"test": partial(decode, max_pixels=max_pixels)}
+        decoders["train"] = partial(decoders["test"], least_side=least_side)
+        data = _load_folder(Path(root).expanduser(), decoders, skip_bad, workers, left_out)
         classes = FOLDER_CLASSES[name]
         if classes not in (None, len(data.classes)):
             raise ValueError(
@@ -112,7 +126,7 @@ def load_data(
 
 
 def describe_data(data: ImageData) -> str:
-    """One line: images, classes, test images, and what was left out."""
+    """One line: images, classes, test images, what was left out, and whether files are turned."""
     count, labeled = len(data.train), int((data.train.labels >= 0).sum())
     line = f"data: {count:,} training images"
     if not labeled:
@@ -123,7 +137,9 @@ def describe_data(data: ImageData) -> str:
         line += f", {labeled:,} of them of {len(data.classes):,} classes"
     line += "; no test images" if data.test is None else f"; {len(data.test):,} test images"
     left_out = [*data.ignored, *([f"{len(data.skipped):,} bad files"] if data.skipped else [])]
-    return line + (f"; left out: {', '.join(left_out)}" if left_out else "")
+    line += f"; left out: {', '.join(left_out)}" if left_out else ""
+    turned = said_orientation(data.train.path, count) if isinstance(data.train, FileImages) else ""
+    return f"{line}; {turned}" if turned else line
 
 
 def without_labels(data: ImageData) -> ImageData:
@@ -196,7 +212,11 @@ def _from_torchvision(name: str, root: Path, download: bool, **options: Any) -> 
 
 
 def _load_folder(
-    root: Path, skip_bad: bool, workers: int | None, known: LeftOut | None
+    root: Path,
+    decoders: Mapping[str, Callable[[Path], Image]],
+    skip_bad: bool,
+    workers: int | None,
+    known: LeftOut | None,
 ) -> ImageData:
     skipped: list[str] = []
     left_out: dict[str, dict[str, str]] = {}
@@ -211,7 +231,7 @@ def _load_folder(
         listing = list_images(root)
         classes, ignored = listing.classes, listing.ignored
         for split, (names, labels) in listing.splits.items():
-            files = FileImages(listing.root, names, torch.tensor(labels))
+            files = FileImages(listing.root, names, torch.tensor(labels), decoders[split])
             if skip_bad:
                 if known is None:
                     bad = find_bad(files, workers=workers)
@@ -241,19 +261,20 @@ def find_bad(
     workers = worker_count(workers)
     bad = {}
     paths = (images.path(index) for index in range(len(images)))
+    fault = partial(_fault, images.decoder)
     with (
-        contextlib.closing(ordered_map(_fault, paths, workers=workers, ahead=16)) as faults,
+        contextlib.closing(ordered_map(fault, paths, workers=workers, ahead=16)) as faults,
         tqdm(faults, "checking", len(images), disable=not progress, file=sys.stderr) as bar,
     ):
-        for index, fault in enumerate(bar):
-            if fault is not None:
-                bad[index] = fault
+        for index, sentence in enumerate(bar):
+            if sentence is not None:
+                bad[index] = sentence
     return bad
 
 
-def _fault(path: Path) -> str | None:
+def _fault(decoder: Callable[[Path], Image], path: Path) -> str | None:
     try:
-        decode(path)
+        decoder(path)
     except BadImage as error:
         return str(error)
     return None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,24 +19,38 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _16_BIT_STEP = 257  # 65535 / 255
+_guard_lock = threading.Lock()
 
 
 class BadImage(ValueError):  # noqa: N818 - the file is bad
     """A file that cannot be read as an image; the message names it and says why."""
 
 
-def decode(path: str | os.PathLike[str]) -> Image:
+class _OtherPixelsError(ValueError):
+    """An image is whole, but its values are not those of 8 or 16 bits."""
+
+
+def decode(
+    path: str | os.PathLike[str], *, max_pixels: int | None = None, least_side: int = 1
+) -> Image:
     """The Pillow image, mode RGB, of a file of any format that Pillow reads.
 
     Equals ``Image.open(path).convert("RGB")``, which the original's ``ImageFolder`` calls, except
     for 16-bit gray, which Pillow would clip or truncate and which is value / 257, rounded, here. So
     alpha is dropped, not blended; palettes are looked up; CMYK is converted without a profile; only
     the first frame counts; and 16-bit color keeps the high byte. EXIF rotation is ignored, as in
-    the original and in the usual ImageNet training.
+    the original and in the usual ImageNet training, but in TIFF files, which Pillow turns itself.
+
+    Args:
+        path: the file.
+        max_pixels: an image of more is bad; None is twice ``PIL.Image.MAX_IMAGE_PIXELS``, Pillow's
+            guard against decompression bombs.
+        least_side: an image with a shorter side is bad, pixels; views that are moved by up to
+            n pixels need n + 1.
 
     Raises:
-        BadImage: the file is empty, truncated, not an image, or larger than twice
-            ``PIL.Image.MAX_IMAGE_PIXELS``, Pillow's guard against decompression bombs.
+        BadImage: the file is empty, truncated, not an image, of pixels that are not those of 8 or
+            16 bits, too large or too small.
         OSError: the file cannot be read at all.
     """
     pillow = require("PIL.Image", "decoding images")
@@ -43,13 +61,18 @@ def decode(path: str | os.PathLike[str]) -> Image:
     if not content:
         raise BadImage(f"{path} is empty")
     try:
-        with pillow.open(io.BytesIO(content)) as image:
+        with _guarded(max_pixels), pillow.open(io.BytesIO(content)) as image:
+            check_sides(path, image.width, image.height, least_side)
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise BadImage(_too_large(path, image.width * image.height, max_pixels))
             return to_rgb(image)
-    except pillow.DecompressionBombError:
-        raise BadImage(
-            f"{path} has more pixels than Pillow opens ({2 * pillow.MAX_IMAGE_PIXELS:,}); raise"
-            " PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        ) from None
+    except BadImage:
+        raise
+    except _OtherPixelsError as error:
+        raise BadImage(f"{path} {error}") from None
+    except pillow.DecompressionBombError as error:
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        raise BadImage(_too_large(path, pixels, 2 * pillow.MAX_IMAGE_PIXELS)) from None
     except pillow.UnidentifiedImageError:
         raise BadImage(
             f"{path} is not an image that Pillow can read, or its start is damaged"
@@ -60,17 +83,55 @@ def decode(path: str | os.PathLike[str]) -> Image:
         raise BadImage(f"{path} is damaged or truncated ({reason})") from None
 
 
+@contextlib.contextmanager
+def _guarded(max_pixels: int | None) -> Iterator[None]:
+    """Inside, Pillow's guard is off if ``max_pixels`` takes its place."""
+    if max_pixels is None:
+        yield
+        return
+    pillow = require("PIL.Image", "decoding images")
+    with _guard_lock:
+        usual, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            pillow.MAX_IMAGE_PIXELS = usual
+
+
+def _too_large(path: object, pixels: int, most: int) -> str:
+    return (
+        f"{path} has {pixels:,} pixels, more than {most:,}; allow them with --max-pixels {pixels}"
+    )
+
+
+def check_sides(name: object, width: int, height: int, least_side: int) -> None:
+    """Raise BadImage if a side of an image is shorter than ``least_side``, which views need."""
+    if min(width, height) < least_side:
+        raise BadImage(
+            f"{name} is {width} x {height} pixels, but the policy moves images by up to"
+            f" {least_side - 1} pixels: both sides must be {least_side} or more, or take another"
+            " --policy"
+        )
+
+
 def to_rgb(image: Image) -> Image:
     """An open Pillow image in mode RGB, converted as ``decode`` says.
 
     Raises:
-        ValueError: its gray values are not those of 16 bits.
+        ValueError: its values are not those of 8 or 16 bits.
     """
     pillow = require("PIL.Image", "converting images")
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode == "F":
+        raise _OtherPixelsError(
+            "has floating-point pixels, of unknown range; save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I"):
         values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} that are not within 16 bits")
+        if values.min() < 0 or values.max() > 65535:
+            raise _OtherPixelsError(
+                f"has pixels from {values.min()} to {values.max()}, beyond 16 bits; save it with 8"
+                " or 16 bits"
+            )
         gray = (values.astype(np.uint32) + _16_BIT_STEP // 2) // _16_BIT_STEP
         return pillow.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

@@ -6,13 +6,16 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from amdim_fast.data.decoding import decode, pixels_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Images = Tensor | list[Tensor]
 
@@ -119,12 +122,18 @@ class FileImages(ImageSet):
         root: folder that the names start from.
         names: N paths relative to ``root``.
         labels: int64 [N]; all -1 by default.
+        decoder: ``decode``, perhaps with its options; picklable.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], names: Sequence[str], labels: Tensor | None = None
+        self,
+        root: str | os.PathLike[str],
+        names: Sequence[str],
+        labels: Tensor | None = None,
+        decoder: Callable[[Path], Image] = decode,
     ) -> None:
         self.root = Path(root)
+        self.decoder = decoder
         # One array: a million Python strings are slow to send to worker processes.
         self._names = np.array([os.fsencode(name) for name in names] or [b""])[: len(names)]
         self.labels = _labels(labels, len(names))
@@ -138,7 +147,7 @@ class FileImages(ImageSet):
 
     def batch(self, index: Tensor) -> Images:
         """See ``ImageSet.batch``; BadImage or OSError names the file that failed."""
-        images = [torch.from_numpy(pixels_of(decode(self.path(i)))) for i in index.tolist()]
+        images = [torch.from_numpy(pixels_of(self.decoder(self.path(i)))) for i in index.tolist()]
         if images and all(image.shape == images[0].shape for image in images):
             return torch.stack(images)
         return images
@@ -147,7 +156,7 @@ class FileImages(ImageSet):
         """The set without the images of these indices."""
         kept = np.delete(np.arange(len(self)), np.asarray(left_out, dtype=np.int64))
         names = [os.fsdecode(bytes(name)) for name in self._names[kept]]
-        return FileImages(self.root, names, self.labels[torch.from_numpy(kept)])
+        return FileImages(self.root, names, self.labels[torch.from_numpy(kept)], self.decoder)
 
     def missing(self, names: Iterable[str]) -> set[str]:
         """Those of the names that are not in the set."""

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from amdim_fast.checks import whole_number
 from amdim_fast.data.decoding import BadImage, decode, pixels_of
 from amdim_fast.data.folders import Listing, list_images
+from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import (
     FORMAT,
     HASHED,
@@ -52,6 +54,7 @@ def pack(
     size: int | None = None,
     workers: int | None = None,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     progress: bool = True,
 ) -> Packed:
     """Decode a folder of images once, into a store that ``load_data`` and ``read_store`` open.
@@ -68,6 +71,7 @@ def pack(
             every size.
         workers: processes; 0 works in this one, None uses every CPU.
         skip_bad: leave out bad images and list them in ``skipped.txt``, instead of stopping.
+        max_pixels: as in ``load_data``.
         progress: whether to show a bar with images/s.
 
     Raises:
@@ -79,14 +83,20 @@ def pack(
     """
     if size is not None and size < 1:
         raise ValueError(f"size is {size}; it must be 1 or more")
+    if max_pixels is not None:
+        whole_number("max_pixels", max_pixels)
     workers = worker_count(workers)
     listing = list_images(source)
     folder = Path(destination)
     if folder.resolve().is_relative_to(listing.root.resolve()):
         raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
-    plan = _make_plan(listing, size, skip_bad)
+    plan = _make_plan(listing, size, skip_bad, max_pixels)
     if progress and listing.ignored:
         print(f"left out: {', '.join(listing.ignored)}", file=sys.stderr)
+    if progress:
+        names = listing.splits["train"][0]
+        if said := said_orientation(lambda index: listing.root / names[index], len(names)):
+            print(said, file=sys.stderr)
     with _claimed(folder):
         _agree_on_plan(folder, plan)
         remove_temporaries(folder)
@@ -96,7 +106,9 @@ def pack(
         return _finish(folder, plan, tasks)
 
 
-def _make_plan(listing: Listing, size: int | None, skip_bad: bool) -> dict[str, Any]:
+def _make_plan(
+    listing: Listing, size: int | None, skip_bad: bool, max_pixels: int | None
+) -> dict[str, Any]:
     files = hashlib.sha256()
     for names, labels in listing.splits.values():
         for name, label in zip(names, labels, strict=True):
@@ -104,12 +116,15 @@ def _make_plan(listing: Listing, size: int | None, skip_bad: bool) -> dict[str, 
             entry = [name, label, status.st_size, status.st_mtime_ns]
             files.update(json.dumps(entry).encode())
     pillow = require("PIL", "packing images")
+    options = {"size": size, "skip_bad": skip_bad, "pillow": pillow.__version__}
+    if max_pixels is not None:  # stores of before do not have it
+        options["max_pixels"] = max_pixels
     return {
         "format": FORMAT,
         "version": VERSION,
         "source": str(listing.root),
         "files_sha256": files.hexdigest(),
-        "options": {"size": size, "skip_bad": skip_bad, "pillow": pillow.__version__},
+        "options": options,
         "classes": list(listing.classes),
     }
 
@@ -150,9 +165,9 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
     try:
         begun = json.loads((folder / PLAN).read_text("utf-8"))
         differing = [
-            f"{name} = {begun['options'].get(name)!r}, not {value!r}"
-            for name, value in plan["options"].items()
-            if begun["options"].get(name) != value
+            f"{name} = {begun['options'].get(name)!r}, not {plan['options'].get(name)!r}"
+            for name in {**plan["options"], **begun["options"]}
+            if begun["options"].get(name) != plan["options"].get(name)
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{folder / PLAN} is damaged; remove {folder} and pack again") from None
@@ -176,6 +191,7 @@ class _ShardTask:
     labels: list[int]
     size: int | None
     skip_bad: bool
+    max_pixels: int | None
 
     @property
     def record(self) -> Path:
@@ -184,7 +200,7 @@ class _ShardTask:
 
 
 def _shard_tasks(folder: Path, listing: Listing, plan: dict[str, Any]) -> list[_ShardTask]:
-    options = plan["options"]["size"], plan["options"]["skip_bad"]
+    options = [plan["options"].get(name) for name in ("size", "skip_bad", "max_pixels")]
     tasks = []
     for split, (names, labels) in listing.splits.items():
         step = max(LEAST_SHARD_IMAGES, -(-len(names) // MOST_SHARDS))
@@ -218,7 +234,7 @@ def _pack_shard(task: _ShardTask) -> int:
     with written_whole(task.folder / f"{task.name}.bin") as file:
         for name, label in zip(task.names, task.labels, strict=True):
             try:
-                pixels = _decode_to_size(task.root / name, task.size)
+                pixels = _decode_to_size(task.root / name, task)
             except BadImage as error:
                 if not task.skip_bad:
                     raise BadImage(f"{error}; --skip-bad leaves such files out") from None
@@ -245,8 +261,8 @@ def _pack_shard(task: _ShardTask) -> int:
     return len(task.names)
 
 
-def _decode_to_size(path: Path, size: int | None) -> np.ndarray:
-    image = decode(path)
+def _decode_to_size(path: Path, task: _ShardTask) -> np.ndarray:
+    image, size = decode(path, max_pixels=task.max_pixels), task.size
     width, height = image.size
     if size is not None and min(width, height) > size:
         short, long = sorted((width, height))

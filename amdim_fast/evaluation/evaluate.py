@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from amdim_fast.checkpoints.stored_model import preprocessing_of
+from amdim_fast.data.classes import with_labels_of
 from amdim_fast.data.datasets import ImageData, describe_data, load_data
 from amdim_fast.devices import execution_line, find_device
 from amdim_fast.evaluation.figures import DRAWING, draw_confusion, neighbour_sheet
@@ -38,6 +39,7 @@ def evaluate(
     data_dir: str | os.PathLike[str] = "data",
     download: bool = False,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     policy: str | None = None,
     options: EvaluationOptions | None = None,
     out_dir: str | os.PathLike[str] | None = None,
@@ -51,10 +53,11 @@ def evaluate(
 
     Args:
         model: an AMDIM, or a file or folder that ``AMDIM.from_pretrained`` reads.
-        data: an ImageData, or a name that ``load_data`` reads with the next three arguments.
+        data: an ImageData, or a name that ``load_data`` reads with the next four arguments.
         data_dir: folder of the data set.
         download: whether to fetch what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
+        max_pixels: the most that an image file may have; None is Pillow's own bound.
         policy: name in ``POLICIES`` of the test-time transform; by default the model's own.
         options: the methods and their settings.
         out_dir: folder to create for ``evaluation.json``, ``confusion.png`` of the first method and
@@ -84,11 +87,18 @@ def evaluate(
     loaded, source = _loaded(model, policy, device)
     name = data if isinstance(data, str) else "own"
     if isinstance(data, str):
-        data = load_data(data, data_dir, download=download, skip_bad=skip_bad)
+        data = load_data(
+            data, data_dir, download=download, skip_bad=skip_bad, max_pixels=max_pixels
+        )
     train, test = data.labeled()
     classes = len(data.classes)
     options = options.for_data(name, len(train))
     check_task(loaded.model, train, test, classes, options)
+    probes = loaded.model.evaluator
+    if "stored" in (options.methods or ()) and probes is not None and probes.class_names:
+        advice = "call the class folders what they were, or leave out the method 'stored'"
+        data = with_labels_of(data, probes.class_names, "the model's own probes", advice)
+        train, test = data.labeled()
     if progress:
         print(execution_line(frozen_facts(loaded.model.encoder)), file=sys.stderr)
         print(describe_data(data), file=sys.stderr)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from amdim_fast.data.image_sets import ImageSet
+from amdim_fast.data.image_sets import Images, ImageSet
 from amdim_fast.data.loader import Loader, ordered_batches
 from amdim_fast.model.backbone import AnyEncoder
 from amdim_fast.model.frozen import encode
@@ -18,6 +19,7 @@ from amdim_fast.views.preprocessing import Preprocessing
 
 ADAPTING_BATCHES = 50
 ADAPTING_BATCH_SIZE = 200
+PIXEL_BATCH_SIZE = 250
 
 
 def extract_features(
@@ -63,6 +65,25 @@ def extract_features(
             features[batch.indices] = part
             bar.update(len(part))
     return features
+
+
+def seen_pixels(images: Images, preprocessing: Preprocessing) -> Tensor:
+    """The encoder's input before it is normalized, uint8 [n, size, size, 3], of uint8 images."""
+    plain = replace(preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return plain(images).mul(255).round().byte().permute(0, 2, 3, 1)
+
+
+def extract_pixels(images: ImageSet, preprocessing: Preprocessing) -> Tensor:
+    """``seen_pixels`` of all images, flat and as floats: float32 [N, 3 size size], 0 to 255.
+
+    Raises:
+        BadImage, OSError: an image cannot be read.
+    """
+    pixels = torch.empty(len(images), 3 * preprocessing.size**2)
+    with ordered_batches(images, PIXEL_BATCH_SIZE) as batches:
+        for batch in batches:
+            pixels[batch.indices] = seen_pixels(batch.images, preprocessing).flatten(1).float()
+    return pixels
 
 
 def adapting_batches(images: int) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from amdim_fast.data.image_sets import ImageSet
+from amdim_fast.evaluation.features import seen_pixels
 from amdim_fast.evaluation.neighbours import nearest
 from amdim_fast.optional import new_figure, png_of
 from amdim_fast.views.preprocessing import Preprocessing
@@ -89,5 +89,4 @@ def neighbour_sheet(
 
 def _seen(images: ImageSet, index: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 [n, size, size, 3]: the encoder's input before normalization."""
-    plain = replace(preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
-    return plain(images.batch(index)).mul(255).round().byte().permute(0, 2, 3, 1)
+    return seen_pixels(images.batch(index), preprocessing)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from amdim_fast.data.datasets import ImageData
-from amdim_fast.data.image_sets import ImageSet
-from amdim_fast.evaluation.features import extract_features
+from amdim_fast.evaluation.features import extract_features, extract_pixels
 from amdim_fast.evaluation.logistic import logistic_regression
 from amdim_fast.evaluation.metrics import top_k_accuracy
 from amdim_fast.model.backbone import AnyEncoder
-from amdim_fast.views.params import ViewPolicy
+from amdim_fast.views.params import POLICIES, ViewPolicy
 from amdim_fast.views.preprocessing import Preprocessing
 
 
@@ -40,20 +38,21 @@ def probe_encoder(encoder: AnyEncoder, data: ImageData, policy: ViewPolicy) -> f
     )
 
 
-def probe_pixels(data: ImageData) -> float:
+def probe_pixels(data: ImageData, policy: ViewPolicy = POLICIES["digits"]) -> float:
     """Test accuracy, 0..1, of the linear probe on raw pixels.
 
+    Args:
+        data: with labels and test images.
+        policy: its test-time transform brings images to one size.
+
     Raises:
-        ValueError: the data set has no labels or no test images, or images of several sizes.
+        ValueError: the data set has no labels or no test images.
     """
     train, test = data.labeled()
-    return linear_probe(_pixels(train), train.labels, _pixels(test), test.labels)
-
-
-def _pixels(images: ImageSet) -> Tensor:
-    pixels = images.batch(torch.arange(len(images)))
-    if not isinstance(pixels, Tensor):
-        raise ValueError(
-            "raw pixels can be probed only if all images have the same size; turn baselines off"
-        )
-    return pixels.flatten(1).float()
+    preprocessing = Preprocessing.of(policy)
+    return linear_probe(
+        extract_pixels(train, preprocessing),
+        train.labels,
+        extract_pixels(test, preprocessing),
+        test.labels,
+    )

@@ -186,6 +186,8 @@ class AMDIM(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 model = _built(stored.arguments)
         model.load_state_dict(stored.state)
+        if model.evaluator is not None:
+            model.evaluator.class_names = stored.class_names
         return model.to(map_location)
 
     def encode(self, images: Picture | Sequence[Picture]) -> Tensor:

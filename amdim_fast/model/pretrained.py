@@ -77,9 +77,10 @@ def load_checkpoint(
 def save_checkpoint(path: str | os.PathLike[str], model: AMDIM, /, **extra: Any) -> None:
     """Write a model and whatever else a run needs to resume.
 
-    The file holds ``model`` (the state dict), ``hyperparams`` and the extras under their names. It
-    is written beside ``path``, flushed to disk and renamed, so ``path`` is always either the old
-    file or the complete new one; if writing fails, nothing is left behind.
+    The file holds ``model`` (the state dict), ``hyperparams``, ``class_names`` where the probes
+    have them, and the extras under their names. It is written beside ``path``, flushed to disk and
+    renamed, so ``path`` is always either the old file or the complete new one; if writing fails,
+    nothing is left behind.
 
     Args:
         path: of the file; its folder must exist.
@@ -95,7 +96,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: AMDIM, /, **extra: Any)
     if not isinstance(model, AMDIM):
         name = type(model).__name__
         raise TypeError(f"model is a {name}; it must be the AMDIM itself, such as wrapper.module")
-    if reserved := {"model", "hyperparams"} & extra.keys():
+    if reserved := {"model", "hyperparams", "class_names"} & extra.keys():
         raise CheckpointError(f"extra {reserved.pop()!r} has a reserved name; give it another")
     contents = {"model": model.state_dict(), "hyperparams": model.hyperparams, **extra}
+    if model.evaluator is not None and model.evaluator.class_names is not None:
+        contents["class_names"] = [str(name) for name in model.evaluator.class_names]
     write_checkpoint(path, contents)

@@ -50,6 +50,10 @@ class Probes(nn.Module):
 
     Raises:
         ValueError: an argument is not a whole number, 1 or more.
+
+    Attributes:
+        class_names: of the classes, in the order of their labels; None where nobody has set them.
+            Stored in checkpoints.
     """
 
     hidden = 1024
@@ -60,6 +64,7 @@ class Probes(nn.Module):
         whole_number("n_rkhs", n_rkhs)
         whole_number("n_classes", n_classes)
         self.n_rkhs, self.n_classes = n_rkhs, n_classes
+        self.class_names: tuple[str, ...] | None = None
         self.block_glb_mlp = _Classifier(
             nn.Dropout(self.dropout),
             nn.Linear(n_rkhs, self.hidden, bias=False),

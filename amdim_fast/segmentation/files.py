@@ -40,6 +40,7 @@ def segment_files(
     device: str | None = None,
     stride: int | None = None,
     opacity: float = 0.5,
+    max_pixels: int | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> list[Path]:
@@ -60,6 +61,7 @@ def segment_files(
         device: where the encoder runs; by default cuda where torch finds a GPU, else cpu.
         stride: pixels between windows of the dense grid; None is a quarter of the encoder's size.
         opacity: opacity of the colors, 0 to 1.
+        max_pixels: the most that an image may have; None is Pillow's own bound.
         overwrite: whether existing files may be replaced.
         progress: whether to say first what runs where.
 
@@ -92,8 +94,10 @@ def segment_files(
     for path in expected:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another folder, or --overwrite")
-    pictures = [torch.from_numpy(pixels_of(decode(path))) for path in images]
-    others = [torch.from_numpy(pixels_of(decode(path))) for path in bank]
+    pictures, others = (
+        [torch.from_numpy(pixels_of(decode(path, max_pixels=max_pixels))) for path in paths]
+        for paths in (images, bank)
+    )
 
     model = model.to(where)
     if progress:

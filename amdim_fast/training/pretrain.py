@@ -26,6 +26,7 @@ def pretrain(
     runs_dir: PathLike = "runs",
     download: bool = False,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     labels: bool = True,
     seed: int | None = None,
     device: str | None = None,
@@ -62,6 +63,8 @@ def pretrain(
             to ``load_data``.
         download: whether to download what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
+        max_pixels: the most that an image file may have; by default Pillow's own bound, or the
+            resumed run's.
         labels: whether labels, where the data set has them, train probes and choose the best
             checkpoint; otherwise the loss does.
         seed: seed of everything random, 0 by default.
@@ -108,6 +111,7 @@ def pretrain(
         "seed": seed,
         "device": device,
         "skip_bad": skip_bad,
+        "max_pixels": max_pixels,
         "labels": labels,
         "log_every": log_every,
         "tensorboard": tensorboard,

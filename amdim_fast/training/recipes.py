@@ -51,7 +51,7 @@ class Recipe:
     mixture: int = _option(0, "components of the global feature (K); 0 is plain AMDIM")
     tau: float = _option(5.0, "inverse temperature of the components' posterior; only with mixture")
     batch_size: int = _option(200, "images per step (B)")
-    epochs: int = _option(50, "passes over the training images, if steps is 0")
+    epochs: int = _option(50, "passes over the training images; as an option, in place of steps")
     steps: int = _option(0, "optimizer steps; 0 is as many as the epochs have")
     learning_rate: float = _option(2e-4, "Adam's rate after the warm-up")
     beta1: float = _option(0.8, "Adam's first beta")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.checkpoints.formats import CheckpointError, stated_class_names
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.devices import find_device
 from amdim_fast.files import keep_as, remove_temporaries
@@ -37,6 +37,7 @@ def resumed_setup(
     seed: int | None = None,
     device: str | None = None,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     labels: bool = True,
     log_every: int | None = None,
     tensorboard: bool = False,
@@ -73,6 +74,7 @@ def resumed_setup(
         seed=contents["seed"],
         device=_own_device(folder, contents["device"]) if device is None else device,
         skip_bad=skip_bad or skips,
+        max_pixels=contents.get("max_pixels") if max_pixels is None else max_pixels,
         labels=labels and contents.get("labels", True),
         left_out=left_out,
         looks=skip_bad or left_out is None,
@@ -115,6 +117,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder / LAST} has a {found} under {name!r}; it must be {kind.__name__}"
             )
+    stated_class_names(contents, folder / LAST)
     remove_temporaries(folder)
     return contents
 

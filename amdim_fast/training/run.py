@@ -27,6 +27,7 @@ from amdim_fast.training.log import RunLog
 from amdim_fast.training.meter import Clock, Meter, NotFinite, progress_of
 from amdim_fast.training.randomness import algorithms, seed_everything
 from amdim_fast.training.resume import restore
+from amdim_fast.training.schedule import describe_schedule
 from amdim_fast.training.setup import Setup, data_facts, left_out_of
 from amdim_fast.training.signals import Stopped, StopSignals
 from amdim_fast.training.step import Training, build_model
@@ -100,6 +101,8 @@ class Run:
         self._left_out = left_out_of(setup, self.data)
         seed_everything(setup.seed)
         model = build_model(setup.recipe, facts["classes"] or None, ranks.group)
+        if model.evaluator is not None:
+            model.evaluator.class_names = self.data.classes
         model = model.to(ranks.device(setup.device))
         self.training = Training(model, setup.recipe, len(self.data.train), setup.seed, ranks)
         self.meter = Meter(self.training.names, contents.get("window"), ranks)
@@ -109,6 +112,7 @@ class Run:
             "device": setup.device,
             "data": facts,
             "skip_bad": setup.skip_bad,
+            "max_pixels": setup.max_pixels,
             "labels": setup.labels,
             "left_out": len(self._left_out["train"]),
             "baselines": contents.get("baselines"),
@@ -134,6 +138,7 @@ class Run:
         step, facts = self.checkpoints.step, self._facts()
         config = self.checkpoints.fixed | {
             "execution": facts,
+            "class_names": list(self.data.classes),
             "data_dir": str(self.setup.data_dir),
             "threads": torch.get_num_threads(),
             "versions": versions(),
@@ -154,6 +159,7 @@ class Run:
             self.log.write_left_out(self._left_out)
         if self._progress:
             print(execution_line(facts), describe_data(self.data), sep="\n", file=sys.stderr)
+            print(describe_schedule(self.setup.recipe, len(self.data.train)), file=sys.stderr)
         for name, before in self._before.items():
             now = self._now[name]
             if now != before:

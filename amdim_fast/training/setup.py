@@ -7,9 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from amdim_fast.checks import LARGEST_SEED, whole_number
+from amdim_fast.data.classes import with_labels_of
 from amdim_fast.data.datasets import ImageData, LeftOut, load_data, without_labels
-from amdim_fast.data.image_sets import FileImages
+from amdim_fast.data.decoding import check_sides
+from amdim_fast.data.image_sets import FileImages, StoredImages
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
 from amdim_fast.model.networks import check_name
@@ -30,6 +34,7 @@ class Setup:
         left_out: files that the run has left out or could not read, as it wrote them down; None if
             it wrote nothing.
         labels: whether the labels of the data set, if it has any, train probes.
+        max_pixels: as in ``load_data``.
         looks: whether ``skip_bad`` decodes every file, rather than leave out ``left_out``.
     """
 
@@ -45,6 +50,7 @@ class Setup:
     left_out: LeftOut | None = None
     looks: bool = True
     labels: bool = True
+    max_pixels: int | None = None
 
 
 def new_setup(
@@ -54,6 +60,7 @@ def new_setup(
     seed: int | None = None,
     device: str | None = None,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     labels: bool = True,
     log_every: int | None = None,
     tensorboard: bool = False,
@@ -66,6 +73,7 @@ def new_setup(
         seed=seed or 0,
         device=device or str(find_device()),
         skip_bad=skip_bad,
+        max_pixels=max_pixels,
         labels=labels,
         tensorboard=tensorboard,
         tensorboard_port=tensorboard_port,
@@ -123,11 +131,19 @@ def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
             download=download and alone,
             skip_bad=setup.skip_bad,
             left_out=None if setup.looks else setup.left_out,
+            max_pixels=setup.max_pixels,
+            least_side=POLICIES[setup.recipe.policy].max_translation + 1,
         )
         if not setup.labels:
             data = without_labels(data)
         check_data(setup, data)
-    ranks.check_equal(data_facts(data) | {"step": setup.contents.get("step")})
+        if names := setup.contents.get("class_names"):
+            advice = "call the class folders what they were, or give the same data set"
+            data = with_labels_of(data, names, "the run", f"{advice} with --data-dir")
+    facts = data_facts(data) | {"step": setup.contents.get("step")}
+    ranks.check_equal(
+        facts | {f"class {label}": repr(name) for label, name in enumerate(data.classes)}
+    )
     return data
 
 
@@ -144,6 +160,12 @@ def check_data(setup: Setup, data: ImageData) -> None:
             f"batch_size is {recipe.batch_size}; it must be at most {images}, the number of"
             f" training images of {recipe.data!r}"
         )
+    if isinstance(data.train, StoredImages):
+        least = POLICIES[recipe.policy].max_translation + 1
+        shapes = data.train.shapes(torch.arange(images))
+        for index in (shapes.amin(1) < least).nonzero()[:1].flatten().tolist():
+            height, width = shapes[index].tolist()
+            check_sides(data.train.name(index), width, height, least)
     before, now = setup.contents.get("data"), data_facts(data)
     if before is not None and (
         before["classes"] != now["classes"]

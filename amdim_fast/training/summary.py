@@ -20,7 +20,7 @@ from amdim_fast.views.params import POLICIES
 def measure_baselines(training: Training, data: ImageData) -> dict[str, float]:
     """Accuracies of the linear probe on pixels and on the encoder's random weights."""
     return {
-        "accuracy_raw_pixels": probe_pixels(data),
+        "accuracy_raw_pixels": probe_pixels(data, POLICIES[training.recipe.policy]),
         "accuracy_random_weights": _probe(training, data),
     }
 

@@ -150,8 +150,8 @@ class ViewPolicy:
         brightness, contrast, saturation: factor uniform in [max(0, 1 - x), 1 + x].
         hue: shift uniform in [-x, x] turns.
         gray_probability: chance of grayscale.
-        test_resize: shorter side of test images before the center crop, pixels; None leaves them as
-            they are, and they must be ``size`` x ``size``.
+        test_resize: shorter side of test images before the center crop, pixels; None is ``size``,
+            which leaves those of size x size as they are.
     """
 
     size: int

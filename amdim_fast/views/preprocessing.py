@@ -24,8 +24,8 @@ class Preprocessing:
         size: side of the input, pixels.
         mean: subtracted from RGB in 0..1.
         std: divides the difference.
-        resize: shorter side before the center crop, pixels; None leaves images as they are, and
-            they must be ``size`` x ``size``.
+        resize: shorter side before the center crop, pixels; None is ``size``, which leaves images
+            of size x size as they are.
 
     Raises:
         ValueError: mean or std is not three finite numbers, std is not positive, or resize is
@@ -82,8 +82,8 @@ def center_view(
     Args:
         images: as in ``augment``; NumPy arrays and Pillow images too, and one image: [H, W, 3],
             [3, H, W] or a Pillow image.
-        resize: shorter side before the crop, pixels, at least ``size``; None leaves images as they
-            are, and they must be size x size. A policy's ``test_resize``.
+        resize: shorter side before the crop, pixels, at least ``size``; None is ``size``, which
+            leaves images of size x size as they are. A policy's ``test_resize``.
         size: side of the view, pixels.
         mean: of each channel, for pixels in 0..1.
         std: of each channel, positive.
@@ -103,20 +103,14 @@ def center_view(
     pixels = as_pixels(batch.images)
     check_backend(backend)
     check_output(size=size, mean=mean, std=std, dtype=dtype)
+    resize = size if resize is None else resize
     _check_resize(resize, size)
-    if resize is None:
-        for index, image in enumerate(pixels):
-            if image.shape[:2] != (size, size):
-                raise ValueError(
-                    f"images[{index}] is {image.shape[0]} x {image.shape[1]} pixels; it must be"
-                    f" {size} x {size} because resize is None"
-                )
     if not len(pixels) or backend == "reference":
         views = _reference_center(pixels, resize, size)
         normalized = reference.normalize(views, mean, std, dtype, channels_last)
         return normalized[0] if batch.single else normalized
     sizes = sizes_of(pixels)
-    resized = sizes if resize is None else resize * sizes // sizes.amin(1, keepdim=True)
+    resized = resize * sizes // sizes.amin(1, keepdim=True)
     begin = ((resized - size).double() / 2).round().long()  # halves to even, as torchvision
     (views,) = compiled_views(
         pixels,
@@ -136,9 +130,7 @@ def _check_resize(resize: int | None, size: int) -> None:
         raise ValueError(f"resize is {resize}; it must be at least size = {size}")
 
 
-def _reference_center(pixels: Tensor | list[Tensor], resize: int | None, size: int) -> Tensor:
-    if resize is None:
-        return pixels if isinstance(pixels, Tensor) else stacked(pixels, size)
+def _reference_center(pixels: Tensor | list[Tensor], resize: int, size: int) -> Tensor:
     if isinstance(pixels, Tensor):
         return reference.center_crop(pixels, resize, size)
     return stacked([reference.center_crop(image[None], resize, size)[0] for image in pixels], size)

@@ -57,6 +57,9 @@ def fitted(image: Tensor, size: int) -> Tensor:
     picture = pillow.fromarray(image.numpy())
     white = (BACKGROUND,) * 3
     method = pillow.Resampling.BICUBIC
+    if round(min(picture.size) / max(picture.size) * size) == 0:  # Pillow would leave no pixel
+        thin = (size, 1) if picture.width > picture.height else (1, size)
+        picture = picture.resize(thin, method)
     return torch.from_numpy(
         pixels_of(operations.pad(picture, (size, size), method=method, color=white))
     )
@@ -82,14 +85,22 @@ def sheet(tiles: Tensor, edges: Tensor | None = None) -> Tensor:
 
 
 def view_sheet(
-    paths: Sequence[str | os.PathLike[str]], policy: ViewPolicy, *, views: int = 2, seed: int = 0
+    paths: Sequence[str | os.PathLike[str]],
+    policy: ViewPolicy,
+    *,
+    views: int = 2,
+    seed: int = 0,
+    max_pixels: int | None = None,
 ) -> Tensor:
     """One row for each image file: the image, fitted into a tile, and its views.
 
     Raises:
-        BadImage, OSError: a file cannot be read. ValueError: one is too small for the policy.
+        BadImage, OSError: a file cannot be read, or its image is too small for the policy or has
+            more than ``max_pixels``.
     """
-    images = [torch.from_numpy(pixels_of(decode(path))) for path in paths]
+    least_side = policy.max_translation + 1
+    decoded = (decode(path, max_pixels=max_pixels, least_side=least_side) for path in paths)
+    images = [torch.from_numpy(pixels_of(image)) for image in decoded]
     originals = torch.stack([fitted(image, policy.size) for image in images])
     tiles = view_tiles(images, policy, views=views, seed=seed)
     return sheet(torch.cat([originals[:, None], tiles], 1))

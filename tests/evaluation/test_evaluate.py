@@ -148,9 +148,7 @@ def test_random_labels_give_chance(model, digits):
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_published_files_are_evaluated(golden, tmp_path, size):
-    write_folder(
-        tmp_path / "data", train=6, test=4, sizes=((size, size),) if size == 32 else ((160, 150),)
-    )
+    write_folder(tmp_path / "data", train=6, test=4, sizes=((160, 150), (40, 48), (size, size)))
     options = EvaluationOptions(methods=("knn", "logistic"), k=3, workers=0)
     result = evaluate(
         golden / f"amdim_public_{size}.pth", "folder", data_dir=tmp_path / "data",
@@ -378,3 +376,34 @@ def test_command_on_bad_input(checkpoint, tmp_path, capsys):
         assert error.count("\n") == 1
         assert not out.exists()
     assert load_checkpoint(checkpoint).hyperparams["n_rkhs"] == 24
+
+
+def test_stored_probes_find_their_classes_by_name(model, digits, tmp_path):
+    """The order of the classes is the data set's own affair; other names are refused."""
+    named = copy.deepcopy(model)
+    named.evaluator.class_names = digits.classes
+    with torch.no_grad():
+        linear = copy.deepcopy(model.evaluator).eval()(features_of(model, digits.test))[1]
+    expected = float((linear.argmax(1) == digits.test.labels).double().mean())
+    other = ImageData(
+        *(TensorImages(part.images, 9 - part.labels) for part in (digits.train,) * 2),
+        TensorImages(digits.test.images, 9 - digits.test.labels),
+        tuple(reversed(digits.classes)),
+    )
+    options = replace(QUICK, methods=("stored",))
+    save_checkpoint(tmp_path / "named.pt", named)
+    for given in (named, tmp_path / "named.pt"):
+        for data in (digits, other):
+            result = evaluate(given, data, options=options, policy="digits", progress=False)
+            assert result["accuracy"]["stored_linear"]["top1"] == pytest.approx(expected, abs=1e-9)
+    unnamed = evaluate(model, other, options=options, progress=False)
+    assert unnamed["accuracy"]["stored_linear"]["top1"] != pytest.approx(expected, abs=1e-9)
+
+    renamed = replace(digits, classes=("zero", *digits.classes[1:]))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared whole
+        evaluate(named, renamed, options=options, progress=False)
+    assert str(caught.value) == (
+        "the classes of the data set are not those of the model's own probes: new 'zero', missing"
+        " '0'; call the class folders what they were, or leave out the method 'stored'"
+    )
+    evaluate(named, renamed, options=replace(QUICK, methods=("knn",)), progress=False)

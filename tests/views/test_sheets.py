@@ -97,8 +97,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(files, tmp_path, capsys):
         ([*paths, "--views=0"], "views is 0; it must be at least 1"),
         (
             [str(small), "--policy=cifar"],
-            "min(sizes) is 4; it must be larger than the policy's max_translation",
+            f"{small} is 4 x 4 pixels, but the policy moves images by up to 4 pixels: both sides",
         ),
+        ([*paths, "--max-pixels=700"], "1.png has 2,000 pixels, more than 700"),
         ([*paths, f"--out={tmp_path}"], "is a folder; it must be the name of a file"),
         ([*paths, f"--out={tmp_path / 'no' / 'x.png'}"], "is not a folder; create it"),
     ]
@@ -123,3 +124,17 @@ def test_sheet_puts_tiles_in_their_places():
         assert (cell[GAP:-GAP, GAP:-GAP] == number).all()
         assert (cell[:GAP] == 9).all()
         assert (cell[:, -GAP:] == 9).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(500, 1), (1, 500), (3, 4000)])
+def test_thin_images_are_drawn(tmp_path, height, width):
+    """A line of the tile's length, one pixel wide, in its middle."""
+    path, out = tmp_path / "thin.png", tmp_path / "sheet.png"
+    Image.new("RGB", (width, height), (200, 30, 40)).save(path)
+    assert main(["views", str(path), "--policy=digits", "--views=2", f"--out={out}"]) == 0
+    shown = tiles_of(out, 32)(0, 0)
+    is_color = (shown == (200, 30, 40)).all(-1)
+    assert is_color.sum() == 32
+    lines = is_color.all(0) if height > width else is_color.all(1)
+    assert lines.nonzero()[0].tolist() in ([15], [16])
+    assert (shown[~is_color] == 255).all()
