@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from amdim_fast.checkpoints.formats import CheckpointError
     from amdim_fast.data.datasets import load_data
     from amdim_fast.data.loader import training_batches
+    from amdim_fast.evaluation.embed import embed
     from amdim_fast.evaluation.evaluate import evaluate
     from amdim_fast.evaluation.scoring import EvaluationOptions
     from amdim_fast.model.amdim import AMDIM
@@ -57,6 +58,7 @@ _LAZY = {
     "TwoViews": "views.two_views",
     "ViewParams": "views.params",
     "augment": "views.augment",
+    "embed": "evaluation.embed",
     "evaluate": "evaluation.evaluate",
     "export_encoder": "model.export",
     "load_checkpoint": "model.pretrained",
@@ -91,6 +93,7 @@ __all__ = [
     "TwoViews",
     "ViewParams",
     "augment",
+    "embed",
     "evaluate",
     "export_encoder",
     "last_plan",

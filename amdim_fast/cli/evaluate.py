@@ -91,6 +91,12 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, default=default.seed, help="seed of the probes")
     command.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="show no bars, and do not say first what runs where",
+    )
+    command.add_argument(
         "--device",
         help="where the encoder and the probes run, cpu or cuda; if not given, cuda where torch"
         " finds a GPU",
@@ -122,6 +128,7 @@ def _run(parsed: argparse.Namespace) -> int:
         options=options,
         out_dir=parsed.out,
         device=parsed.device,
+        progress=parsed.progress,
     )
     print(format_result(result))
     return 0

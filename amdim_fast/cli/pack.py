@@ -41,6 +41,12 @@ def add_command(commands: Any) -> None:
         help=f"leave out bad images and list them in DST/{SKIPPED}",
     )
     command.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="show no bar, and do not say what is left out",
+    )
+    command.add_argument(
         "--verify",
         action="store_true",
         help="then compare all files with their SHA-256; if DST is finished, do only that",
@@ -55,6 +61,7 @@ def _run(parsed: argparse.Namespace) -> int:
             size=parsed.size,
             workers=parsed.workers,
             skip_bad=parsed.skip_bad,
+            progress=parsed.progress,
         )
         print(f"packed {packed.images:,} images into {packed.path}")
         if packed.skipped:

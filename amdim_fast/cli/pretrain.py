@@ -61,6 +61,12 @@ def add_command(commands: Any) -> None:
         help="how long processes wait for one that does not answer (default: 600)",
     )
     command.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="show no bars, and do not say first what runs where",
+    )
+    command.add_argument(
         "--tensorboard", action="store_true", help="also write events for TensorBoard"
     )
     command.add_argument(
@@ -139,6 +145,7 @@ def _run(parsed: argparse.Namespace) -> int:
         tensorboard_port=parsed.tensorboard_port,
         resume=parsed.resume,
         timeout=parsed.timeout,
+        progress=parsed.progress,
     )
     if rank_of_environment() != 0:
         return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amdim_fast.data.decoding import BadImage, decode
 from amdim_fast.data.folders import list_images
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
 from amdim_fast.data.packed_store import is_store, read_store
+from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
 
@@ -73,6 +72,7 @@ def load_data(
     skip_bad: bool = False,
     workers: int | None = None,
     left_out: LeftOut | None = None,
+    progress: bool = True,
 ) -> ImageData:
     """A data set by name.
 
@@ -91,6 +91,7 @@ def load_data(
         workers: processes that check the files; None uses every CPU.
         left_out: with ``skip_bad``, what an earlier call left out, ``ImageData.left_out``: these
             files are left out again, and none is decoded to see whether it is bad.
+        progress: whether to show a bar while files are checked.
 
     Raises:
         ValueError: there is no such data set, or its folders are not as it requires.
@@ -98,7 +99,7 @@ def load_data(
         ModuleNotFoundError: a package is missing.
     """
     if name in FOLDER_CLASSES:
-        data = _load_folder(Path(root).expanduser(), skip_bad, workers, left_out)
+        data = _load_folder(Path(root).expanduser(), skip_bad, workers, left_out, progress)
         classes = FOLDER_CLASSES[name]
         if classes not in (None, len(data.classes)):
             raise ValueError(
@@ -196,7 +197,7 @@ def _from_torchvision(name: str, root: Path, download: bool, **options: Any) -> 
 
 
 def _load_folder(
-    root: Path, skip_bad: bool, workers: int | None, known: LeftOut | None
+    root: Path, skip_bad: bool, workers: int | None, known: LeftOut | None, progress: bool
 ) -> ImageData:
     skipped: list[str] = []
     left_out: dict[str, dict[str, str]] = {}
@@ -214,7 +215,7 @@ def _load_folder(
             files = FileImages(listing.root, names, torch.tensor(labels))
             if skip_bad:
                 if known is None:
-                    bad = find_bad(files, workers=workers)
+                    bad = find_bad(files, workers=workers, progress=progress)
                 else:
                     sentences = known.get(split, {})
                     bad = {i: sentences[name] for i, name in enumerate(names) if name in sentences}
@@ -243,7 +244,7 @@ def find_bad(
     paths = (images.path(index) for index in range(len(images)))
     with (
         contextlib.closing(ordered_map(_fault, paths, workers=workers, ahead=16)) as faults,
-        tqdm(faults, "checking", len(images), disable=not progress, file=sys.stderr) as bar,
+        progress_bar(iterable=faults, desc="checking", total=len(images), shown=progress) as bar,
     ):
         for index, fault in enumerate(bar):
             if fault is not None:

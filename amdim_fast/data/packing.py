@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from amdim_fast.data.decoding import BadImage, decode, pixels_of
 from amdim_fast.data.folders import Listing, list_images
@@ -28,6 +27,7 @@ from amdim_fast.data.packed_store import (
     SKIPPED,
     VERSION,
 )
+from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.files import remove_temporaries, sha256_of, written_whole
 from amdim_fast.optional import require
@@ -203,7 +203,7 @@ def _pack_shards(tasks: list[_ShardTask], workers: int, progress: bool) -> None:
     done = total - sum(len(task.names) for task in left)
     with (
         contextlib.closing(ordered_map(_pack_shard, left, workers=workers, ahead=1)) as counts,
-        tqdm(total=total, initial=done, unit="image", disable=not progress, file=sys.stderr) as bar,
+        progress_bar(total=total, initial=done, unit="image", shown=progress) as bar,
     ):
         for count in counts:
             bar.update(count)

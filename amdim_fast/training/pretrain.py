@@ -125,7 +125,7 @@ def pretrain(
             else:
                 setup = resumed_setup(resume, name=name, **given)
             check_setup(setup, ranks)
-        data = load_for_run(setup, ranks, download=download)
+        data = load_for_run(setup, ranks, download=download, workers=workers, progress=progress)
         default_name = f"{setup.recipe.name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
         folder = setup.folder or Path(runs_dir) / ranks.shared(name or default_name)
         with Run(setup, data, ranks, folder, timeout, workers=workers, progress=progress) as run:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amdim_fast.data.datasets import ImageData, describe_data
 from amdim_fast.data.decoding import BadImage
 from amdim_fast.data.image_sets import FileImages
 from amdim_fast.data.loader import training_batches
+from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.workers import worker_count
 from amdim_fast.devices import execution_line
 from amdim_fast.distributed.ranks import LostRank, Ranks, is_lost_rank, reason
@@ -180,12 +180,11 @@ class Run:
             workers = max(1, worker_count(None) // ranks.local_world_size)
         self._clock = Clock(self.checkpoints.seconds, training.step, training.device)
         self._bar = self._exits.enter_context(
-            tqdm(
+            progress_bar(
                 total=training.total_steps,
                 initial=training.step,
                 unit="step",
-                disable=not (self._progress and ranks.is_first),
-                file=sys.stderr,
+                shown=self._progress and ranks.is_first,
             )
         )
         self._loader = self._exits.enter_context(

@@ -103,7 +103,14 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
         check_tensorboard(setup.tensorboard_port)
 
 
-def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
+def load_for_run(
+    setup: Setup,
+    ranks: Ranks,
+    *,
+    download: bool,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ImageData:
     """The data set, the same on every process.
 
     With several processes, rank 0 downloads first, then one process of each other machine.
@@ -122,7 +129,9 @@ def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
             setup.data_dir,
             download=download and alone,
             skip_bad=setup.skip_bad,
+            workers=workers,
             left_out=None if setup.looks else setup.left_out,
+            progress=progress and ranks.is_first,
         )
         if not setup.labels:
             data = without_labels(data)
