@@ -30,6 +30,7 @@ class Setup:
         left_out: files that the run has left out or could not read, as it wrote them down; None if
             it wrote nothing.
         labels: whether the labels of the data set, if it has any, train probes.
+        init_from: file of the weights that a new run begins with; the resumed run's.
         looks: whether ``skip_bad`` decodes every file, rather than leave out ``left_out``.
     """
 
@@ -45,6 +46,7 @@ class Setup:
     left_out: LeftOut | None = None
     looks: bool = True
     labels: bool = True
+    init_from: str | None = None
 
 
 def new_setup(
@@ -55,6 +57,7 @@ def new_setup(
     device: str | None = None,
     skip_bad: bool = False,
     labels: bool = True,
+    init_from: PathLike | None = None,
     log_every: int | None = None,
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
@@ -67,6 +70,7 @@ def new_setup(
         device=device or str(find_device()),
         skip_bad=skip_bad,
         labels=labels,
+        init_from=None if init_from is None else str(init_from),
         tensorboard=tensorboard,
         tensorboard_port=tensorboard_port,
     )
