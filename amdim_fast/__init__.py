@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from amdim_fast.model.backbone import BackboneEncoder
     from amdim_fast.model.encoder import Encoder
     from amdim_fast.model.export import export_encoder
+    from amdim_fast.model.export_program import export_program
     from amdim_fast.model.gradient_cache import CachedEncoding
     from amdim_fast.model.pretrained import load_checkpoint, load_pretrained, save_checkpoint
     from amdim_fast.segmentation.posterior import posterior_maps
@@ -61,6 +62,7 @@ _LAZY = {
     "embed": "evaluation.embed",
     "evaluate": "evaluation.evaluate",
     "export_encoder": "model.export",
+    "export_program": "model.export_program",
     "load_checkpoint": "model.pretrained",
     "load_data": "data.datasets",
     "load_pretrained": "model.pretrained",
@@ -96,6 +98,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export_encoder",
+    "export_program",
     "last_plan",
     "load_checkpoint",
     "load_data",
