@@ -25,8 +25,8 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "data",
         metavar="DATA",
-        help="folder of images, packed store or image file; or the name of a data set:"
-        f" {', '.join(DATA_SETS)}",
+        help="folder of images, packed store, list of files or image file; or the name of a data"
+        f" set: {', '.join(DATA_SETS)}",
     )
     command.add_argument("out", metavar="OUT", help="file to write: .npz or .parquet")
     command.add_argument(

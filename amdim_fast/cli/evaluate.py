@@ -31,7 +31,9 @@ def add_command(commands: Any) -> None:
         "--data", choices=DATA_SETS, default="digits", metavar="NAME", help=", ".join(DATA_SETS)
     )
     command.add_argument(
-        "--data-dir", default="data", help="folder of the data set's files, or a packed store"
+        "--data-dir",
+        default="data",
+        help="folder of the data set's files, a list of files or a packed store",
     )
     command.add_argument("--download", action="store_true", help="fetch what is missing there")
     command.add_argument(

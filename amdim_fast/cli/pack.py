@@ -21,7 +21,10 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=_run)
     command.add_argument(
-        "source", metavar="SRC", help="train/ and val/ of class folders, class folders, or images"
+        "source",
+        metavar="SRC",
+        help="train/ and val/ of class folders, class folders, images, or a list of files: .txt"
+        " with a path in each line, or .csv or .tsv with the columns path, label and split",
     )
     command.add_argument(
         "destination", metavar="DST", help="folder of the store, new or unfinished"

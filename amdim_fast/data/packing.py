@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from amdim_fast.data.decoding import BadImage, decode, pixels_of
-from amdim_fast.data.folders import Listing, list_images
+from amdim_fast.data.folders import Listing
+from amdim_fast.data.lists import find_images, is_list
 from amdim_fast.data.packed_store import (
     FORMAT,
     HASHED,
@@ -61,7 +62,7 @@ def pack(
 
     Args:
         source: as ``list_images`` reads it: with ``train/`` and ``val/`` or ``test/`` of class
-            folders, class folders, or images.
+            folders, class folders, or images; or a list of files, as ``read_list`` reads it.
         destination: folder of the store: new, empty, or an unfinished store.
         size: images whose shorter side is longer than this many pixels are resized to it, with
             Pillow's antialiased bicubic and torchvision's rounding of the other side; None keeps
@@ -80,9 +81,9 @@ def pack(
     if size is not None and size < 1:
         raise ValueError(f"size is {size}; it must be 1 or more")
     workers = worker_count(workers)
-    listing = list_images(source)
+    listing = find_images(source)
     folder = Path(destination)
-    if folder.resolve().is_relative_to(listing.root.resolve()):
+    if not is_list(source) and folder.resolve().is_relative_to(listing.root.resolve()):
         raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
     plan = _make_plan(listing, size, skip_bad)
     if progress and listing.ignored:

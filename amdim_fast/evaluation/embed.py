@@ -14,6 +14,7 @@ from torch import Tensor
 from amdim_fast.checks import whole_number
 from amdim_fast.data.datasets import DATA_SETS, ImageData, describe_data, load_data
 from amdim_fast.data.image_sets import FileImages, ImageSet
+from amdim_fast.data.lists import is_list
 from amdim_fast.devices import execution_line
 from amdim_fast.evaluation.evaluate import load_model
 from amdim_fast.evaluation.feature_files import ImageTable, write_features
@@ -60,8 +61,9 @@ def embed(
 
     Args:
         model: an AMDIM, or a file or folder that ``AMDIM.from_pretrained`` reads.
-        data: an ImageData; a folder of images, a packed store or an image file; or a name that
-            ``load_data`` reads with the next two arguments, unless there is such a folder.
+        data: an ImageData; a folder of images, a packed store, a list of files or an image file;
+            or a name that ``load_data`` reads with the next two arguments, unless there is such a
+            folder.
         data_dir: folder of the data set.
         download: whether to fetch what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
@@ -134,7 +136,7 @@ def _data_of(
 ) -> ImageData:
     path = Path(data).expanduser()
     named = str(data) in DATA_SETS and not path.exists()
-    if path.is_file():
+    if path.is_file() and not is_list(path):
         return ImageData(FileImages(path.parent, [path.name]), None, None, ())
     return load_data(
         str(data) if named else "folder",
