@@ -11,7 +11,7 @@ from amdim_fast.data.folders import Listing, list_images
 
 SUFFIXES = (".txt", ".csv", ".tsv")
 SPLITS = ("train", "test")
-COLUMNS = ("path", "label", "split")
+PATHS = ("path", "file_name")
 
 Row = tuple[int, str, str, str]  # line, path, label, split
 
@@ -31,8 +31,9 @@ def read_list(path: str | os.PathLike[str]) -> Listing:
     """The images that a text file lists, in its order.
 
     ``.txt`` has a path in each line and, perhaps, a tab and a label. ``.csv`` and ``.tsv`` have a
-    first line with names of columns, in any case: ``path`` and, perhaps, ``label`` and ``split``,
-    train or test, train if empty. Paths are relative to the folder of the list, or absolute. Labels
+    first line with names of columns, in any case: ``path``, or ``file_name`` as in ``metadata.csv``
+    of Hugging Face's image folders, and, perhaps, ``label`` and ``split``, train or test, train if
+    empty; others are not read. Paths are relative to the folder of the list, or absolute. Labels
     are names of classes, in the order of numbers if all are whole numbers and otherwise sorted;
     every image has one, or none has. A single class is no label. Text is UTF-8; other bytes of
     paths are kept.
@@ -77,10 +78,10 @@ def _plain_rows(file: Iterator[str]) -> Iterator[Row]:
 def _rows(path: Path, file: Iterator[str]) -> Iterator[Row]:
     table = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     names = [name.strip().lower() for name in next(table, [])]
-    if names.count("path") != 1:
+    if sum(name in PATHS for name in names) != 1:
         raise ValueError(
             f"{path} has the columns {', '.join(names) or 'none'}; its first line must name one"
-            " path, and may name label and split"
+            f" {' or '.join(PATHS)}, and may name label and split"
         )
     for cells in table:
         if not any(cells):
@@ -91,7 +92,8 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[Row]:
                 f" {len(names)}, as the first line"
             )
         given = dict(zip(names, cells, strict=True))
-        name, label, split = (given.get(column, "") for column in COLUMNS)
+        name = given[PATHS[0]] if PATHS[0] in given else given[PATHS[1]]
+        label, split = given.get("label", ""), given.get("split", "")
         yield table.line_num, name, label.strip(), split.strip().lower() or "train"
 
 

@@ -41,6 +41,8 @@ def test_a_table(tmp_path, pictures):
         ("list.tsv", TABLE.replace(",", "\t")),
         ("LIST.CSV", "\ufeff" + TABLE.replace("\n", "\r\n") + "\r\n"),
         ("quoted.csv", TABLE.replace("{0}", '"{0}"')),
+        ("metadata.csv", TABLE.replace("path", "file_name")),
+        ("more.csv", TABLE.replace("\n", ",x,\n").replace("Split,x,", "Split,Caption,")),
     ):
         data = load_data("folder", written(tmp_path, name, text, pictures))
         assert data.classes == ("cat", "dog")
@@ -94,9 +96,10 @@ def test_a_name_that_is_not_utf_8(tmp_path, pictures):
     ("name", "text", "message"),
     [
         ("a.txt", "", "a.txt lists no training images"),
-        ("a.csv", "", "a.csv has the columns none; its first line must name one path, and may"),
+        ("a.csv", "", "a.csv has the columns none; its first line must name one path or file_n"),
         ("a.csv", "file,label\n{0},x", "has the columns file, label; its first line must name one"),
         ("a.csv", "path,Path\n{0},x", "has the columns path, path; its first line must name one"),
+        ("a.csv", "path,file_name\n{0},x", "has the columns path, file_name; its first line must"),
         ("a.csv", "path,split\n{0},test", "a.csv lists no training images"),
         ("a.csv", "path,split\n{0},train\n{1},val", "line 3 of .*a.csv has the split 'val'; it"),
         ("a.csv", "path,label\n{0},x,y", "line 2 of .*a.csv has 3 columns; it must have 2, as"),
