@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from amdim_fast.checkpoints.formats import CheckpointError
     from amdim_fast.data.datasets import load_data
     from amdim_fast.data.loader import training_batches
+    from amdim_fast.evaluation.embed import embed
     from amdim_fast.evaluation.evaluate import evaluate
     from amdim_fast.evaluation.scoring import EvaluationOptions
     from amdim_fast.model.amdim import AMDIM
     from amdim_fast.model.backbone import BackboneEncoder
     from amdim_fast.model.encoder import Encoder
     from amdim_fast.model.export import export_encoder
+    from amdim_fast.model.export_program import export_program
     from amdim_fast.model.gradient_cache import CachedEncoding
     from amdim_fast.model.pretrained import load_checkpoint, load_pretrained, save_checkpoint
     from amdim_fast.segmentation.posterior import posterior_maps
@@ -57,8 +59,10 @@ _LAZY = {
     "TwoViews": "views.two_views",
     "ViewParams": "views.params",
     "augment": "views.augment",
+    "embed": "evaluation.embed",
     "evaluate": "evaluation.evaluate",
     "export_encoder": "model.export",
+    "export_program": "model.export_program",
     "load_checkpoint": "model.pretrained",
     "load_data": "data.datasets",
     "load_pretrained": "model.pretrained",
@@ -91,8 +95,10 @@ __all__ = [
     "TwoViews",
     "ViewParams",
     "augment",
+    "embed",
     "evaluate",
     "export_encoder",
+    "export_program",
     "last_plan",
     "load_checkpoint",
     "load_data",

@@ -181,7 +181,7 @@ def filled(arguments, files, name):
     stand_ins = files | ({"CHECKPOINT": files["MIXTURE"]} if command == "segment" else {})
     rest = [word for given in rest for word in stand_ins.get(given, [given])]
     if "--resume" in rest:
-        return [command, *rest]
+        return [command, *rest, *(["--steps=3"] if "--steps" in rest else [])]
     if command == "pretrain" and "--name" not in rest:
         rest += ["--name", name]
     if "--micro-batch" in rest:
@@ -216,7 +216,9 @@ def test_commands_run_on_digits(tmp_path):
     shown = enumerate(runnable(COMMANDS))
     found = [filled(arguments, files, f"run{number}") for number, arguments in shown]
     named = {arguments[0] for arguments in found}
-    assert named == {"pretrain", "evaluate", "segment", "export", "info", "bench", "pack", "views"}
+    assert named == {
+        *("pretrain", "evaluate", "embed", "segment", "export", "info", "bench", "pack", "views")
+    }
     order = sorted([["pretrain", "--name=mixture", "--mixture=4", *SMALL], *found], key=stage)
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],

@@ -32,7 +32,9 @@ def add_command(commands: Any) -> None:
         "--data", choices=DATA_SETS, default="digits", metavar="NAME", help=", ".join(DATA_SETS)
     )
     command.add_argument(
-        "--data-dir", default="data", help="folder of the data set's files, or a packed store"
+        "--data-dir",
+        default="data",
+        help="folder of the data set's files, a list of files or a packed store",
     )
     command.add_argument("--download", action="store_true", help="fetch what is missing there")
     command.add_argument(
@@ -93,6 +95,12 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, default=default.seed, help="seed of the probes")
     command.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="show no bars, and do not say first what runs where",
+    )
+    command.add_argument(
         "--device",
         help="where the encoder and the probes run, cpu or cuda; if not given, cuda where torch"
         " finds a GPU",
@@ -125,6 +133,7 @@ def _run(parsed: argparse.Namespace) -> int:
         options=options,
         out_dir=parsed.out,
         device=parsed.device,
+        progress=parsed.progress,
     )
     print(format_result(result))
     return 0

@@ -7,11 +7,11 @@ import io
 import sys
 from collections.abc import Sequence
 
-from amdim_fast.cli import bench, evaluate, export, info, pack, pretrain, segment, views
+from amdim_fast.cli import bench, embed, evaluate, export, info, pack, pretrain, segment, views
 from amdim_fast.version import __version__
 from amdim_fast.views import compiled
 
-COMMANDS = (pretrain, evaluate, segment, export, info, bench, pack, views)
+COMMANDS = (pretrain, evaluate, embed, segment, export, info, bench, pack, views)
 # What a user can cause; any other error is a bug and keeps its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError)
 

@@ -22,7 +22,10 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=_run)
     command.add_argument(
-        "source", metavar="SRC", help="train/ and val/ of class folders, class folders, or images"
+        "source",
+        metavar="SRC",
+        help="train/ and val/ of class folders, class folders, images, or a list of files: .txt"
+        " with a path in each line, or .csv or .tsv with the columns path, label and split",
     )
     command.add_argument(
         "destination", metavar="DST", help="folder of the store, new or unfinished"
@@ -43,6 +46,12 @@ def add_command(commands: Any) -> None:
     )
     add_max_pixels(command)
     command.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="show no bar, and do not say what is left out",
+    )
+    command.add_argument(
         "--verify",
         action="store_true",
         help="then compare all files with their SHA-256; if DST is finished, do only that",
@@ -58,6 +67,7 @@ def _run(parsed: argparse.Namespace) -> int:
             workers=parsed.workers,
             skip_bad=parsed.skip_bad,
             max_pixels=parsed.max_pixels,
+            progress=parsed.progress,
         )
         print(f"packed {packed.images:,} images into {packed.path}")
         if packed.skipped:

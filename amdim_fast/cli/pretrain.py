@@ -13,6 +13,7 @@ from amdim_fast.distributed.ranks import rank_of_environment
 from amdim_fast.training.log import read_config
 from amdim_fast.training.pretrain import pretrain
 from amdim_fast.training.recipes import MODEL_SIZES, RECIPES, Recipe, options
+from amdim_fast.training.resume import LENGTH
 
 
 def add_command(commands: Any) -> None:
@@ -29,12 +30,16 @@ def add_command(commands: Any) -> None:
     command.set_defaults(run=_run, makes_views=True)
     command.add_argument("--recipe", choices=RECIPES, help="what to run (default: digits)")
     command.add_argument(
-        "--resume", metavar="RUN", help="resume the run in this folder, bit for bit on a CPU"
+        "--resume",
+        metavar="RUN",
+        help="resume the run in this folder, bit for bit on a CPU; with --epochs or --steps, and"
+        " --milestones, it goes on to another length, also past its end",
     )
     command.add_argument("--name", help="name of the run (default: the recipe and the time)")
     command.add_argument("--runs-dir", default="runs", help="folder of runs (default: runs)")
     command.add_argument(
-        "--data-dir", help="folder of the data set's files, or a packed store (default: data)"
+        "--data-dir",
+        help="folder of the data set's files, a list of files or a packed store (default: data)",
     )
     command.add_argument("--download", action="store_true", help="download what is missing there")
     command.add_argument(
@@ -46,6 +51,12 @@ def add_command(commands: Any) -> None:
         dest="labels",
         action="store_false",
         help="pay no heed to class folders and labels: no probes, and the best checkpoint by loss",
+    )
+    command.add_argument(
+        "--init-from",
+        metavar="MODEL",
+        help="checkpoint or export whose weights a new run begins with; all else, such as optimizer"
+        " and probes, is new",
     )
     command.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
     command.add_argument(
@@ -62,6 +73,12 @@ def add_command(commands: Any) -> None:
         default=600.0,
         metavar="SECONDS",
         help="how long processes wait for one that does not answer (default: 600)",
+    )
+    command.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="show no bars, and do not say first what runs where",
     )
     command.add_argument(
         "--tensorboard", action="store_true", help="also write events for TensorBoard"
@@ -124,13 +141,17 @@ def _recipe(parsed: argparse.Namespace) -> Recipe | None:
     if parsed.model_size:
         sizes = zip(("ndf", "n_rkhs", "depth"), MODEL_SIZES[parsed.model_size], strict=True)
         changed = dict(sizes) | changed
-    if parsed.resume is None or parsed.recipe is not None:
+    if parsed.resume is None:
         recipe = replace(RECIPES[parsed.recipe or "digits"], **changed)
         _check_used(recipe, given)
         return recipe
-    if not changed:
+    if parsed.recipe is None and not changed:
         return None
-    return replace(Recipe.from_dict(read_config(Path(parsed.resume))["recipe"]), **changed)
+    begun = Recipe.from_dict(read_config(Path(parsed.resume))["recipe"])
+    if parsed.recipe is not None:  # it says nothing of how long the run should be
+        kept = {name: getattr(begun, name) for name in LENGTH}
+        begun = replace(RECIPES[parsed.recipe], **kept)
+    return replace(begun, **changed)
 
 
 def _check_used(recipe: Recipe, given: Iterable[str]) -> None:
@@ -157,6 +178,7 @@ def _run(parsed: argparse.Namespace) -> int:
         skip_bad=parsed.skip_bad,
         max_pixels=parsed.max_pixels,
         labels=parsed.labels,
+        init_from=parsed.init_from,
         seed=parsed.seed,
         device=parsed.device,
         workers=parsed.workers,
@@ -164,6 +186,7 @@ def _run(parsed: argparse.Namespace) -> int:
         tensorboard_port=parsed.tensorboard_port,
         resume=parsed.resume,
         timeout=parsed.timeout,
+        progress=parsed.progress,
     )
     if rank_of_environment() != 0:
         return 0
@@ -182,6 +205,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     rows = [
         ("linear probe, raw pixels", summary.get("accuracy_raw_pixels"), "{:.1%}"),
         ("linear probe, random weights", summary.get("accuracy_random_weights"), "{:.1%}"),
+        ("linear probe, initial weights", summary.get("accuracy_initial_weights"), "{:.1%}"),
         ("linear probe, pre-trained", summary.get("accuracy_pretrained"), "{:.1%}"),
         ("training time", summary["train_seconds"], "{:.0f} s"),
         ("training rate", summary["images_per_second"], "{:.0f} images/s"),

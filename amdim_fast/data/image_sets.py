@@ -42,6 +42,9 @@ class ImageSet(Protocol):
     def name(self, index: int) -> str:
         """The name of an image in messages: its file, or its index."""
 
+    def names(self) -> list[str]:
+        """The name of each image: its file, relative to the folder, or its index."""
+
 
 @runtime_checkable
 class StoredImages(ImageSet, Protocol):
@@ -114,6 +117,10 @@ class TensorImages(StoredImages):
         """See ``ImageSet.name``."""
         return f"image {index}"
 
+    def names(self) -> list[str]:
+        """See ``ImageSet.names``."""
+        return [self.name(index) for index in range(len(self))]
+
 
 class FileImages(ImageSet):
     """Images in files, decoded on demand; see ``decoding.decode`` for what the pixels are.
@@ -157,6 +164,10 @@ class FileImages(ImageSet):
         kept = np.delete(np.arange(len(self)), np.asarray(left_out, dtype=np.int64))
         names = [os.fsdecode(bytes(name)) for name in self._names[kept]]
         return FileImages(self.root, names, self.labels[torch.from_numpy(kept)], self.decoder)
+
+    def names(self) -> list[str]:
+        """See ``ImageSet.names``."""
+        return [os.fsdecode(name) for name in self._names.tolist()]
 
     def missing(self, names: Iterable[str]) -> set[str]:
         """Those of the names that are not in the set."""

@@ -121,8 +121,15 @@ class PackedImages(StoredImages):
     def name(self, index: int) -> str:
         """The file an image was packed from, relative to the source folder."""
         shard = int(self._shard[index])
+        return self._names_in(shard)[index - int(self._starts[shard])]
+
+    def names(self) -> list[str]:
+        """As ``name``, of all images."""
+        return [name for shard in range(len(self._names)) for name in self._names_in(shard)]
+
+    def _names_in(self, shard: int) -> list[str]:
         record = json.loads((self._folder / f"{self._names[shard]}.json").read_text("utf-8"))
-        return str(record["names"][index - int(self._starts[shard])])
+        return list(map(str, record["names"]))
 
     def _file(self, shard: int) -> int:
         if shard not in self._files:

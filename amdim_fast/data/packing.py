@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from amdim_fast.checks import whole_number
 from amdim_fast.data.decoding import BadImage, decode, pixels_of
-from amdim_fast.data.folders import Listing, list_images
+from amdim_fast.data.folders import Listing
+from amdim_fast.data.lists import find_images, is_list
 from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import (
     FORMAT,
@@ -30,6 +30,7 @@ from amdim_fast.data.packed_store import (
     SKIPPED,
     VERSION,
 )
+from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.files import remove_temporaries, sha256_of, written_whole
 from amdim_fast.optional import require
@@ -64,7 +65,7 @@ def pack(
 
     Args:
         source: as ``list_images`` reads it: with ``train/`` and ``val/`` or ``test/`` of class
-            folders, class folders, or images.
+            folders, class folders, or images; or a list of files, as ``read_list`` reads it.
         destination: folder of the store: new, empty, or an unfinished store.
         size: images whose shorter side is longer than this many pixels are resized to it, with
             Pillow's antialiased bicubic and torchvision's rounding of the other side; None keeps
@@ -86,9 +87,9 @@ def pack(
     if max_pixels is not None:
         whole_number("max_pixels", max_pixels)
     workers = worker_count(workers)
-    listing = list_images(source)
+    listing = find_images(source)
     folder = Path(destination)
-    if folder.resolve().is_relative_to(listing.root.resolve()):
+    if not is_list(source) and folder.resolve().is_relative_to(listing.root.resolve()):
         raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
     plan = _make_plan(listing, size, skip_bad, max_pixels)
     if progress and listing.ignored:
@@ -219,7 +220,7 @@ def _pack_shards(tasks: list[_ShardTask], workers: int, progress: bool) -> None:
     done = total - sum(len(task.names) for task in left)
     with (
         contextlib.closing(ordered_map(_pack_shard, left, workers=workers, ahead=1)) as counts,
-        tqdm(total=total, initial=done, unit="image", disable=not progress, file=sys.stderr) as bar,
+        progress_bar(total=total, initial=done, unit="image", shown=progress) as bar,
     ):
         for count in counts:
             bar.update(count)

@@ -84,11 +84,17 @@ def evaluate(
     if out_dir is not None:
         check_new_folder(Path(out_dir))
         require("matplotlib", DRAWING, "demo")
-    loaded, source = _loaded(model, policy, device)
+    loaded, source = load_model(model, policy, device)
     name = data if isinstance(data, str) else "own"
     if isinstance(data, str):
         data = load_data(
-            data, data_dir, download=download, skip_bad=skip_bad, max_pixels=max_pixels
+            data,
+            data_dir,
+            download=download,
+            skip_bad=skip_bad,
+            max_pixels=max_pixels,
+            workers=options.workers,
+            progress=progress,
         )
     train, test = data.labeled()
     classes = len(data.classes)
@@ -158,10 +164,13 @@ def _optional(path: Path) -> Iterator[Path]:
         print(f"amdim-fast: {said}", file=sys.stderr)
 
 
-def _loaded(
+def load_model(
     model: AMDIM | str | os.PathLike[str], policy: str | None, device: str | None
 ) -> tuple[Pretrained, str | None]:
-    """The model with its preprocessing, on the device, and the file it comes from."""
+    """The model with its preprocessing, on the device, and the file that it comes from, if any.
+
+    Arguments and errors are ``evaluate``'s.
+    """
     if not isinstance(model, AMDIM):
         return read_pretrained(model, find_device(device), policy=policy), str(model)
     where = None if device is None else find_device(device)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amdim_fast.data.image_sets import Images, ImageSet
 from amdim_fast.data.loader import Loader, ordered_batches
+from amdim_fast.data.progress import progress_bar
 from amdim_fast.model.backbone import AnyEncoder
 from amdim_fast.model.frozen import encode
 from amdim_fast.views.compiled import views_device
@@ -46,12 +45,30 @@ def extract_features(
         BadImage, OSError: an image cannot be read.
     """
     features = torch.empty(len(images), encoder.n_rkhs)
+    begin = 0
+    parts = feature_parts(
+        encoder, images, preprocessing, batch_size=batch_size, workers=workers, progress=progress
+    )
+    for part in parts:
+        features[begin : begin + len(part)] = part
+        begin += len(part)
+    return features
+
+
+def feature_parts(
+    encoder: AnyEncoder,
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 250,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Iterator[Tensor]:
+    """``extract_features`` in parts, float32 [n, D] on the CPU, in the order of the images."""
     device = views_device(encoder.rkhs_block_5.conv1.weight.device)
     with (
         ordered_batches(images, batch_size, device=device, workers=workers) as batches,
-        tqdm(
-            total=len(images), desc="features", unit="image", disable=not progress, file=sys.stderr
-        ) as bar,
+        progress_bar(total=len(images), desc="features", unit="image", shown=progress) as bar,
     ):
         for batch in batches:
             part = encode(encoder, batch.images, preprocessing).float().cpu()
@@ -62,9 +79,8 @@ def extract_features(
                     f"the features of {images.name(first)} are not finite; the encoder's weights"
                     " are damaged or diverged"
                 )
-            features[batch.indices] = part
             bar.update(len(part))
-    return features
+            yield part
 
 
 def seen_pixels(images: Images, preprocessing: Preprocessing) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amdim_fast.checks import whole_number
+from amdim_fast.data.progress import progress_bar
 from amdim_fast.model.probes import Probes, probe_loss
 
 
@@ -101,7 +100,7 @@ def train_probes(
         )
         rate = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(schedule.milestones), gamma=0.2)
         epochs = range(schedule.epochs)
-        for _ in tqdm(epochs, "probes", unit="epoch", disable=not progress, file=sys.stderr):
+        for _ in progress_bar(iterable=epochs, desc="probes", unit="epoch", shown=progress):
             for index in torch.randperm(len(features), generator=order).split(size):
                 if len(index) < size:
                     break

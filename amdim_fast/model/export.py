@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from amdim_fast.checkpoints.formats import CheckpointError
 from amdim_fast.files import check_new_folder
 from amdim_fast.model.amdim import AMDIM
 from amdim_fast.model.encoder import Encoder
-from amdim_fast.model.pretrained import read_pretrained
+from amdim_fast.model.pretrained import Pretrained, read_pretrained
 from amdim_fast.version import __version__
 
 
@@ -52,24 +53,34 @@ def export_encoder(
     """
     target = Path(out_dir)
     check_new_folder(target)
-    if Path(checkpoint).is_dir():
-        raise CheckpointError(f"{checkpoint} is a folder; give the checkpoint file in it")
-    model, preprocessing, provenance = read_pretrained(checkpoint, policy=policy)
+    model, preprocessing, provenance = read_for_export(checkpoint, policy)
     names = ARCHITECTURE if isinstance(model.encoder, Encoder) else BACKBONE_ARCHITECTURE
     return write_export(
         target,
         model.state_dict(),
         architecture={name: getattr(model.encoder, name) for name in names},
         preprocessing=preprocessing,
-        provenance={
-            "source": Path(checkpoint).name,
-            "recipe": provenance.get("recipe"),
-            "step": provenance.get("step"),
-            "amdim_fast": __version__,
-            "torch": torch.__version__,
-        },
+        provenance=described(checkpoint, provenance),
         mixture=None if model.mixture is None else _mixture_arguments(model),
     )
+
+
+def read_for_export(checkpoint: str | os.PathLike[str], policy: str | None) -> Pretrained:
+    """``read_pretrained`` of a checkpoint's file; CheckpointError says that it is a folder."""
+    if Path(checkpoint).is_dir():
+        raise CheckpointError(f"{checkpoint} is a folder; give the checkpoint file in it")
+    return read_pretrained(checkpoint, policy=policy)
+
+
+def described(checkpoint: str | os.PathLike[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Where an export comes from, for its ``config.json``."""
+    return {
+        "source": Path(checkpoint).name,
+        "recipe": provenance.get("recipe"),
+        "step": provenance.get("step"),
+        "amdim_fast": __version__,
+        "torch": torch.__version__,
+    }
 
 
 def _mixture_arguments(model: AMDIM) -> dict[str, Any]:

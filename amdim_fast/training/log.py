@@ -110,6 +110,10 @@ class RunLog:
                     self._events.add_scalar(name, value, record["step"])
             self._events.flush()
 
+    def change_config(self, **changed: Any) -> None:
+        """Replace entries of ``config.json``."""
+        self._write_json(CONFIG, read_config(self.folder) | changed)
+
     def write_left_out(self, left_out: Mapping[str, Mapping[str, str]]) -> None:
         """Write ``left_out.json``: split -> file -> why it is, or must be, left out."""
         self._write_json(LEFT_OUT, left_out)

@@ -28,6 +28,7 @@ def pretrain(
     skip_bad: bool = False,
     max_pixels: int | None = None,
     labels: bool = True,
+    init_from: PathLike | None = None,
     seed: int | None = None,
     device: str | None = None,
     log_every: int | None = None,
@@ -67,6 +68,8 @@ def pretrain(
             resumed run's.
         labels: whether labels, where the data set has them, train probes and choose the best
             checkpoint; otherwise the loss does.
+        init_from: checkpoint or export whose weights of the encoder, and of components, a new run
+            begins with; optimizer, probes, step and everything random are new.
         seed: seed of everything random, 0 by default.
         device: where encoder, loss and views run; by default cuda where torch finds a GPU, else
             cpu.
@@ -77,8 +80,10 @@ def pretrain(
         tensorboard_port: serve them at this port of localhost during the run.
         resume: folder of the run to resume. ``data_dir``, ``seed`` and ``device`` default to that
             run's; ``device`` may differ, and of the recipe ``cuda_graph``, ``log_every``,
-            ``checkpoint_every`` and ``keep_every``. Every process reads it: it must be on storage
-            that all machines share.
+            ``checkpoint_every`` and ``keep_every``. So may its length, ``epochs``, ``steps`` and
+            ``milestones``, also after its end: from the next step on, the learning rate is that of
+            a run which has had this length from the beginning. Every process reads it: it must be
+            on storage that all machines share.
         timeout: seconds after which a process gives up on another one that does not answer; saving
             a checkpoint must take less.
         progress: whether to say first what the run is on (device, precision, backends), and to show
@@ -113,6 +118,7 @@ def pretrain(
         "skip_bad": skip_bad,
         "max_pixels": max_pixels,
         "labels": labels,
+        "init_from": init_from,
         "log_every": log_every,
         "tensorboard": tensorboard,
         "tensorboard_port": tensorboard_port,
@@ -129,7 +135,7 @@ def pretrain(
             else:
                 setup = resumed_setup(resume, name=name, **given)
             check_setup(setup, ranks)
-        data = load_for_run(setup, ranks, download=download)
+        data = load_for_run(setup, ranks, download=download, workers=workers, progress=progress)
         default_name = f"{setup.recipe.name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
         folder = setup.folder or Path(runs_dir) / ranks.shared(name or default_name)
         with Run(setup, data, ranks, folder, timeout, workers=workers, progress=progress) as run:

@@ -19,6 +19,8 @@ from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.setup import PathLike, Setup, find_recipe
 from amdim_fast.training.step import Training
 
+# Of the recipe, what may be other than when the run began; the rate follows it from the next step.
+LENGTH = ("epochs", "steps", "milestones")
 _NEEDED = ("recipe", "step", "optimizer", "generators", "random", "seed", "score", "data", "device")
 _KINDS = {
     **dict.fromkeys(
@@ -39,6 +41,7 @@ def resumed_setup(
     skip_bad: bool = False,
     max_pixels: int | None = None,
     labels: bool = True,
+    init_from: PathLike | None = None,
     log_every: int | None = None,
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
@@ -51,12 +54,17 @@ def resumed_setup(
     """
     if name is not None:
         raise ValueError(f"name is {name!r}, but a resumed run keeps its own; leave it out")
+    if init_from is not None:
+        raise ValueError(
+            f"init_from is {str(init_from)!r}, but a resumed run has weights; leave it out"
+        )
     folder = Path(folder)
     contents = read_run(folder)
     config = read_config(folder)
     begun = Recipe.from_dict(contents["recipe"])
     recipe = find_recipe(begun if recipe is None else recipe, log_every)
     pairs = recipe.differences(begun)
+    has_other_length = bool([what for what in LENGTH if pairs.pop(what, None)])
     if seed is not None and seed != contents["seed"]:
         pairs["seed"] = (seed, contents["seed"])
     if pairs:
@@ -66,6 +74,8 @@ def resumed_setup(
         raise ValueError(
             f"{said}, as when the run {folder} began: leave it out to resume, or start a new run"
         )
+    if has_other_length:
+        _check_length(recipe, contents)
     left_out = read_left_out(folder)
     skips = contents.get("skip_bad", config.get("skip_bad", False))
     return Setup(
@@ -76,6 +86,7 @@ def resumed_setup(
         skip_bad=skip_bad or skips,
         max_pixels=contents.get("max_pixels") if max_pixels is None else max_pixels,
         labels=labels and contents.get("labels", True),
+        init_from=contents.get("init_from"),
         left_out=left_out,
         looks=skip_bad or left_out is None,
         tensorboard=tensorboard,
@@ -83,6 +94,15 @@ def resumed_setup(
         folder=folder,
         contents=contents,
     )
+
+
+def _check_length(recipe: Recipe, contents: dict[str, Any]) -> None:
+    total, done = recipe.total_steps(contents["data"]["images"]), contents["step"]
+    if total < done:
+        length = f"steps is {total}"
+        if not recipe.steps:
+            length = f"epochs is {recipe.epochs}, which is {total} steps"
+        raise ValueError(f"{length}; it must be at least the {done} steps that the run has taken")
 
 
 def _own_device(folder: Path, device: str) -> str:

@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amdim_fast.data.datasets import ImageData, describe_data
 from amdim_fast.data.decoding import BadImage
 from amdim_fast.data.image_sets import FileImages
 from amdim_fast.data.loader import training_batches
+from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.workers import worker_count
 from amdim_fast.devices import execution_line
 from amdim_fast.distributed.ranks import LostRank, Ranks, is_lost_rank, reason
+from amdim_fast.training.changes import Changes
 from amdim_fast.training.checkpoints import RunCheckpoints
 from amdim_fast.training.folder import new_folder
+from amdim_fast.training.initial import load_initial
 from amdim_fast.training.log import RunLog
 from amdim_fast.training.meter import Clock, Meter, NotFinite, progress_of
 from amdim_fast.training.randomness import algorithms, seed_everything
@@ -33,13 +35,6 @@ from amdim_fast.training.signals import Stopped, StopSignals
 from amdim_fast.training.step import Training, build_model
 from amdim_fast.training.summary import measure_baselines, summarize, versions
 from amdim_fast.views.compiled import views_device
-
-# What a resumed run may do on other machines than before.
-_CHANGED = {
-    "world_size": "with {now} process(es); before, there were {before}",
-    "device": "on {now}; before, it was on {before}",
-    "images": "with {now} training images; before, there were {before}",
-}
 
 
 class Run:
@@ -92,17 +87,16 @@ class Run:
         """Build all that a step changes, as at step 0 or as the resumed run left it."""
         setup, ranks, contents = self.setup, self.ranks, self.setup.contents
         facts = data_facts(self.data)
-        self._before = {
-            "world_size": contents.get("world_size", 1) if contents else ranks.world_size,
-            "device": contents.get("device", setup.device),
-            "images": contents.get("data", facts)["images"],
-        }
-        self._now = {"world_size": ranks.world_size, "device": setup.device} | facts
+        self._changes = Changes(setup, facts["images"], ranks.world_size)
         self._left_out = left_out_of(setup, self.data)
         seed_everything(setup.seed)
         model = build_model(setup.recipe, facts["classes"] or None, ranks.group)
         if model.evaluator is not None:
             model.evaluator.class_names = self.data.classes
+        self._weights = ""
+        if setup.init_from is not None and not contents:
+            with self._all_ranks.together():
+                self._weights = load_initial(model, setup.init_from)
         model = model.to(ranks.device(setup.device))
         self.training = Training(model, setup.recipe, len(self.data.train), setup.seed, ranks)
         self.meter = Meter(self.training.names, contents.get("window"), ranks)
@@ -114,6 +108,7 @@ class Run:
             "skip_bad": setup.skip_bad,
             "max_pixels": setup.max_pixels,
             "labels": setup.labels,
+            "init_from": setup.init_from,
             "left_out": len(self._left_out["train"]),
             "baselines": contents.get("baselines"),
             "world_size": ranks.world_size,
@@ -127,7 +122,7 @@ class Run:
         with self._all_ranks.together():
             if self.ranks.is_first:
                 self._open_log()
-        if self.checkpoints.step is None:
+        if self.checkpoints.step is None or self._changes.trains_on:
             self.checkpoints.save(self.training, self.meter)
         self.signals.check(self.ranks.any)
         with self._all_ranks.together():
@@ -157,15 +152,16 @@ class Run:
         )
         if self.setup.skip_bad or any(self._left_out.values()):
             self.log.write_left_out(self._left_out)
+        if self._changes.trains_on:
+            self.log.change_config(recipe=asdict(self.setup.recipe))
         if self._progress:
             print(execution_line(facts), describe_data(self.data), sep="\n", file=sys.stderr)
             print(describe_schedule(self.setup.recipe, len(self.data.train)), file=sys.stderr)
-        for name, before in self._before.items():
-            now = self._now[name]
-            if now != before:
-                said = _CHANGED[name].format(now=now, before=before)
-                print(f"amdim-fast: resuming after step {step} {said}", file=sys.stderr)
-                self.log.write({"step": step, name: now, f"{name}_before": before})
+        if self._progress and self._weights:
+            print(f"weights: {self._weights}", file=sys.stderr)
+        for entry, sentence in self._changes.said(self.training.rate(self.training.step)):
+            print(f"amdim-fast: resuming after step {step} {sentence}", file=sys.stderr)
+            self.log.write({"step": step, **entry})
 
     def _facts(self) -> dict[str, str]:
         """What runs the steps; views are made on the CPU where their CUDA library is not built."""
@@ -178,7 +174,8 @@ class Run:
         fixed = self.checkpoints.fixed
         if self.log and self.setup.recipe.baselines and fixed["baselines"] is None:
             with self.signals.interruptible():
-                fixed["baselines"] = measure_baselines(self.training, self.data)
+                weights = "random" if self.setup.init_from is None else "initial"
+                fixed["baselines"] = measure_baselines(self.training, self.data, weights)
 
     def _start_loading(self) -> None:
         training, ranks, workers = self.training, self.ranks, self._workers
@@ -186,12 +183,11 @@ class Run:
             workers = max(1, worker_count(None) // ranks.local_world_size)
         self._clock = Clock(self.checkpoints.seconds, training.step, training.device)
         self._bar = self._exits.enter_context(
-            tqdm(
+            progress_bar(
                 total=training.total_steps,
                 initial=training.step,
                 unit="step",
-                disable=not (self._progress and ranks.is_first),
-                file=sys.stderr,
+                shown=self._progress and ranks.is_first,
             )
         )
         self._loader = self._exits.enter_context(
@@ -249,7 +245,8 @@ class Run:
 
     def _record(self) -> None:
         step = self.training.step
-        record = {"step": step, **self.meter.record()}
+        record = {"step": step, "epoch": step / self.training.steps_per_epoch}
+        record |= {"learning_rate": self.training.rate(step - 1), **self.meter.record()}
         record |= self._clock.record(step, self.setup.recipe.batch_size)
         if self.log is not None:
             with self.ranks.telling():

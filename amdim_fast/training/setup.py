@@ -35,6 +35,7 @@ class Setup:
             it wrote nothing.
         labels: whether the labels of the data set, if it has any, train probes.
         max_pixels: as in ``load_data``.
+        init_from: file of the weights that a new run begins with; the resumed run's.
         looks: whether ``skip_bad`` decodes every file, rather than leave out ``left_out``.
     """
 
@@ -51,6 +52,7 @@ class Setup:
     looks: bool = True
     labels: bool = True
     max_pixels: int | None = None
+    init_from: str | None = None
 
 
 def new_setup(
@@ -62,6 +64,7 @@ def new_setup(
     skip_bad: bool = False,
     max_pixels: int | None = None,
     labels: bool = True,
+    init_from: PathLike | None = None,
     log_every: int | None = None,
     tensorboard: bool = False,
     tensorboard_port: int | None = None,
@@ -75,6 +78,7 @@ def new_setup(
         skip_bad=skip_bad,
         max_pixels=max_pixels,
         labels=labels,
+        init_from=None if init_from is None else str(init_from),
         tensorboard=tensorboard,
         tensorboard_port=tensorboard_port,
     )
@@ -111,7 +115,14 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
         check_tensorboard(setup.tensorboard_port)
 
 
-def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
+def load_for_run(
+    setup: Setup,
+    ranks: Ranks,
+    *,
+    download: bool,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ImageData:
     """The data set, the same on every process.
 
     With several processes, rank 0 downloads first, then one process of each other machine.
@@ -130,9 +141,11 @@ def load_for_run(setup: Setup, ranks: Ranks, *, download: bool) -> ImageData:
             setup.data_dir,
             download=download and alone,
             skip_bad=setup.skip_bad,
+            workers=workers,
             left_out=None if setup.looks else setup.left_out,
             max_pixels=setup.max_pixels,
             least_side=POLICIES[setup.recipe.policy].max_translation + 1,
+            progress=progress and ranks.is_first,
         )
         if not setup.labels:
             data = without_labels(data)

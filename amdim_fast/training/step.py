@@ -180,9 +180,12 @@ class Training:
         self.step += 1
         return values
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.recipe.learning_rate * self.recipe.rate_factor(step, self.steps_per_epoch)
+
     def _set_rate(self) -> None:
-        factor = self.recipe.rate_factor(self.step, self.steps_per_epoch)
-        rate = self.recipe.learning_rate * factor
+        rate = self.rate(self.step)
         for options in self.optimizer.param_groups:
             if self._graph is None:
                 options["lr"] = rate

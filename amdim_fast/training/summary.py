@@ -17,11 +17,17 @@ from amdim_fast.version import __version__
 from amdim_fast.views.params import POLICIES
 
 
-def measure_baselines(training: Training, data: ImageData) -> dict[str, float]:
-    """Accuracies of the linear probe on pixels and on the encoder's random weights."""
+def measure_baselines(training: Training, data: ImageData, weights: str) -> dict[str, float]:
+    """Accuracies of the linear probe on pixels and on the encoder before its first step.
+
+    Args:
+        training: at step 0.
+        data: labeled.
+        weights: what the encoder has: "random" or "initial" weights.
+    """
     return {
         "accuracy_raw_pixels": probe_pixels(data, POLICIES[training.recipe.policy]),
-        "accuracy_random_weights": _probe(training, data),
+        f"accuracy_{weights}_weights": _probe(training, data),
     }
 
 

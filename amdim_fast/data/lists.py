@@ -1,0 +1,122 @@
+"""Images that a text file lists, with their classes and splits."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from amdim_fast.data.folders import Listing, list_images
+
+SUFFIXES = (".txt", ".csv", ".tsv")
+SPLITS = ("train", "test")
+PATHS = ("path", "file_name")
+
+Row = tuple[int, str, str, str]  # line, path, label, split
+
+
+def is_list(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a file whose name ends as a list's does."""
+    return Path(path).suffix.lower() in SUFFIXES and Path(path).is_file()
+
+
+def find_images(root: str | os.PathLike[str]) -> Listing:
+    """``read_list`` of a list, and ``list_images`` of a folder."""
+    root = Path(root).expanduser()
+    return read_list(root) if is_list(root) else list_images(root)
+
+
+def read_list(path: str | os.PathLike[str]) -> Listing:
+    """The images that a text file lists, in its order.
+
+    ``.txt`` has a path in each line and, perhaps, a tab and a label. ``.csv`` and ``.tsv`` have a
+    first line with names of columns, in any case: ``path``, or ``file_name`` as in ``metadata.csv``
+    of Hugging Face's image folders, and, perhaps, ``label`` and ``split``, train or test, train if
+    empty; others are not read. Paths are relative to the folder of the list, or absolute. Labels
+    are names of classes, in the order of numbers if all are whole numbers and otherwise sorted;
+    every image has one, or none has. A single class is no label. Text is UTF-8; other bytes of
+    paths are kept.
+
+    Raises:
+        ValueError: a line or its file is not as it should be; says which. OSError: the list cannot
+            be read.
+    """
+    path = Path(os.path.abspath(path))
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = list(_plain_rows(file) if path.suffix.lower() == ".txt" else _rows(path, file))
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read ({error.strerror})") from None
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a table of text ({error})") from None
+    if not any(split == "train" for *_, split in rows):
+        raise ValueError(f"{path} lists no training images")
+    is_labeled = bool(rows[0][2])
+    for line, name, label, split in rows:
+        where = f"line {line} of {path}"
+        if split not in SPLITS:
+            raise ValueError(f"{where} has the split {split!r}; it must be train or test")
+        if not name or not os.path.isfile(path.parent / name):
+            raise ValueError(f"{where} names {name!r}, which is not a file")
+        if bool(label) != is_labeled:
+            has, first = ("a", "none") if label else ("no", "one")
+            raise ValueError(
+                f"{where} has {has} label, but the first image has {first}; give a label to all"
+                " images, or to none"
+            )
+    return _listing(path, rows)
+
+
+def _plain_rows(file: Iterator[str]) -> Iterator[Row]:
+    for number, line in enumerate(file, 1):
+        name, _, label = line.rstrip("\r\n").partition("\t")
+        if name:
+            yield number, name, label.strip(), "train"
+
+
+def _rows(path: Path, file: Iterator[str]) -> Iterator[Row]:
+    table = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    names = [name.strip().lower() for name in next(table, [])]
+    if sum(name in PATHS for name in names) != 1:
+        raise ValueError(
+            f"{path} has the columns {', '.join(names) or 'none'}; its first line must name one"
+            f" {' or '.join(PATHS)}, and may name label and split"
+        )
+    for cells in table:
+        if not any(cells):
+            continue
+        if len(cells) != len(names):
+            raise ValueError(
+                f"line {table.line_num} of {path} has {len(cells)} columns; it must have"
+                f" {len(names)}, as the first line"
+            )
+        given = dict(zip(names, cells, strict=True))
+        name = given[PATHS[0]] if PATHS[0] in given else given[PATHS[1]]
+        label, split = given.get("label", ""), given.get("split", "")
+        yield table.line_num, name, label.strip(), split.strip().lower() or "train"
+
+
+def _listing(path: Path, rows: Sequence[Row]) -> Listing:
+    found = {label for _, _, label, split in rows if label and split == "train"}
+    classes = sorted(found, key=int if all(map(str.isdecimal, found)) else None)
+    for line, _, label, _ in rows:
+        if label and label not in found:
+            raise ValueError(
+                f"line {line} of {path} has the class {label!r}, which no training image has"
+            )
+    ignored = []
+    if len(classes) == 1:
+        ignored.append(f"labels of a single class ({classes[0]})")
+        classes = []
+    numbers = {label: number for number, label in enumerate(classes)}
+    splits: dict[str, tuple[list[str], list[int]]] = {}
+    for _, name, label, split in rows:
+        names, labels = splits.setdefault(split, ([], []))
+        names.append(name)
+        labels.append(numbers.get(label, -1))
+    if not classes and "test" in splits:
+        del splits["test"]
+        ignored.append("test images as nothing is labeled")
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    return Listing(path.parent, tuple(classes), ordered, tuple(ignored))
