@@ -1,15 +1,21 @@
-"""Files and folders that are complete or absent."""
+"""Files and folders: complete or absent, read if they end, named in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+LARGEST_READ = 1 << 30  # bytes
+# Control characters, ends of lines, and what turns the direction of writing.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @contextlib.contextmanager
@@ -92,6 +98,35 @@ def keep_as(source: Path, target: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync(target.parent)
+
+
+def read_whole(path: str | os.PathLike[str], most: int = LARGEST_READ) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is larger, or a device or a pipe, which may never
+            end. Both name it.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{path} is a device or a pipe; it must be a file")
+            if status.st_size > most:
+                raise ValueError(f"{path} has {status.st_size:,} bytes; it may have {most:,}")
+            return file.read()
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open for reading; a pipe that nobody writes to would be waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def printable(text: str) -> str:
+    """A text, such as a sentence with a file's name, as one line that no terminal acts on."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def sha256_of(path: Path) -> str:

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Sequence
 
 from amdim_fast.cli import bench, evaluate, export, info, pack, pretrain, segment, views
+from amdim_fast.files import printable
 from amdim_fast.version import __version__
 from amdim_fast.views import compiled
 
 COMMANDS = (pretrain, evaluate, segment, export, info, bench, pack, views)
 # What a user can cause; any other error is a bug and keeps its traceback.
-_USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError)
+_USER_ERRORS = (
+    *(ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, MemoryError),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as error:
         if parsed.traceback:
             raise
-        print(f"amdim-fast: {error}", file=sys.stderr)
+        print(f"amdim-fast: {printable(str(error) or 'out of memory')}", file=sys.stderr)
         return 2
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from amdim_fast.files import written_whole
+from amdim_fast.files import read_whole, written_whole
 from amdim_fast.optional import new_figure, png_of
 from amdim_fast.training.tensorboard import TensorBoardServer
 
@@ -158,7 +158,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist, so {folder} is not the folder of a run")
     damaged = ValueError(f"{path} is damaged; it must be the JSON that the run wrote")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_whole(path))
     except (ValueError, RecursionError):
         raise damaged from None
     if not isinstance(config, dict) or not isinstance(config.get("data_dir"), str):
@@ -176,7 +176,7 @@ def read_left_out(folder: Path) -> dict[str, dict[str, str]] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(path))
         return {
             split: {str(name): str(sentence) for name, sentence in content[split].items()}
             for split in ("train", "test")
@@ -194,7 +194,7 @@ def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
         ValueError: another line is not a record.
     """
     records: list[dict[str, Any]] = []
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = read_whole(path).splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

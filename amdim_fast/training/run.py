@@ -309,8 +309,11 @@ class Run:
                 f"{error}; {last_good}; a lower --learning-rate, a higher --reg-weight or"
                 " --clip-grad-norm may help"
             ) from None
-        if isinstance(error, BadImage) or (error is self._unread and isinstance(error, OSError)):
-            self._note_unreadable(str(error))
+        if isinstance(error, BadImage) or (
+            error is self._unread and isinstance(error, OSError | MemoryError)
+        ):
+            if not isinstance(error, MemoryError):
+                self._note_unreadable(str(error))
             way_on = f"go on with --resume {self.folder}"
             if isinstance(error, BadImage):
                 way_on = f"repair it, or leave it out with --resume {self.folder} --skip-bad"
