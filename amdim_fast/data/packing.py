@@ -29,7 +29,14 @@ from amdim_fast.data.packed_store import (
     VERSION,
 )
 from amdim_fast.data.workers import ordered_map, worker_count
-from amdim_fast.files import printable, read_whole, remove_temporaries, sha256_of, written_whole
+from amdim_fast.files import (
+    is_temporary,
+    printable,
+    read_whole,
+    remove_temporaries,
+    sha256_of,
+    written_whole,
+)
 from amdim_fast.optional import require
 
 # A killed run loses at most one shard per worker; a reader keeps one file open per shard.
@@ -141,7 +148,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
     if (folder / MANIFEST).exists():
         raise FileExistsError(f"{folder} is a finished store; remove it or pack to another folder")
     if not (folder / PLAN).exists():
-        if any(not name.endswith(".tmp") for name in os.listdir(folder)):
+        if not all(map(is_temporary, os.listdir(folder))):
             raise FileExistsError(
                 f"{folder} is not empty and not an unfinished store; choose another"
             )

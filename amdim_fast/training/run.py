@@ -102,7 +102,8 @@ class Run:
         model = build_model(setup.recipe, facts["classes"] or None, ranks.group)
         model = model.to(ranks.device(setup.device))
         self.training = Training(model, setup.recipe, len(self.data.train), setup.seed, ranks)
-        self.meter = Meter(self.training.names, contents.get("window"), ranks)
+        sums = contents.get("window"), ranks, contents.get("unrecorded")
+        self.meter = Meter(self.training.names, *sums)
         fixed = {
             "recipe": asdict(setup.recipe),
             "seed": setup.seed,

@@ -293,7 +293,9 @@ def test_full_disk_is_one_sentence_and_resumes(source, tmp_path, small_shards, m
     ("options", "message"),
     [
         ({"size": 0}, "size is 0; it must be 1 or more"),
-        ({"workers": -1}, "workers is -1; it must be 0 or more"),
+        ({"workers": -1}, "workers is -1; it must be a whole number from 0 to 1024"),
+        ({"workers": 99_999}, "workers is 99999; it must be a whole number from 0 to 1024"),
+        ({"workers": 1.5}, "workers is 1.5; it must be a whole number"),
     ],
 )
 def test_bad_options(source, tmp_path, options, message):
