@@ -172,7 +172,7 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
         for name, shards in splits.items():
             for shard in shards:
                 _check_entry(shard, name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{folder / MANIFEST} cannot be used: {reason}") from None
     images = {name: PackedImages(folder, shards, len(classes)) for name, shards in splits.items()}

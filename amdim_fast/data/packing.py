@@ -161,7 +161,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
             for name, value in plan["options"].items()
             if begun["options"].get(name) != value
         ]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{folder / PLAN} is damaged; remove {folder} and pack again") from None
     if differing:
         raise ValueError(

@@ -69,7 +69,7 @@ def read_file(path: Path) -> dict[Key, tuple[TileSet, Any]]:
         content = json.loads(read_whole(path))
     except OSError as error:
         raise ValueError(str(error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     if not isinstance(content, list):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must be a list of rows")

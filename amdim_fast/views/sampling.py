@@ -130,6 +130,8 @@ def draw_records(
     """
     compiled.require(images.device.type)
     values = _policy_values(policy)
+    if sample_index is not None:
+        _check_kind(sample_index, len(sizes))
     if generator is None:
         found: tuple[Tensor, Tensor] = torch.ops.amdim_fast.draw_view_records(
             images, sizes, sample_index, values, views, policy.size
@@ -179,9 +181,7 @@ def _prepare_draw(
 def _as_sample_index(sample_index: Tensor | None, images: int) -> Tensor:
     if sample_index is None:
         return torch.arange(images, device="cpu")
-    if not isinstance(sample_index, Tensor) or sample_index.dtype != torch.int64:
-        kind = getattr(sample_index, "dtype", f"of type {type(sample_index).__name__}")
-        raise TypeError(f"sample_index is {kind}; it must be int64 [{images}]")
+    _check_kind(sample_index, images)
     if sample_index.shape != (images,):
         raise ValueError(f"sample_index is {list(sample_index.shape)}; it must be [{images}]")
     if bool((sample_index < 0).any()):
@@ -189,6 +189,12 @@ def _as_sample_index(sample_index: Tensor | None, images: int) -> Tensor:
             f"min(sample_index) is {sample_index.amin().item()}; it must not be negative"
         )
     return sample_index.cpu()
+
+
+def _check_kind(sample_index: Tensor, images: int) -> None:
+    if not isinstance(sample_index, Tensor) or sample_index.dtype != torch.int64:
+        kind = getattr(sample_index, "dtype", f"of type {type(sample_index).__name__}")
+        raise TypeError(f"sample_index is {kind}; it must be int64 [{images}]")
 
 
 def _policy_values(policy: ViewPolicy) -> list[float]:

@@ -247,9 +247,10 @@ def test_unfinished_store_keeps_its_plan(source, tmp_path):
     Image.fromarray(picture(99)).save(image)
     with pytest.raises(ValueError, match=r"was begun from other files than .*source holds now"):
         packed(source, tmp_path / "store", size=8)
-    (tmp_path / "store" / "plan.json").write_text("{")
-    with pytest.raises(ValueError, match=r"plan\.json is damaged; remove"):
-        packed(source, tmp_path / "store", size=8)
+    for content in ("{", "[" * 100_000):
+        (tmp_path / "store" / "plan.json").write_text(content)
+        with pytest.raises(ValueError, match=r"plan\.json is damaged; remove"):
+            packed(source, tmp_path / "store", size=8)
 
 
 def test_other_folders_are_left_alone(source, tmp_path):

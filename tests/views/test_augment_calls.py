@@ -218,3 +218,10 @@ def test_two_views_rejects_an_unknown_policy():
         TwoViews("mnist")
     with pytest.raises(TypeError, match="policy is None; it must be a ViewPolicy"):
         TwoViews(None)
+    images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"sample_index is of type list; it must be int64 \[2\]"):
+        TwoViews("cifar")(images, sample_index=[0, 1])
+    with pytest.raises(TypeError, match="generator is of type int; it must be a generator"):
+        TwoViews("cifar")(images, generator=3)
+    with pytest.raises(ValueError, match=r"min\(sizes\) is 0; it must be at least 1 pixel"):
+        TwoViews("cifar")(images[:, :0])
