@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import sys
+from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -37,3 +41,13 @@ def png_of(figure: Any) -> bytes:
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=110)
     return encoded.getvalue()
+
+
+@contextlib.contextmanager
+def may_fail(picture: Path, rest: str) -> Iterator[None]:
+    """A context that draws a picture, and says on stderr if it fails, and that ``rest`` is not."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"amdim-fast: {picture} could not be drawn ({reason}); {rest}", file=sys.stderr)

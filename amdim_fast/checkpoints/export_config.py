@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.checkpoints.formats import CheckpointError
+from amdim_fast.files import read_whole
 from amdim_fast.views.preprocessing import Preprocessing
 
 FORMAT = "amdim_fast encoder"
@@ -66,8 +67,8 @@ class ExportConfig:
                 f"{path} does not exist; an export is a folder with {CONFIG} and its weights"
             )
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, ValueError, RecursionError):
+            content = json.loads(read_whole(path))
+        except (ValueError, RecursionError):
             raise CheckpointError(
                 f"{path} is damaged or not JSON; export the encoder again"
             ) from None

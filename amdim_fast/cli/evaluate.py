@@ -14,6 +14,7 @@ from amdim_fast.evaluation.scoring import METHODS, EvaluationOptions
 from amdim_fast.views.params import POLICIES
 
 GIB = 1 << 30
+LARGEST_MEMORY = 1 << 32  # GiB
 
 
 def add_command(commands: Any) -> None:
@@ -108,6 +109,11 @@ def add_command(commands: Any) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    if not 0 <= parsed.feature_memory < LARGEST_MEMORY:
+        raise ValueError(
+            f"--feature-memory is {parsed.feature_memory}; it must be a number of GiB, 0 or more"
+            f" and below {LARGEST_MEMORY:,}"
+        )
     schedule = None
     if parsed.probe_epochs is not None:
         schedule = SCHEDULES.get(parsed.data, ProbeSchedule()).scaled(parsed.probe_epochs)

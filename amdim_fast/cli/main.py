@@ -3,38 +3,94 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from amdim_fast.cli import bench, embed, evaluate, export, info, pack, pretrain, segment, views
+from amdim_fast.files import printable
 from amdim_fast.version import __version__
 from amdim_fast.views import compiled
 
 COMMANDS = (pretrain, evaluate, embed, segment, export, info, bench, pack, views)
 # What a user can cause; any other error is a bug and keeps its traceback.
-_USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError)
+_USER_ERRORS = (
+    *(ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError, MemoryError),
+)
+
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's, on CPU and CUDA
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command.
+
+    Returns:
+        The exit status: 0, 2 for bad input, 130 when interrupted, 143 after SIGTERM.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8, as on stderr
     parsed = _parser().parse_args(arguments)
     try:
-        if parsed.makes_views and not compiled.load_cpu():
-            raise ModuleNotFoundError(
-                f"views need the compiled library, which is not built: {compiled.HOW_TO_BUILD}"
-            )
-        return parsed.run(parsed)
+        with _terminable():
+            return _run(parsed)
+    except _Terminated:
+        print("amdim-fast: terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("amdim-fast: interrupted", file=sys.stderr)
         return 130
     except _USER_ERRORS as error:
         if parsed.traceback:
             raise
-        print(f"amdim-fast: {error}", file=sys.stderr)
+        print(f"amdim-fast: {printable(str(error) or 'out of memory')}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if parsed.traceback or not _OUT_OF_MEMORY.search(reason):
+            raise
+        print(f"amdim-fast: out of memory ({reason})", file=sys.stderr)
+        return 2
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.makes_views and not compiled.load_cpu():
+        raise ModuleNotFoundError(
+            f"views need the compiled library, which is not built: {compiled.HOW_TO_BUILD}"
+        )
+    return parsed.run(parsed)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM has come."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """A context that SIGTERM ends as Ctrl-C does, so that temporary files go; a second one kills.
+
+    Where the caller handles the signal, or in another thread, nothing changes.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def caught(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, caught)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:

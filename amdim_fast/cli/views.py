@@ -11,6 +11,8 @@ from amdim_fast.cli.options import add_max_pixels
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sheets import check_new, view_sheet, write_png
 
+MOST_VIEWS = 1000  # in a row of a picture
+
 
 def add_command(commands: Any) -> None:
     """Add the parser."""
@@ -38,6 +40,7 @@ def add_command(commands: Any) -> None:
 
 def _run(parsed: argparse.Namespace) -> int:
     whole_number("seed", parsed.seed, least=0, most=LARGEST_SEED)
+    whole_number("views", parsed.views, most=MOST_VIEWS)
     check_new(parsed.out, overwrite=parsed.overwrite)
     pixels = view_sheet(
         parsed.images,

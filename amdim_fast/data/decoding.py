@@ -8,18 +8,22 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from amdim_fast.files import read_whole
 from amdim_fast.optional import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Pillow's other readers are seldom used, and one of them starts a program (Ghostscript for EPS).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _16_BIT_STEP = 257  # 65535 / 255
 _guard_lock = threading.Lock()
+_BYTES_PER_PIXEL = 16  # the most that a reader works with
+_UNKNOWN_SIZE = 1 << 28  # bytes that opening a file may take
 
 
 class BadImage(ValueError):  # noqa: N818 - the file is bad
@@ -33,7 +37,7 @@ class _OtherPixelsError(ValueError):
 def decode(
     path: str | os.PathLike[str], *, max_pixels: int | None = None, least_side: int = 1
 ) -> Image:
-    """The Pillow image, mode RGB, of a file of any format that Pillow reads.
+    """The Pillow image, mode RGB, of a file of one of ``FORMATS``, whatever its name.
 
     Equals ``Image.open(path).convert("RGB")``, which the original's ``ImageFolder`` calls, except
     for 16-bit gray, which Pillow would clip or truncate and which is value / 257, rounded, here. So
@@ -49,22 +53,26 @@ def decode(
             n pixels need n + 1.
 
     Raises:
-        BadImage: the file is empty, truncated, not an image, of pixels that are not those of 8 or
-            16 bits, too large or too small.
-        OSError: the file cannot be read at all.
+        BadImage: the file is empty, truncated, not an image, no regular file, of more than a GiB,
+            of pixels that are not those of 8 or 16 bits, too large or too small.
+        OSError: the file cannot be read at all. MemoryError: there is no memory for its pixels.
     """
     pillow = require("PIL.Image", "decoding images")
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise type(error)(f"{path} cannot be read ({error.strerror})") from None
+        content = read_whole(path)
+    except ValueError as error:
+        raise BadImage(str(error)) from None
+    except MemoryError:
+        raise _no_memory(path) from None
     if not content:
         raise BadImage(f"{path} is empty")
+    needed = _UNKNOWN_SIZE
     try:
-        with _guarded(max_pixels), pillow.open(io.BytesIO(content)) as image:
+        with _guarded(max_pixels), pillow.open(io.BytesIO(content), formats=FORMATS) as image:
             check_sides(path, image.width, image.height, least_side)
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise BadImage(_too_large(path, image.width * image.height, max_pixels))
+            needed = image.width * image.height * _BYTES_PER_PIXEL
             return to_rgb(image)
     except BadImage:
         raise
@@ -75,10 +83,12 @@ def decode(
         raise BadImage(_too_large(path, pixels, 2 * pillow.MAX_IMAGE_PIXELS)) from None
     except pillow.UnidentifiedImageError:
         raise BadImage(
-            f"{path} is not an image that Pillow can read, or its start is damaged"
+            f"{path} is not an image ({', '.join(FORMATS)}), or its start is damaged"
         ) from None
     # Pillow's readers may raise anything: OSError, SyntaxError, struct.error...
     except Exception as error:
+        if isinstance(error, MemoryError) or not _fits(needed):
+            raise _no_memory(path) from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{path} is damaged or truncated ({reason})") from None
 
@@ -112,6 +122,20 @@ def check_sides(name: object, width: int, height: int, least_side: int) -> None:
             f" {least_side - 1} pixels: both sides must be {least_side} or more, or take another"
             " --policy"
         )
+
+
+def _no_memory(path: str | os.PathLike[str]) -> MemoryError:
+    return MemoryError(
+        f"there is no memory to decode {path}; use fewer workers, or raise the limit (ulimit -v)"
+    )
+
+
+def _fits(size: int) -> bool:
+    """Whether this many bytes can be had: some readers call a want of memory a damaged file."""
+    try:
+        return len(bytearray(size)) == size
+    except MemoryError:
+        return False
 
 
 def to_rgb(image: Image) -> Image:

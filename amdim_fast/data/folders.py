@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.files import printable
 from amdim_fast.optional import require
 
 # In any case; of several, the first is taken.
@@ -30,7 +32,7 @@ class Listing:
         root: the folder.
         classes: names in the order of their labels; empty if nothing is labeled.
         splits: "train" and, if there is one, "test": paths relative to ``root``, and labels.
-        ignored: one phrase for each kind of entry that is not among the images.
+        ignored: one phrase, fit to print, for each kind of entry that is not among the images.
     """
 
     root: Path
@@ -100,7 +102,7 @@ class _Walk:
         for kind, names in self._left_out.items():
             shown = ", ".join([*sorted(names)[:NAMED], *["..."] * (len(names) > NAMED)])
             phrases.append(f"{len(names):,} {kind} ({shown})")
-        return tuple(phrases)
+        return tuple(map(printable, phrases))
 
     def find_splits(self) -> tuple[Path, Path | None]:
         """The folder of the training images and, if there is one, that of the test images."""
@@ -152,14 +154,15 @@ class _Walk:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     is_image = entry.name.lower().endswith(self._extensions)
-                    is_folder = entry.is_dir()
+                    kind = _kind(entry)
+                    is_folder = kind == "folder"
                     if not is_folder and not is_image:
                         continue
                     if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
                         self._leave_out(HIDDEN, folder, [entry.name])
                     elif is_folder:
                         folders.append(entry.name)
-                    elif entry.is_file():
+                    elif kind == "file":
                         images.append(entry.name)
                     else:
                         self._leave_out(NO_FILES, folder, [entry.name])
@@ -208,8 +211,21 @@ def _are_unlabeled(folders: Sequence[str], images: Sequence[str]) -> bool:
     return len(images) >= max(1, len(folders)) or (bool(images) and len(folders) < 2)
 
 
+def _kind(entry: os.DirEntry[str]) -> str | None:
+    """What an entry is, or what its link leads to; None for a link to itself and the like."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return None
+
+
 def _identity(folder: Path) -> tuple[int, int]:
-    status = os.stat(folder)
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise type(error)(f"{folder} cannot be read ({error.strerror})") from None
     return status.st_dev, status.st_ino
 
 

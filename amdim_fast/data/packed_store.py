@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.data.image_sets import StoredImages
-from amdim_fast.files import sha256_of
+from amdim_fast.files import read_whole, sha256_of
 
 FORMAT, VERSION = "amdim_fast packed images", 1
 MANIFEST, PLAN, SKIPPED = "manifest.json", "plan.json", "skipped.txt"
@@ -128,7 +128,7 @@ class PackedImages(StoredImages):
         return [name for shard in range(len(self._names)) for name in self._names_in(shard)]
 
     def _names_in(self, shard: int) -> list[str]:
-        record = json.loads((self._folder / f"{self._names[shard]}.json").read_text("utf-8"))
+        record = json.loads(read_whole(self._folder / f"{self._names[shard]}.json"))
         return list(map(str, record["names"]))
 
     def _file(self, shard: int) -> int:
@@ -167,7 +167,7 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
             )
         raise FileNotFoundError(f"{folder} is not a packed store: it has no {MANIFEST}")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = json.loads(read_whole(folder / MANIFEST))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}; it must be {FORMAT!r}")
         if manifest["version"] != VERSION:
@@ -179,13 +179,13 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
         for name, shards in splits.items():
             for shard in shards:
                 _check_entry(shard, name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{folder / MANIFEST} cannot be used: {reason}") from None
     images = {name: PackedImages(folder, shards, len(classes)) for name, shards in splits.items()}
     lines = folder / SKIPPED
-    said = lines.read_text("utf-8", "surrogateescape").splitlines() if lines.is_file() else ()
-    return PackedStore(folder, classes, images, manifest, tuple(said))
+    said = read_whole(lines).decode("utf-8", "surrogateescape") if lines.is_file() else ""
+    return PackedStore(folder, classes, images, manifest, tuple(said.splitlines()))
 
 
 def _check_entry(shard: Mapping[str, Any], split: str) -> None:
@@ -206,7 +206,7 @@ def _read_index(folder: Path, shard: Mapping[str, Any], classes: int) -> np.ndar
     for file in (path, pixels):
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; the store is damaged, pack it again")
-    content = path.read_bytes()
+    content = read_whole(path)
     wanted = shard["images"] * 4 * INDEX_TYPE.itemsize
     for file, size, expected in (
         (path, len(content), wanted),

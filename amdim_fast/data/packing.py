@@ -32,7 +32,14 @@ from amdim_fast.data.packed_store import (
 )
 from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.workers import ordered_map, worker_count
-from amdim_fast.files import remove_temporaries, sha256_of, written_whole
+from amdim_fast.files import (
+    is_temporary,
+    printable,
+    read_whole,
+    remove_temporaries,
+    sha256_of,
+    written_whole,
+)
 from amdim_fast.optional import require
 
 # A killed run loses at most one shard per worker; a reader keeps one file open per shard.
@@ -157,20 +164,20 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
     if (folder / MANIFEST).exists():
         raise FileExistsError(f"{folder} is a finished store; remove it or pack to another folder")
     if not (folder / PLAN).exists():
-        if any(not name.endswith(".tmp") for name in os.listdir(folder)):
+        if not all(map(is_temporary, os.listdir(folder))):
             raise FileExistsError(
                 f"{folder} is not empty and not an unfinished store; choose another"
             )
         _write_json(folder / PLAN, plan)
         return
     try:
-        begun = json.loads((folder / PLAN).read_text("utf-8"))
+        begun = json.loads(read_whole(folder / PLAN))
         differing = [
             f"{name} = {begun['options'].get(name)!r}, not {plan['options'].get(name)!r}"
             for name in {**plan["options"], **begun["options"]}
             if begun["options"].get(name) != plan["options"].get(name)
         ]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{folder / PLAN} is damaged; remove {folder} and pack again") from None
     if differing:
         raise ValueError(
@@ -277,7 +284,7 @@ def _finish(folder: Path, plan: dict[str, Any], tasks: list[_ShardTask]) -> Pack
     splits: dict[str, dict[str, Any]] = {}
     skipped: list[str] = []
     for task in tasks:
-        record = json.loads(task.record.read_text("utf-8"))
+        record = json.loads(read_whole(task.record))
         skipped += record["skipped"]
         split = splits.setdefault(task.name.partition("-")[0], {"images": 0, "shards": []})
         split["images"] += record["images"]
@@ -285,7 +292,8 @@ def _finish(folder: Path, plan: dict[str, Any], tasks: list[_ShardTask]) -> Pack
         split["shards"].append({**shard, HASHED["json"]: sha256_of(task.record)})
     if skipped:
         with written_whole(folder / SKIPPED) as file:
-            file.write("".join(f"{line}\n" for line in skipped).encode(errors="surrogateescape"))
+            lines = "".join(f"{printable(line)}\n" for line in skipped)
+            file.write(lines.encode(errors="surrogateescape"))
     if not splits["train"]["images"]:
         raise ValueError(f"every image of {plan['source']} is bad; see {folder / SKIPPED}")
     _write_json(folder / MANIFEST, {**plan, "skipped": len(skipped), "splits": splits})

@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from amdim_fast.checks import whole_number
 from amdim_fast.data.delivery import Calls, received
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 DEAD_WORKER = re.compile("DataLoader worker .*(exited unexpectedly|killed by signal)")
 GUARD = 'it must start its work below `if __name__ == "__main__":`'
+MOST_WORKERS = 1024
 _main_lock = threading.Lock()
 # Unlike fork, safe beside threads and CUDA.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -37,12 +39,11 @@ def worker_count(workers: int | None) -> int:
     """``workers``; None is the number of CPUs of this process.
 
     Raises:
-        ValueError: it is negative.
+        ValueError: it is no whole number, negative, or more than a machine can have.
     """
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if workers < 0:
-        raise ValueError(f"workers is {workers}; it must be 0 or more")
+    whole_number("workers", workers, least=0, most=MOST_WORKERS)
     return workers
 
 

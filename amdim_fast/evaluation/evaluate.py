@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,15 @@ from amdim_fast.devices import execution_line, find_device
 from amdim_fast.evaluation.figures import DRAWING, draw_confusion, neighbour_sheet
 from amdim_fast.evaluation.metrics import confusion_counts, top_k_accuracy
 from amdim_fast.evaluation.scoring import EvaluationOptions, check_task, score_methods
-from amdim_fast.files import check_new_folder, folder_written_whole
+from amdim_fast.files import check_new_folder, folder_written_whole, written_whole
 from amdim_fast.model.amdim import AMDIM
 from amdim_fast.model.frozen import frozen_facts
 from amdim_fast.model.pretrained import Pretrained, read_pretrained
-from amdim_fast.optional import require
+from amdim_fast.optional import may_fail, require
 from amdim_fast.version import __version__
 from amdim_fast.views.sheets import write_png
+
+COMPLETE = "evaluation.json beside it is complete"
 
 
 def evaluate(
@@ -143,25 +143,16 @@ def evaluate(
             text = json.dumps(result, indent=2) + "\n"
             (folder / "evaluation.json").write_text(text, encoding="utf-8")
         method, table = next(iter(scores.items()))
-        with _optional(Path(out_dir) / "confusion.png") as path:
+        confusion, neighbours = (Path(out_dir) / f"{of}.png" for of in ("confusion", "neighbours"))
+        with may_fail(confusion, COMPLETE), written_whole(confusion) as file:
             counts = confusion_counts(table.argmax(1), test.labels, classes)
             figure = draw_confusion(counts, data.classes, f"{method}, {name}")
-            path.write_bytes(figure)
-        with _optional(Path(out_dir) / "neighbours.png") as path:
-            write_png(path, neighbour_sheet(train, test, features, judged, loaded.preprocessing))
+            file.write(figure)
+        with may_fail(neighbours, COMPLETE):
+            write_png(
+                neighbours, neighbour_sheet(train, test, features, judged, loaded.preprocessing)
+            )
     return result
-
-
-@contextlib.contextmanager
-def _optional(path: Path) -> Iterator[Path]:
-    """A picture that may fail, with a sentence: the accuracies are on disk already."""
-    try:
-        yield path
-    except Exception as error:
-        path.unlink(missing_ok=True)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        said = f"{path} could not be drawn ({reason}); evaluation.json beside it is complete"
-        print(f"amdim-fast: {said}", file=sys.stderr)
 
 
 def load_model(

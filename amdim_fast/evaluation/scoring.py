@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amdim_fast.checks import LARGEST_SEED, whole_number
 from amdim_fast.data.image_sets import ImageSet
+from amdim_fast.data.workers import worker_count
 from amdim_fast.evaluation.features import adapt_batch_norm, adapting_batches, extract_features
 from amdim_fast.evaluation.logistic import logistic_regression
 from amdim_fast.evaluation.neighbours import nearest, vote
@@ -60,6 +61,9 @@ class EvaluationOptions:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more")
         whole_number("seed", self.seed, least=0, most=LARGEST_SEED)
+        worker_count(self.workers)
+        if not self.feature_memory >= 0:
+            raise ValueError(f"feature_memory is {self.feature_memory}; it must be 0 or more bytes")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amdim_fast.files import written_whole
+from amdim_fast.files import read_whole, written_whole
 from amdim_fast.kernels.nce_tiles import Tile, TileSet
 
 VARIABLE = "AMDIM_FAST_BLOCKS"
@@ -66,10 +66,10 @@ def read_file(path: Path) -> dict[Key, tuple[TileSet, Any]]:
         ValueError: one sentence about the first fault.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(path))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+        raise ValueError(str(error)) from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
     if not isinstance(content, list):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must be a list of rows")

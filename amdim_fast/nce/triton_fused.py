@@ -43,8 +43,22 @@ def loadable(trg: Tensor) -> Tensor:
     return torch.empty(trg.shape, dtype=trg.dtype, device=trg.device).copy_(trg)
 
 
+def check_multiplies(src: Tensor) -> None:
+    """Raise where products would be wrong: the interpreter has no bfloat16 and multiplies its bits.
+
+    Raises:
+        ValueError: sources are bfloat16 on a CPU.
+    """
+    if src.device.type == "cpu" and src.dtype == torch.bfloat16:
+        raise ValueError(
+            "src is torch.bfloat16, which Triton's interpreter multiplies wrongly; on a CPU, use"
+            " backend='torch', or float32 or float16"
+        )
+
+
 def _features(src: Tensor, trg: Tensor, tile: Tile) -> Features:
     """Of sources [R, D], in memory of their own, and loadable targets [n, L, D]."""
+    check_multiplies(src)
     capability = capability_of(src.device)
     described = nce_layout.descriptor_obstacle(trg, tile, capability) is None
     lengths = (src.shape[1], *nce_layout.strides(src), *nce_layout.strides(trg))

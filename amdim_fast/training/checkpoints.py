@@ -92,14 +92,12 @@ class RunCheckpoints:
                 **self.fixed,
                 random=random_states(),
                 window=meter.window,
+                unrecorded=meter.unrecorded,
                 score=self._best,
                 seconds=self.seconds,
             )
             self.step = step
-            if is_best:
-                keep_as(self.folder / LAST, self.folder / BEST)
-            if step and self.recipe.keep_every and step % self.recipe.keep_every == 0:
-                keep_as(self.folder / LAST, self.folder / KEPT.format(step=step))
+            self.name_latest(step, is_best=is_best)
         except (OSError, RuntimeError) as error:  # torch.save wraps some of the system's errors
             begun = self.step is not None
             way_on = f"continue with --resume {self.folder}" if begun else "start the run anew"
@@ -108,6 +106,18 @@ class RunCheckpoints:
                 f" ({_reason(error)});"
                 f" {self.last_good()}; make room and {way_on}"
             ) from error
+
+    def name_latest(self, step: int, *, is_best: bool) -> None:
+        """Give the latest checkpoint, of this step, its second names: the best, and a kept one.
+
+        Raises:
+            OSError: a name cannot be given.
+        """
+        latest = self.folder / LAST
+        if is_best:
+            keep_as(latest, self.folder / BEST)
+        if step and self.recipe.keep_every and step % self.recipe.keep_every == 0:
+            keep_as(latest, self.folder / KEPT.format(step=step))
 
     def last_good(self) -> str:
         """A clause that names the latest checkpoint, for error messages."""

@@ -6,12 +6,12 @@ import contextlib
 import fcntl
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from amdim_fast.files import is_temporary
 from amdim_fast.training.checkpoints import LAST
 from amdim_fast.training.log import CONFIG, EVENTS, LOG
 
@@ -103,7 +103,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _never_began(folder: Path) -> bool:
     """Whether what is there is what a run writes before its first checkpoint, and all of it."""
     names = set(os.listdir(folder)) if folder.is_dir() else set()
-    others = {name for name in names if not re.fullmatch(r"\..*\.tmp", name)}
+    others = {name for name in names if not is_temporary(name)}
     return bool(others) and others <= {CONFIG, LOG, EVENTS, LOCK}
 
 

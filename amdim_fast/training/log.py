@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from amdim_fast.files import written_whole
-from amdim_fast.optional import new_figure, png_of
+from amdim_fast.files import read_whole, written_whole
+from amdim_fast.optional import may_fail, new_figure, png_of
 from amdim_fast.training.tensorboard import TensorBoardServer
 
 CONFIG, LOG, LEFT_OUT, SUMMARY, CURVES, EVENTS = (
@@ -89,7 +90,8 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._log.close()
+        with contextlib.suppress(OSError):  # of a record that ``write`` has raised for
+            self._log.close()
         if self._events is not None:
             self._events.close()
         if self._server is not None:
@@ -102,8 +104,14 @@ class RunLog:
             OSError: it cannot be written.
         """
         self.records.append(dict(record))
-        self._log.write(json.dumps(record) + "\n")
-        self._log.flush()
+        try:
+            self._log.write(json.dumps(record) + "\n")
+            self._log.flush()
+        except OSError as error:
+            raise type(error)(
+                f"{self.folder / LOG} cannot be written ({error.strerror}); make room and go on"
+                f" with --resume {self.folder}"
+            ) from error
         if self._events is not None:
             for name, value in record.items():
                 if name != "step" and isinstance(value, int | float):
@@ -124,7 +132,10 @@ class RunLog:
         self.draw_curves()
 
     def draw_curves(self) -> None:
-        """Losses, regularizer and online accuracies against steps, into ``curves.png``."""
+        """Losses, regularizer and online accuracies against steps, into ``curves.png``.
+
+        A picture that fails is said on stderr; the figures are in the log.
+        """
         panels = {
             labels: {k: v for k, v in curves.items() if any(k in r for r in self.records)}
             for labels, curves in _PANELS.items()
@@ -136,14 +147,15 @@ class RunLog:
             figure = new_figure(5 * len(panels), 4, "drawing the curves")
         except ModuleNotFoundError:
             return
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, ((title, ylabel), curves) in zip(axes, panels.items(), strict=True):
-            for key, label in curves.items():
-                points = [(r["step"], r[key]) for r in self.records if r.get(key) is not None]
-                axis.plot(*zip(*points, strict=True), label=label) if points else None
-            axis.set(xlabel="step", ylabel=ylabel, title=title)
-            axis.legend()
-        with written_whole(self.folder / CURVES) as file:
+        path = self.folder / CURVES
+        with may_fail(path, "the run goes on"), written_whole(path) as file:
+            axes = figure.subplots(1, len(panels), squeeze=False)[0]
+            for axis, ((title, ylabel), curves) in zip(axes, panels.items(), strict=True):
+                for key, label in curves.items():
+                    points = [(r["step"], r[key]) for r in self.records if r.get(key) is not None]
+                    axis.plot(*zip(*points, strict=True), label=label) if points else None
+                axis.set(xlabel="step", ylabel=ylabel, title=title)
+                axis.legend()
             file.write(png_of(figure))
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -162,7 +174,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist, so {folder} is not the folder of a run")
     damaged = ValueError(f"{path} is damaged; it must be the JSON that the run wrote")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_whole(path))
     except (ValueError, RecursionError):
         raise damaged from None
     if not isinstance(config, dict) or not isinstance(config.get("data_dir"), str):
@@ -180,7 +192,7 @@ def read_left_out(folder: Path) -> dict[str, dict[str, str]] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(path))
         return {
             split: {str(name): str(sentence) for name, sentence in content[split].items()}
             for split in ("train", "test")
@@ -198,7 +210,7 @@ def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
         ValueError: another line is not a record.
     """
     records: list[dict[str, Any]] = []
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = read_whole(path).splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

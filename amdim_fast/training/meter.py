@@ -32,6 +32,7 @@ class Meter:
         window: sums since the last regular checkpoint: ``window`` of an earlier meter.
         ranks: the processes of the run. All call ``read`` after the same step; it sums their counts
             and averages their other values.
+        unrecorded: sums since the last record: ``unrecorded`` of an earlier meter.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Meter:
         names: Sequence[str],
         window: dict[str, float] | None = None,
         ranks: Ranks | None = None,
+        unrecorded: dict[str, float] | None = None,
     ) -> None:
         self.names = tuple(names)
         self._ranks = ranks or Ranks()
         self._unread: list[tuple[int, Tensor]] = []
-        self._since_record: dict[str, float] = {}
+        self._since_record = dict(unrecorded or {})
         self._window = dict(window or {})
         self._latest: dict[str, float] = {}
 
@@ -87,6 +89,11 @@ class Meter:
     def window(self) -> dict[str, float]:
         """Sums since ``close_window``, for the checkpoint."""
         return dict(self._window)
+
+    @property
+    def unrecorded(self) -> dict[str, float]:
+        """Sums since ``record``, for the checkpoint."""
+        return dict(self._since_record)
 
     def close_window(self) -> float | None:
         """How good the steps of the window were, higher is better; begins a new window.

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.data.workers import check_not_importing
+from amdim_fast.data.workers import check_not_importing, worker_count
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import joined
 from amdim_fast.training.checkpoints import LAST
@@ -16,6 +16,8 @@ from amdim_fast.training.recipes import Recipe
 from amdim_fast.training.resume import resumed_setup
 from amdim_fast.training.run import Run
 from amdim_fast.training.setup import PathLike, check_setup, load_for_run, new_setup
+
+LONGEST_TIMEOUT = 10**9  # seconds
 
 
 def pretrain(
@@ -108,8 +110,12 @@ def pretrain(
     with ``recipe.deterministic``. Batches, views and locations do not depend on the last.
     """
     check_not_importing()
-    if timeout <= 0:
-        raise ValueError(f"timeout is {timeout}; it must be a number of seconds above 0")
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise ValueError(
+            f"timeout is {timeout}; it must be a number of seconds above 0, at most"
+            f" {LONGEST_TIMEOUT:,}"
+        )
+    worker_count(workers)
     given: dict[str, Any] = {
         "recipe": recipe,
         "data_dir": data_dir,

@@ -11,8 +11,8 @@ import torch
 from amdim_fast.checkpoints.formats import CheckpointError, stated_class_names
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.devices import find_device
-from amdim_fast.files import keep_as, remove_temporaries
-from amdim_fast.training.checkpoints import BEST, LAST, RunCheckpoints
+from amdim_fast.files import remove_temporaries
+from amdim_fast.training.checkpoints import LAST, RunCheckpoints
 from amdim_fast.training.log import read_config, read_left_out
 from amdim_fast.training.randomness import restore_random_states
 from amdim_fast.training.recipes import Recipe
@@ -146,8 +146,8 @@ def restore(contents: dict[str, Any], training: Training, checkpoints: RunCheckp
     """Set model, optimizer and random generators to those of the checkpoint; empties ``contents``.
 
     On a device of another kind, 5x5 locations are drawn from a new generator, seeded with seed and
-    step. If the run was killed after it wrote the latest checkpoint and before it named that the
-    best, it is named the best now.
+    step. If the run was killed after it wrote the latest checkpoint and before it gave that its
+    other names, the best or a kept one, it gets them now.
 
     Raises:
         CheckpointError: a state is not one of the run's model, optimizer or generators.
@@ -165,8 +165,8 @@ def restore(contents: dict[str, Any], training: Training, checkpoints: RunCheckp
             f"{path} holds a state that does not fit the run ({type(error).__name__}); go on from"
             " an earlier checkpoint, or start a new run"
         ) from error
-    if training.ranks.is_first and is_best:
-        keep_as(path, checkpoints.folder / BEST)
+    if training.ranks.is_first:
+        checkpoints.name_latest(training.step, is_best=is_best)
     contents.clear()
 
 

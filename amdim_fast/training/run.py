@@ -99,7 +99,8 @@ class Run:
                 self._weights = load_initial(model, setup.init_from)
         model = model.to(ranks.device(setup.device))
         self.training = Training(model, setup.recipe, len(self.data.train), setup.seed, ranks)
-        self.meter = Meter(self.training.names, contents.get("window"), ranks)
+        sums = contents.get("window"), ranks, contents.get("unrecorded")
+        self.meter = Meter(self.training.names, *sums)
         fixed = {
             "recipe": asdict(setup.recipe),
             "seed": setup.seed,
@@ -312,8 +313,11 @@ class Run:
                 f"{error}; {last_good}; a lower --learning-rate, a higher --reg-weight or"
                 " --clip-grad-norm may help"
             ) from None
-        if isinstance(error, BadImage) or (error is self._unread and isinstance(error, OSError)):
-            self._note_unreadable(str(error))
+        if isinstance(error, BadImage) or (
+            error is self._unread and isinstance(error, OSError | MemoryError)
+        ):
+            if not isinstance(error, MemoryError):
+                self._note_unreadable(str(error))
             way_on = f"go on with --resume {self.folder}"
             if isinstance(error, BadImage):
                 way_on = f"repair it, or leave it out with --resume {self.folder} --skip-bad"

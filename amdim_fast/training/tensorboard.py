@@ -10,6 +10,16 @@ import sys
 from amdim_fast.optional import require
 
 HOST = "localhost"
+# Ends with its standard input, which the system closes however the run ends.
+_SERVE = """
+import os, sys, threading
+def wait():
+    sys.stdin.buffer.read()
+    os._exit(0)
+threading.Thread(target=wait, daemon=True).start()
+from tensorboard.main import run_main
+run_main()
+"""
 
 
 def check_tensorboard(port: int | None) -> None:
@@ -36,13 +46,16 @@ def check_tensorboard(port: int | None) -> None:
 
 
 class TensorBoardServer:
-    """Serves the events of a folder at ``http://localhost:PORT`` until ``close``."""
+    """Serves the events of a folder at ``http://localhost:PORT``.
+
+    It ends with ``close``, and with this process, even when that is killed.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], port: int) -> None:
-        command = [sys.executable, "-m", "tensorboard.main", f"--logdir={os.fspath(folder)}"]
+        command = [sys.executable, "-c", _SERVE, f"--logdir={os.fspath(folder)}"]
         self._process = subprocess.Popen(
             [*command, f"--host={HOST}", f"--port={port}"],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -50,4 +63,4 @@ class TensorBoardServer:
     def close(self) -> None:
         """End the server."""
         self._process.terminate()
-        self._process.wait()
+        self._process.communicate()

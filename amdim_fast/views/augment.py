@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from amdim_fast.checks import whole_number
 from amdim_fast.views import reference
 from amdim_fast.views.compiled import check_backend
 from amdim_fast.views.images import as_pixels, sizes_of
@@ -15,6 +17,7 @@ from amdim_fast.views.op import make_recorded_views, make_views
 from amdim_fast.views.params import ViewParams, ViewPolicy
 from amdim_fast.views.sampling import draw_records
 
+LARGEST_VIEW = 8192  # pixels of a side, as csrc/augment_args.h has it
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,7 +45,7 @@ def augment(
             may differ. A tensor that fits both layouts is read as [N, H, W, 3].
         params: [V, N]. On the CPU their values are checked; on the images' GPU a check would wait
             for the stream, so impossible values are clamped instead.
-        size: side of the views, pixels.
+        size: side of the views, at most 8192 pixels.
         mean: of each channel, for pixels in 0..1.
         std: of each channel, positive.
         dtype: float32, float16 or bfloat16; float32 values rounded once.
@@ -54,7 +57,7 @@ def augment(
         [V, N, 3, size, size] on the device of the images; N = 0 gives an empty tensor.
 
     Raises:
-        TypeError: images are not uint8, or dtype or a field of params has the wrong type.
+        TypeError: images are not uint8, or params, a field of it or dtype has the wrong type.
         ValueError: shapes disagree, or a parameter is impossible for its image.
         RuntimeError: the compiled library is not built, or not for this device; or the call would
             copy from the CPU while a CUDA graph is captured.
@@ -67,6 +70,8 @@ def augment(
     """
     pixels = as_pixels(images)
     check_backend(backend)
+    if not isinstance(params, ViewParams):
+        raise TypeError(f"params is of type {type(params).__name__}; it must be a ViewParams")
     check_output(size=size, mean=mean, std=std, dtype=dtype)
     if not len(pixels) or backend == "reference":
         params.validate(sizes_of(pixels))
@@ -170,12 +175,18 @@ def check_output(
     *, size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> None:
     """Raise unless views can be made of this size, normalization and dtype."""
-    if size < 1:
-        raise ValueError(f"size is {size}; it must be at least 1")
+    whole_number("size", size, most=LARGEST_VIEW)
     for name, values in (("mean", mean), ("std", std)):
-        if len(values) != 3:
-            raise ValueError(f"{name} is {values}; it must be three numbers")
+        if not _are_three_numbers(values):
+            raise ValueError(f"{name} is {values}; it must be three numbers, all finite")
     if not all(value > 0 for value in std):
         raise ValueError(f"std is {std}; it must be positive")
     if dtype not in _DTYPES:
         raise TypeError(f"dtype is {dtype}; it must be float32, float16 or bfloat16")
+
+
+def _are_three_numbers(values: Sequence[float]) -> bool:
+    try:
+        return len(values) == 3 and all(math.isfinite(value) for value in values)
+    except (TypeError, ValueError):
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 import numpy as np
@@ -79,6 +79,8 @@ def as_pixels(images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
             f"images is {list(images.shape)}; it must be [N, H, W, 3], [N, 3, H, W] or a list of"
             " [H, W, 3]"
         )
+    if not isinstance(images, Iterable):
+        _require_uint8("images", images)
     for index, image in enumerate(images):
         _require_uint8(f"images[{index}]", image)
         if image.dim() != 3 or image.shape[-1] != 3:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+LARGEST_SIDE = 2**24 - 1  # pixels of an image
+
 VIEW_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "crop": (torch.int32, (4,)),
     "translate": (torch.int32, (2,)),
@@ -206,13 +208,23 @@ POLICIES: dict[str, ViewPolicy] = {
 
 
 def as_sizes(sizes: Tensor | Sequence[Sequence[int]]) -> Tensor:
-    """Heights and widths as int64 [N, 2]; raises on other shapes, types and empty images."""
+    """Heights and widths as int64 [N, 2]; raises on other shapes, types, empty and huge images."""
     if not isinstance(sizes, Tensor):
-        sizes = torch.tensor(sizes) if len(sizes) else torch.empty(0, 2, dtype=torch.long)
+        try:
+            sizes = torch.tensor(sizes) if len(sizes) else torch.empty(0, 2, dtype=torch.long)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"sizes is {sizes!r:.100}; it must be pairs of whole numbers, height and width, of"
+                f" at most {LARGEST_SIDE} pixels"
+            ) from None
     if sizes.is_floating_point() or sizes.dtype == torch.bool:
         raise TypeError(f"sizes is {sizes.dtype}; it must hold integers")
     if sizes.dim() != 2 or sizes.shape[1] != 2:
         raise ValueError(f"sizes is {list(sizes.shape)}; it must be [N, 2], height and width")
     if bool((sizes < 1).any()):
         raise ValueError(f"min(sizes) is {sizes.amin().item()}; it must be at least 1 pixel")
+    if bool((sizes > LARGEST_SIDE).any()):
+        raise ValueError(
+            f"max(sizes) is {sizes.amax().item()}; it must be at most {LARGEST_SIDE} pixels"
+        )
     return sizes.long()

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amdim_fast.checks import whole_number
 from amdim_fast.views import compiled, reference_sampling
 from amdim_fast.views.compiled import LIBRARY
 from amdim_fast.views.op import RECORD_WORDS
 from amdim_fast.views.params import VIEW_FIELDS, ViewParams, ViewPolicy, as_sizes
 
+MOST_VIEWS = 2**20
 # The place of max_translation in _policy_values.
 _MAX_TRANSLATION = 7
 
@@ -66,10 +68,12 @@ def sample_view_params(
 
     Raises:
         ValueError: sizes, views or sample_index is out of range or of the wrong shape, or the
-            generator is not on the CPU. TypeError: sizes or sample_index does not hold integers.
+            generator is not on the CPU. TypeError: sizes or sample_index does not hold integers, or
+            an argument is of another type.
         RuntimeError: the compiled library is not built.
     """
     compiled.check_backend(backend)
+    check_policy(policy)
     if backend == "compiled" and generator is None and torch.compiler.is_compiling():
         return _draw_views_in_graph(policy, torch.as_tensor(sizes), sample_index, views)
     extent, index, seed = _prepare_draw(
@@ -77,6 +81,14 @@ def sample_view_params(
     )
     draw = sample_views if backend == "compiled" else reference_sampling.sample_views
     return draw(policy, extent, index, seed, views)
+
+
+def check_policy(policy: ViewPolicy) -> None:
+    """Raise TypeError unless it is a ViewPolicy."""
+    if not isinstance(policy, ViewPolicy):
+        raise TypeError(
+            f"policy is {policy!r:.100}; it must be a ViewPolicy, such as POLICIES['stl10']"
+        )
 
 
 def sample_views(
@@ -118,6 +130,8 @@ def draw_records(
     """
     compiled.require(images.device.type)
     values = _policy_values(policy)
+    if sample_index is not None:
+        _check_kind(sample_index, len(sizes))
     if generator is None:
         found: tuple[Tensor, Tensor] = torch.ops.amdim_fast.draw_view_records(
             images, sizes, sample_index, values, views, policy.size
@@ -146,13 +160,15 @@ def _prepare_draw(
 ) -> tuple[Tensor, Tensor, int]:
     """Checked sizes, int64 [N, 2], and sample indices, int64 [N], on the CPU, and the seed."""
     extent = as_sizes(sizes).cpu()
-    if views < 1:
-        raise ValueError(f"views is {views}; it must be at least 1")
+    whole_number("views", views, most=MOST_VIEWS)
     if max_translation and bool((extent <= max_translation).any()):
         raise ValueError(
             f"min(sizes) is {extent.amin().item()}; it must be larger than the policy's"
             f" max_translation, {max_translation} pixels"
         )
+    device = getattr(generator, "device", None)
+    if generator is not None and not isinstance(device, torch.device):
+        raise TypeError(f"generator is of type {type(generator).__name__}; it must be a generator")
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
             f"generator is on {generator.device}; it must be on the CPU, where all parameters are"
@@ -165,8 +181,7 @@ def _prepare_draw(
 def _as_sample_index(sample_index: Tensor | None, images: int) -> Tensor:
     if sample_index is None:
         return torch.arange(images, device="cpu")
-    if sample_index.dtype != torch.int64:
-        raise TypeError(f"sample_index is {sample_index.dtype}; it must be int64")
+    _check_kind(sample_index, images)
     if sample_index.shape != (images,):
         raise ValueError(f"sample_index is {list(sample_index.shape)}; it must be [{images}]")
     if bool((sample_index < 0).any()):
@@ -174,6 +189,12 @@ def _as_sample_index(sample_index: Tensor | None, images: int) -> Tensor:
             f"min(sample_index) is {sample_index.amin().item()}; it must not be negative"
         )
     return sample_index.cpu()
+
+
+def _check_kind(sample_index: Tensor, images: int) -> None:
+    if not isinstance(sample_index, Tensor) or sample_index.dtype != torch.int64:
+        kind = getattr(sample_index, "dtype", f"of type {type(sample_index).__name__}")
+        raise TypeError(f"sample_index is {kind}; it must be int64 [{images}]")
 
 
 def _policy_values(policy: ViewPolicy) -> list[float]:

@@ -11,7 +11,7 @@ from amdim_fast.views.augment import augment, drawn_views
 from amdim_fast.views.compiled import check_backend
 from amdim_fast.views.images import Picture, as_batch, as_pixels, sizes_of
 from amdim_fast.views.params import POLICIES, ViewPolicy
-from amdim_fast.views.sampling import sample_view_params
+from amdim_fast.views.sampling import check_policy, sample_view_params
 
 
 class TwoViews(nn.Module):
@@ -29,7 +29,7 @@ class TwoViews(nn.Module):
         backend: as in ``augment``.
 
     Raises:
-        ValueError: ``POLICIES`` has no policy of that name.
+        ValueError: ``POLICIES`` has no policy of that name. TypeError: it is neither.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class TwoViews(nn.Module):
             if policy not in POLICIES:
                 raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
             policy = POLICIES[policy]
+        check_policy(policy)
         self.policy = policy
         self.dtype = dtype
         self.channels_last = channels_last

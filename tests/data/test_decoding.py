@@ -149,10 +149,13 @@ def broken_files(folder):
     cases = {
         "cut.jpg": (whole[: len(whole) // 2], "is damaged or truncated (image file is truncated"),
         "cut.png": (png[: len(png) // 2], "is damaged or truncated"),
-        "head.png": (png[:40], "is not an image that Pillow can read, or its start is damaged"),
+        "head.png": (
+            png[:40],
+            "is not an image (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP), or its start",
+        ),
         "empty.jpg": (b"", "is empty"),
-        "text.jpg": (b"not an image", "is not an image that Pillow can read"),
-        "start.jpg": (whole[:2], "is not an image that Pillow can read"),
+        "text.jpg": (b"not an image", "is not an image (BMP, GIF"),
+        "start.jpg": (whole[:2], "is not an image (BMP, GIF"),
     }
     for name, (content, _) in cases.items():
         (folder / name).write_bytes(content)

@@ -101,6 +101,8 @@ def test_links(tmp_path):
     (cat / "loop").symlink_to(tmp_path / "train")
     (cat / "self").symlink_to(cat)
     (cat / "gone.png").symlink_to(tmp_path / "absent.png")
+    (cat / "ring.png").symlink_to(cat / "ring.png")
+    (cat / "ring").symlink_to(cat / "ring")
     os.mkfifo(cat / "pipe.png")
     (tmp_path / "elsewhere").mkdir()
     save(tmp_path / "elsewhere" / "a.png")
@@ -112,7 +114,8 @@ def test_links(tmp_path):
     assert names(listing) == expected
     assert listing.ignored == (
         "1 beside the training folder (elsewhere)",
-        "2 links to nothing, or no regular files (train/cat/gone.png, train/cat/pipe.png)",
+        "3 links to nothing, or no regular files (train/cat/gone.png, train/cat/pipe.png,"
+        " train/cat/ring.png)",
         "2 links back to a folder around them (train/cat/loop, train/cat/self)",
     )
 

@@ -86,7 +86,9 @@ def test_manifest_that_is_wrong(store, change, message):
         read_store(store)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", pickle.dumps({"a": 1})])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", pickle.dumps({"a": 1}), b"[" * 100_000]
+)
 def test_manifest_that_is_no_manifest(store, content):
     (store / "manifest.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"manifest\.json cannot be used: "):

@@ -247,9 +247,10 @@ def test_unfinished_store_keeps_its_plan(source, tmp_path):
     Image.fromarray(picture(99)).save(image)
     with pytest.raises(ValueError, match=r"was begun from other files than .*source holds now"):
         packed(source, tmp_path / "store", size=8)
-    (tmp_path / "store" / "plan.json").write_text("{")
-    with pytest.raises(ValueError, match=r"plan\.json is damaged; remove"):
-        packed(source, tmp_path / "store", size=8)
+    for content in ("{", "[" * 100_000):
+        (tmp_path / "store" / "plan.json").write_text(content)
+        with pytest.raises(ValueError, match=r"plan\.json is damaged; remove"):
+            packed(source, tmp_path / "store", size=8)
 
 
 def test_other_folders_are_left_alone(source, tmp_path):
@@ -293,7 +294,9 @@ def test_full_disk_is_one_sentence_and_resumes(source, tmp_path, small_shards, m
     ("options", "message"),
     [
         ({"size": 0}, "size is 0; it must be 1 or more"),
-        ({"workers": -1}, "workers is -1; it must be 0 or more"),
+        ({"workers": -1}, "workers is -1; it must be a whole number from 0 to 1024"),
+        ({"workers": 99_999}, "workers is 99999; it must be a whole number from 0 to 1024"),
+        ({"workers": 1.5}, "workers is 1.5; it must be a whole number"),
     ],
 )
 def test_bad_options(source, tmp_path, options, message):

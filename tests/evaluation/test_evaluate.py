@@ -367,6 +367,16 @@ def test_command_on_bad_input(checkpoint, tmp_path, capsys):
         ([checkpoint, "--policy=stl10"], "makes views of 64 px and the encoder takes 32"),
         ([checkpoint, "--probe-epochs=0"], "epochs is 0; it must be a whole number"),
         ([checkpoint, "--data=folder", f"--data-dir={tmp_path / 'no'}"], "is not a folder"),
+        (
+            [checkpoint, "--feature-memory=inf"],
+            "--feature-memory is inf; it must be a number of GiB",
+        ),
+        (
+            [checkpoint, "--feature-memory=nan"],
+            "--feature-memory is nan; it must be a number of GiB",
+        ),
+        ([checkpoint, "--feature-memory=-1"], "--feature-memory is -1.0; it must be a number of"),
+        ([checkpoint, "--workers=99999"], "workers is 99999; it must be a whole number from 0 to"),
         ([checkpoint, "--feature-memory=0.00001"], "allow more, or use fewer images"),
     ):
         out = tmp_path / "out"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amdim_fast import LossMultiNCE, nce_log_prob, nce_loss, nce_objective
+from amdim_fast.nce import reference
 
 
 def features(**changes):
@@ -143,3 +144,21 @@ def test_generator_for_another_device(name):
 def test_loss_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         LossMultiNCE(**arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter")
+def test_the_interpreter_refuses_bfloat16_products():
+    """It made a mean square of 1e19 of features of 0.05. What torch multiplies there is right."""
+    src, trg = (0.05 * torch.randn(16, *more, 24).bfloat16() for more in ((), (3,)))
+    leaf = src.clone().requires_grad_()
+    for given, budget in ((src, 0), (src, None), (leaf, 0)):
+        with pytest.raises(
+            ValueError,
+            match=r"^src is torch\.bfloat16, which Triton's interpreter multiplies wrongly; on a"
+            r" CPU, use backend='torch', or float32 or float16$",
+        ):
+            nce_log_prob(given, trg, backend="triton", memory_budget=budget)
+    found = nce_log_prob(leaf, trg, backend="triton")
+    truth = reference.nce_log_prob(src.double(), trg.double())
+    torch.testing.assert_close(found.log_prob.double(), truth.log_prob, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.mean_sq.double(), truth.mean_sq, rtol=1e-5, atol=0)

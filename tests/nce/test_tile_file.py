@@ -72,6 +72,7 @@ def test_architectures_without_rows_of_their_own_may_have_measured_ones(in_use):
     ("change", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ({}, "holds a dict; it must be a list of rows"),
         ([3], "row 0 of .* is a int; it must be an object"),
         ({"fused": 1}, "fused in row 0 of .* is 1; it must be true or false"),

@@ -11,7 +11,8 @@ import torch
 from amdim_fast import pretrain
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.main import main
-from amdim_fast.data import datasets
+from amdim_fast.data import datasets, image_sets
+from amdim_fast.data.decoding import decode
 from amdim_fast.data.loader import training_indices
 from amdim_fast.training.recipes import RECIPES
 from amdim_fast.training.run import Run
@@ -115,6 +116,21 @@ def test_a_run_that_skips_lists_what_it_left_out(tmp_path, bad):
     (tmp_path / "run" / "left_out.json").write_text("[]")
     with pytest.raises(ValueError, match=r"left_out\.json is damaged; remove it, and resume with"):
         pretrain(resume=tmp_path / "run", progress=False)
+
+
+def test_want_of_memory_costs_no_step_and_no_image(tmp_path, capsys, bad, monkeypatch):
+    name, _ = bad
+
+    def without_memory(path):
+        if path == tmp_path / "images" / name:
+            raise MemoryError(f"there is no memory to decode {path}")
+        return decode(path)
+
+    monkeypatch.setattr(image_sets, "decode", without_memory)
+    error = stopped(tmp_path, capsys, "--workers=0")
+    assert error.endswith(f"of step 2; go on with --resume {tmp_path / 'run'}")
+    assert final(tmp_path / "run")["step"] == 2
+    assert not (tmp_path / "run" / "left_out.json").exists()
 
 
 def test_views_that_fail_undo_their_draw(tmp_path, monkeypatch, bad):

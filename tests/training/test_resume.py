@@ -80,8 +80,10 @@ def stop_after(monkeypatch, step, number=signal.SIGTERM):
 
 
 def losses(folder):
+    """Of each record; accuracies are those of all steps since the one before."""
     lines = (folder / "log.jsonl").read_text().splitlines()
-    return [(r["step"], r["loss_1t5"], r["probe_linear"]) for r in map(json.loads, lines)]
+    names = ("step", "loss_1t5", "probe_linear", "accuracy_linear", "accuracy_mlp")
+    return [tuple(map(json.loads(line).get, names)) for line in lines]
 
 
 @pytest.mark.parametrize("steps", [[1], [7], [12, 13], [24, 25, 26], [30]])
@@ -159,6 +161,19 @@ def test_last_best_and_kept_checkpoints(whole):
     assert best["score"] == final(whole)["score"]
     assert best["step"] == best["score"]["step"]
     assert best["step"] in (7, 14, 21, 28, 30)
+
+
+def test_a_kill_between_the_names_of_a_checkpoint_is_made_good(whole, tmp_path):
+    """Step 30 was the latest, and had not got its kept name yet; what others left stays or goes."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "checkpoint-00000030.pt").unlink()
+    (folder / ".evaluation.0123abcd.tmp").mkdir()
+    (folder / ".evaluation.0123abcd.tmp" / "evaluation.json").touch()
+    (folder / ".my notes.tmp").touch()
+    pretrain(resume=folder, progress=False)
+    assert_same(read_checkpoint(folder / "checkpoint-00000030.pt"), final(whole))
+    assert [path.name for path in folder.glob(".*")] == [".my notes.tmp"]
 
 
 def start_run(folder, *arguments):

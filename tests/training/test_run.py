@@ -172,6 +172,10 @@ def test_unwritable_runs_folder(tmp_path, capsys):
             ["--seed=18446744073709551616"],
             "seed is 18446744073709551616; it must be a whole number f",
         ),
+        (["--timeout=nan"], "timeout is nan; it must be a number of seconds above 0, at most 1,0"),
+        (["--timeout=inf"], "timeout is inf; it must be a number of seconds above 0, at most 1,0"),
+        (["--timeout=0"], "timeout is 0.0; it must be a number of seconds above 0"),
+        (["--workers=99999"], "workers is 99999; it must be a whole number from 0 to 1024"),
         (["--seed=-1"], "seed is -1; it must be a whole number from 0 to 18446744073709551615"),
     ],
 )

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -170,7 +172,29 @@ def test_center_view_takes_images_as_they_are():
             r"params.crop\[0, 1\] is \[0, 0, 8, 8\]; it must be .* inside its image of 8 x 7",
         ),
         ({"params": plain([(8, 8)])}, ValueError, r"len\(params\) is 1; it must be 2"),
-        ({"size": 0}, ValueError, "size is 0; it must be at least 1"),
+        ({"images": None}, TypeError, "images is of type NoneType; it must be a uint8 tensor"),
+        ({"images": 3}, TypeError, "images is of type int; it must be a uint8 tensor"),
+        ({"params": None}, TypeError, "params is of type NoneType; it must be a ViewParams"),
+        (
+            {"images": torch.zeros(2, 0, 8, 3, dtype=torch.uint8)},
+            ValueError,
+            r"min\(sizes\) is 0; it must be at least 1 pixel",
+        ),
+        ({"size": 0}, ValueError, "size is 0; it must be a whole number from 1 to 8192"),
+        (
+            {"size": 2**31},
+            ValueError,
+            "size is 2147483648; it must be a whole number from 1 to 8192",
+        ),
+        ({"size": "8"}, ValueError, "size is '8'; it must be a whole number"),
+        ({"mean": None}, ValueError, "mean is None; it must be three numbers, all finite"),
+        ({"mean": ("a", "b", "c")}, ValueError, r"mean is \('a', 'b', 'c'\); it must be three num"),
+        (
+            {"mean": (0, 0, math.nan)},
+            ValueError,
+            r"mean is \(0, 0, nan\); it must be three numbers",
+        ),
+        ({"std": (1, math.inf, 1)}, ValueError, r"std is \(1, inf, 1\); it must be three numbers"),
         ({"mean": (0.5,)}, ValueError, r"mean is \(0.5,\); it must be three numbers"),
         ({"std": (0.5, 0.5, 0.0)}, ValueError, r"std is \(0.5, 0.5, 0.0\); it must be positive"),
         (
@@ -190,3 +214,12 @@ def test_augment_rejects(change, error, message):
 def test_two_views_rejects_an_unknown_policy():
     with pytest.raises(ValueError, match="policy is 'mnist'; it must be one of digits, cifar, "):
         TwoViews("mnist")
+    with pytest.raises(TypeError, match="policy is None; it must be a ViewPolicy"):
+        TwoViews(None)
+    images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"sample_index is of type list; it must be int64 \[2\]"):
+        TwoViews("cifar")(images, sample_index=[0, 1])
+    with pytest.raises(TypeError, match="generator is of type int; it must be a generator"):
+        TwoViews("cifar")(images, generator=3)
+    with pytest.raises(ValueError, match=r"min\(sizes\) is 0; it must be at least 1 pixel"):
+        TwoViews("cifar")(images[:, :0])

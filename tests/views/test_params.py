@@ -206,7 +206,26 @@ def test_wrong_number_of_images():
         ({"sizes": [32, 32]}, ValueError, r"sizes is \[2\]; it must be \[N, 2\], height and width"),
         ({"sizes": [(32, 0)]}, ValueError, r"min\(sizes\) is 0; it must be at least 1 pixel"),
         ({"sizes": [(32, 4)]}, ValueError, r"min\(sizes\) is 4; it must be larger .* 4 pixels"),
-        ({"views": 0}, ValueError, "views is 0; it must be at least 1"),
+        ({"sizes": [(2**31, 32)]}, ValueError, r"max\(sizes\) is 2147483648; it must be at most"),
+        (
+            {"sizes": [(2**70, 32)]},
+            TypeError,
+            r"sizes is \[\(1180591.*, 32\)\]; it must be",
+        ),
+        (
+            {"sizes": [(32, 32), (3,)]},
+            TypeError,
+            r"sizes is \[\(32, 32\), \(3,\)\]; it must be",
+        ),
+        ({"sizes": None}, TypeError, "sizes is None; it must be pairs of whole numbers"),
+        ({"policy": "stl10"}, TypeError, "policy is 'stl10'; it must be a ViewPolicy, such as POL"),
+        ({"policy": None}, TypeError, "policy is None; it must be a ViewPolicy"),
+        ({"views": 0}, ValueError, "views is 0; it must be a whole number from 1 to 1048576"),
+        ({"views": 10**20}, ValueError, "views is 100000000000000000000; it must be a whole"),
+        ({"views": "2"}, ValueError, "views is '2'; it must be a whole number"),
+        ({"views": 2.0}, ValueError, "views is 2.0; it must be a whole number"),
+        ({"generator": 3}, TypeError, "generator is of type int; it must be a generator"),
+        ({"sample_index": [0]}, TypeError, r"sample_index is of type list; it must be int64 \[1\]"),
         (
             {"generator": SimpleNamespace(device=torch.device("cuda:0"))},
             ValueError,
@@ -230,9 +249,9 @@ def test_wrong_number_of_images():
     ],
 )
 def test_sampling_rejects(arguments, error, message):
-    sizes = arguments.pop("sizes", [(32, 32)])
+    given = {"policy": POLICIES["cifar"], "sizes": [(32, 32)], **arguments}
     with pytest.raises(error, match=message):
-        sample_view_params(POLICIES["cifar"], sizes, **arguments)
+        sample_view_params(given.pop("policy"), given.pop("sizes"), **given)
 
 
 @pytest.mark.parametrize(

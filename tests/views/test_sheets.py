@@ -94,7 +94,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(files, tmp_path, capsys):
     cases = [
         ([str(tmp_path / "empty.png")], "empty.png is empty"),
         ([str(tmp_path / "none.png")], "none.png cannot be read"),
-        ([*paths, "--views=0"], "views is 0; it must be at least 1"),
+        ([*paths, "--views=0"], "views is 0; it must be a whole number from 1 to 1000"),
+        ([*paths, f"--views={10**20}"], f"views is {10**20}; it must be a whole number from 1 to"),
         (
             [str(small), "--policy=cifar"],
             f"{small} is 4 x 4 pixels, but the policy moves images by up to 4 pixels: both sides",
