@@ -25,7 +25,10 @@ NOTHING = 2
 
 
 def keep_all(inputs: Inputs, group_name: str | None, needs: Sequence[bool]) -> int:
-    """1 if the budget holds all scores and once more those of the largest pairing, else 0."""
+    """1 if the budget holds all scores and once more those of the largest pairing, else 0.
+
+    0 too where a pairing has a single score, which is fewer than ``NOTHING``.
+    """
     src = inputs.srcs[0]
     world_size = 1 if group_name is None else resolve(group_name).size()
     sizes = inputs.sizes(needs=needs, world_size=world_size)
@@ -36,9 +39,11 @@ def keep_all(inputs: Inputs, group_name: str | None, needs: Sequence[bool]) -> i
         budget = default_budget(sizes.shapes, way)
     entries = _entries(inputs, sizes)
     largest: Any = entries[0]
-    for size in entries[1:]:
+    keep: Any = 1
+    for size in entries:
         largest = torch.sym_max(largest, size)
-    keep: Any = torch.sym_min(1, budget // (way.score_itemsize * (sum(entries) + largest)))
+        keep = torch.sym_min(keep, size // NOTHING)
+    keep = torch.sym_min(keep, budget // (way.score_itemsize * (sum(entries) + largest)))
     return keep
 
 

@@ -256,6 +256,15 @@ def test_unused_batch_norms_never_run():
             assert int(module.bn.num_batches_tracked) == int(module.use_bn), name
 
 
+def test_an_export_takes_any_batch():
+    encoder, golden = public_encoder(32)
+    images = torch.randn(len(golden["x"]) + 1, 3, 32, 32)
+    batch = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(encoder, (images,), dynamic_shapes=batch).module()
+    for found, name in zip(exported(golden["x"]), ("r1", "r5", "r7"), strict=True):
+        assert (found - golden[name]).abs().max() < GOLDEN_TOLERANCE
+
+
 def test_compiles_without_graph_breaks():
     encoder, golden = public_encoder(32)
     compiled = torch.compile(encoder, fullgraph=True, backend="eager")

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch._functorch.config
 import torch._inductor.config
 
 import amdim_fast
@@ -93,6 +94,17 @@ def test_inductor():
         expected = evaluated(function, inputs)
         torch.testing.assert_close(evaluated(called, inputs), expected, rtol=1e-6, atol=1e-7)
     assert graphs.frame_count == 2
+
+
+@torch._functorch.config.patch(enable_autograd_cache=False)
+@torch._inductor.config.patch(fx_graph_cache=False)
+def test_inductor_at_a_single_score():
+    """It compares the sizes of what the op returns with those that it traced."""
+    called, _ = compiled(nce_loss, backend="inductor", dynamic=True, fullgraph=True)
+    for images in (3, 1):
+        inputs = [torch.randn(images, WIDTH) for _ in range(2)]
+        expected = evaluated(lambda src, trg: reference.nce_loss(src, trg[:, None]), inputs)
+        torch.testing.assert_close(evaluated(called, inputs), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_that_is_marked_dynamic_takes_one_graph():
