@@ -39,9 +39,9 @@ FOLDER = RECIPES["folder"]
             " steps of warm-up, times 0.2 from step 80,070 and 120,105",
         ),
         (
-            replace(FOLDER, steps=9, warmup_steps=0, milestones=(5, 1, 2)),
+            replace(FOLDER, steps=10, warmup_steps=0, milestones=(5, 1, 2)),
             1000,
-            "9 steps, 1.8 epochs of 5, 200 images each; learning rate 0.0002, times 0.2 from step"
+            "10 steps, 2 epochs of 5, 200 images each; learning rate 0.0002, times 0.2 from step"
             " 5; the run ends before the milestones 2, 5",
         ),
         (
