@@ -211,8 +211,11 @@ def test_log_has_terms_probes_and_shares(run):
     records = [json.loads(line) for line in (run[1] / "log.jsonl").read_text().splitlines()]
     terms = {"loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg", "probe_mlp", "probe_linear"}
     speed = {"images_per_second", "data_wait_share", "views_share", "seconds"}
+    place = {"step", "epoch", "learning_rate"}
     for record in records:
-        assert record.keys() == {"step", *terms, "accuracy_mlp", "accuracy_linear", *speed}
+        assert record.keys() == {*place, *terms, "accuracy_mlp", "accuracy_linear", *speed}
+        assert record["epoch"] == record["step"] / 25  # 400 digits, 16 at a time
+        assert record["learning_rate"] == 5e-4 * min(1, record["step"] / 2)
         assert 0 <= record["data_wait_share"] + record["views_share"] <= 1
         assert 0 <= record["accuracy_linear"] <= 1
 
