@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from amdim_fast.cli.options import add_max_pixels
 from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.evaluation.embed import embed
 from amdim_fast.views.params import POLICIES
@@ -36,6 +37,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
     )
+    add_max_pixels(command)
     command.add_argument(
         "--policy",
         choices=POLICIES,
@@ -68,6 +70,7 @@ def _run(parsed: argparse.Namespace) -> int:
         data_dir=parsed.data_dir,
         download=parsed.download,
         skip_bad=parsed.skip_bad,
+        max_pixels=parsed.max_pixels,
         policy=parsed.policy,
         batch_size=parsed.batch_size,
         workers=parsed.workers,

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from amdim_fast.checks import whole_number
 from amdim_fast.data.datasets import DATA_SETS, ImageData, describe_data, load_data
+from amdim_fast.data.decoding import decode
 from amdim_fast.data.image_sets import FileImages, ImageSet
 from amdim_fast.data.lists import is_list
 from amdim_fast.devices import execution_line
@@ -46,6 +48,7 @@ def embed(
     data_dir: str | os.PathLike[str] = "data",
     download: bool = False,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     policy: str | None = None,
     batch_size: int = 250,
     workers: int | None = None,
@@ -67,6 +70,7 @@ def embed(
         data_dir: folder of the data set.
         download: whether to fetch what is missing there.
         skip_bad: whether to leave out image files that cannot be decoded.
+        max_pixels: as in ``load_data``.
         out: file to write, .npz or .parquet; the latter needs pyarrow.
         policy: name in ``POLICIES`` of the test-time transform; by default the model's own.
         batch_size: images encoded at a time.
@@ -91,7 +95,13 @@ def embed(
     loaded, _ = load_model(model, policy, device)
     if not isinstance(data, ImageData):
         data = _data_of(
-            data, data_dir, download=download, skip_bad=skip_bad, workers=workers, progress=progress
+            data,
+            data_dir,
+            download=download,
+            skip_bad=skip_bad,
+            max_pixels=max_pixels,
+            workers=workers,
+            progress=progress,
         )
     splits = {"train": data.train} | ({} if data.test is None else {"test": data.test})
     table = _table_of(splits, data.classes)
@@ -131,18 +141,21 @@ def _data_of(
     *,
     download: bool,
     skip_bad: bool,
+    max_pixels: int | None,
     workers: int | None,
     progress: bool,
 ) -> ImageData:
     path = Path(data).expanduser()
     named = str(data) in DATA_SETS and not path.exists()
     if path.is_file() and not is_list(path):
-        return ImageData(FileImages(path.parent, [path.name]), None, None, ())
+        decoder = partial(decode, max_pixels=max_pixels)
+        return ImageData(FileImages(path.parent, [path.name], None, decoder), None, None, ())
     return load_data(
         str(data) if named else "folder",
         data_dir if named else path,
         download=download and named,
         skip_bad=skip_bad,
+        max_pixels=max_pixels,
         workers=workers,
         progress=progress,
     )

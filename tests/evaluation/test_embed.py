@@ -13,6 +13,7 @@ from torchvision import transforms
 from amdim_fast import AMDIM, Preprocessing, embed, save_checkpoint
 from amdim_fast.cli.main import main
 from amdim_fast.data.datasets import LOADERS, ImageData
+from amdim_fast.data.decoding import BadImage
 from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.data.packing import pack
 from amdim_fast.evaluation import feature_files
@@ -205,3 +206,12 @@ def test_features_that_are_not_finite_leave_no_file(model, tmp_path):
     with pytest.raises(FloatingPointError, match="the features of image 0 are not finite"):
         embed(broken, half_labeled()[1], tmp_path / "features.npz", **QUIET)
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_too_many_pixels_are_named(model, folder, tmp_path):
+    root, _ = folder
+    first = next(path for path in sorted(root.rglob("*")) if path.is_file())
+    for data in (root, first):
+        with pytest.raises(BadImage, match="more than 100; allow them with --max-pixels"):
+            embed(model, data, tmp_path / "out.npz", max_pixels=100, **QUIET)
+    assert list(tmp_path.iterdir()) == []
