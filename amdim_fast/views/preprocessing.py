@@ -109,7 +109,8 @@ def center_view(
             if image.shape[:2] != (size, size):
                 raise ValueError(
                     f"images[{index}] is {image.shape[0]} x {image.shape[1]} pixels; it must be"
-                    f" {size} x {size} because resize is None"
+                    f" {size} x {size}, as resize is None: resize the images, or give resize={size}"
+                    " (a model's is in model.preprocessing)"
                 )
     if not len(pixels) or backend == "reference":
         views = _reference_center(pixels, resize, size)

@@ -45,6 +45,19 @@ def cpc_loss(context, codes, predict, step):
     return torch.stack(losses).mean()
 
 
+def cpc_map_loss(predicted, codes, rows):
+    """Each place against all codes."""
+    images, _, height, width = codes.shape
+    grid = [(b, y, x) for b in range(images) for y in range(height) for x in range(width)]
+    candidates = torch.stack([codes[b, :, y, x] for b, y, x in grid])
+    losses = []
+    for b, y, x in grid:
+        if y + rows < height:
+            logits = candidates @ predicted[b, :, y, x]
+            losses.append(F.cross_entropy(logits, torch.tensor(grid.index((b, y + rows, x)))))
+    return torch.stack(losses).mean()
+
+
 def dim_loss(summary, feature_map):
     """``infonce_loss`` of the paper's code, with its mask as minus infinity."""
     local = feature_map.flatten(2).permute(0, 2, 1)  # [B, L, D]
@@ -95,6 +108,7 @@ def inputs_of(name):
             [torch.randn(IMAGES, 5, 10), torch.randn(IMAGES, 5, WIDTH)],
             (torch.nn.Linear(10, WIDTH), 2),
         ),
+        "cpc_map_loss": (maps, (1,)),
         "dim_loss": ([vectors[0], maps[0]], ()),
         "st_dim_loss": (
             [torch.randn(IMAGES, 10), *maps],
@@ -108,7 +122,8 @@ def inputs_of(name):
 DEFINITIONS = {
     function.__name__: function
     for function in (
-        *(clip_loss, simclr_loss, cpc_loss, dim_loss, st_dim_loss, moco_loss, queue_loss),
+        *(clip_loss, simclr_loss, cpc_loss, cpc_map_loss),
+        *(dim_loss, st_dim_loss, moco_loss, queue_loss),
     )
 }
 
@@ -179,6 +194,7 @@ def test_compiles_as_one_graph(name):
         ("simclr_loss", ("clip=None", "clip=20.0")),
         ("simclr_loss", ("[1, :, 0]", "[1, :, 1]")),
         ("cpc_loss", ("scale=1.0", "scale=1.01")),
+        ("cpc_map_loss", ("places[:, rows:]", "places[:, :-rows]")),
         ("dim_loss", ("scale=1.0, ", "")),
         ("st_dim_loss", ("same_location", "other_images")),
         ("moco_loss", ("(-1, len(key))", "(-1, 1)")),
