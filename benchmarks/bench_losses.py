@@ -52,7 +52,7 @@ def _sequences(sizes: Sizes) -> list[Tensor]:
     return [torch.randn(sizes["B"], sizes["T"], sizes["D"]) for _ in range(2)]
 
 
-def _maps(sizes: Sizes, count: int) -> list[Tensor]:
+def _maps(sizes: Sizes, count: int = 1) -> list[Tensor]:
     side = sizes["side"]
     return [torch.randn(sizes["B"], sizes["D"], side, side) for _ in range(count)]
 
@@ -79,6 +79,13 @@ CASES = (
         {"B": 64, "T": 48, "D": 256},
         _sequences,
         lambda sizes: [nn.Linear(sizes["D"], sizes["D"]), 4],
+    ),
+    Case(
+        "cpc_map_loss",
+        "CPC on maps",
+        {"B": 64, "D": 256, "side": 7},
+        partial(_maps, count=2),
+        lambda sizes: [2],
     ),
     Case("dim_loss", "Deep InfoMax", {"B": 128, "D": 512, "side": 7}, _dim),
     Case(

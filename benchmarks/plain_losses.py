@@ -50,6 +50,16 @@ def cpc_loss(context: Tensor, codes: Tensor, predict: nn.Module, step: int) -> T
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
+def cpc_map_loss(predicted: Tensor, codes: Tensor, rows: int) -> Tensor:
+    """Each place against the codes of all places."""
+    candidates = codes.permute(0, 2, 3, 1)  # [B, h, w, D]
+    sources = predicted.permute(0, 2, 3, 1)[:, :-rows]
+    places = torch.arange(candidates[..., 0].numel(), device=codes.device)
+    own = places.view(candidates.shape[:3])[:, rows:]
+    logits = sources.flatten(0, 2) @ candidates.flatten(0, 2).T
+    return F.cross_entropy(logits, own.flatten())
+
+
 def dim_loss(summary: Tensor, feature_map: Tensor) -> Tensor:
     """``infonce_loss`` of the paper's code, with its mask as minus infinity."""
     local = feature_map.flatten(2).permute(0, 2, 1)  # [B, L, D]
@@ -93,5 +103,16 @@ def queue_loss(query: Tensor, key: Tensor, queue: Tensor, tau: float) -> Tensor:
 
 PLAIN: dict[str, Loss] = {
     loss.__name__: loss
-    for loss in (*(clip_loss, simclr_loss, cpc_loss, dim_loss, st_dim_loss, moco_loss, queue_loss),)
+    for loss in (
+        *(
+            clip_loss,
+            simclr_loss,
+            cpc_loss,
+            cpc_map_loss,
+            dim_loss,
+            st_dim_loss,
+            moco_loss,
+            queue_loss,
+        ),
+    )
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 from amdim_fast import CheckpointError, FeatureMapContrastiveTask, load_checkpoint
 from amdim_fast.checkpoints.torch_files import read_checkpoint
+from amdim_fast.model.encoder import Encoder
 from tests.checkpoints.cases import assert_golden, golden_file, rename, written
 
 SIZE = 128
@@ -101,6 +102,10 @@ def test_callbacks_under_their_classes(library, new_format, tmp_path):
 def test_our_own_task_in_the_hyperparameters(tmp_path):
     contents = checkpoint(contrastive_task=FeatureMapContrastiveTask("01, 02, 11", tclip=20.0))
     check(written(tmp_path, contents))
+
+
+def test_our_own_encoder_in_the_hyperparameters(tmp_path):
+    check(written(tmp_path, checkpoint(encoder=Encoder(SIZE, 2, 16, 1))))
 
 
 def test_hyperparameters_that_are_lightning_s_own_dict(library, tmp_path):

@@ -29,6 +29,7 @@ def inputs_of(name):
             [torch.randn(IMAGES, 5, 10), torch.randn(IMAGES, 5, WIDTH)],
             (torch.nn.Linear(10, WIDTH), 2),
         ),
+        "cpc_map_loss": (maps, (1,)),
         "dim_loss": ([vectors[0], maps[0]], ()),
         "st_dim_loss": (
             [torch.randn(IMAGES, 10), *maps],
@@ -105,6 +106,7 @@ def test_compiles_as_one_graph(name):
         ("simclr_loss", ("clip=None", "clip=20.0")),
         ("simclr_loss", ("[1, :, 0]", "[1, :, 1]")),
         ("cpc_loss", ("scale=1.0", "scale=1.01")),
+        ("cpc_map_loss", ("places[:, rows:]", "places[:, :-rows]")),
         ("dim_loss", ("scale=1.0, ", "")),
         ("st_dim_loss", ("same_location", "other_images")),
         ("moco_loss", ("(-1, len(key))", "(-1, 1)")),
