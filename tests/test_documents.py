@@ -205,6 +205,8 @@ def test_commands_run_on_digits(tmp_path):
     files = {
         "IMAGE": pictures,
         "SRC": [str(tmp_path / "pictures")],
+        "DATA": [str(tmp_path / "pictures")],
+        "OUT.npz": ["written.npz"],
         "DST": ["store"],
         "CHECKPOINT": ["runs/first/checkpoint.pt"],
         "CHECKPOINT_OR_EXPORT": ["runs/first/checkpoint.pt"],
