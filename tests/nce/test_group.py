@@ -10,7 +10,7 @@ from tests.nce import group_inputs as inputs
 from tests.processes import found_by_ranks
 
 WORLDS = (1, 2, 3, 4)
-SECONDS = 120
+SECONDS = 300
 LOSS, GRADIENT = 1e-6, 1e-5
 DTYPES = (torch.float32, torch.float64)
 
