@@ -75,6 +75,12 @@ class ExportConfig:
         try:
             return _parse(content)
         except KeyError as error:
+            checkpoints = sorted(path.parent.glob("*.pt"))
+            if error.args[0] == "format" and checkpoints:
+                raise CheckpointError(
+                    f"{path.parent} is not an export; give one of its checkpoint files, such as"
+                    f" {checkpoints[0]}"
+                ) from None
             raise CheckpointError(f"{path} has no entry {error.args[0]!r}; export again") from None
         except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
@@ -85,9 +91,10 @@ class ExportConfig:
 def _parse(content: Any) -> ExportConfig:
     content = _typed("the file", content, dict)
     if (content["format"], content["format_version"]) != (FORMAT, FORMAT_VERSION):
+        hint = "; give the checkpoint of this program, or its export as safetensors"
         raise ValueError(
             f"its format is {content['format']!r} {content['format_version']!r}; it must be"
-            f" {FORMAT!r} {FORMAT_VERSION}"
+            f" {FORMAT!r} {FORMAT_VERSION}{hint if 'program' in content else ''}"
         )
     given = _typed("architecture", content["architecture"], dict)
     kinds = BACKBONE_ARCHITECTURE if "backbone" in given else ARCHITECTURE

@@ -18,6 +18,7 @@ from amdim_fast.bench.files import (
     measurement_line,
     summary,
 )
+from amdim_fast.cli.options import DefaultsFormatter
 from amdim_fast.devices import describe_device, find_device
 from amdim_fast.files import check_new_folder, folder_written_whole
 
@@ -30,7 +31,7 @@ def add_command(commands: Any) -> None:
         description="Time forward and backward of AMDIM's loss, ours and the reference's, in"
         " float32 at growing batches, measure their memory beyond inputs and gradients, and"
         f" calculate the largest batch that fits. Writes {JSON_NAME} and {PNG_NAME}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     command.set_defaults(run=_run)
     command.add_argument(

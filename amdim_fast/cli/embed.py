@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from amdim_fast.cli.options import add_max_pixels
+from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels
 from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.evaluation.embed import embed
 from amdim_fast.views.params import POLICIES
@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
         description="Write the global features of all images, with their names and labels, as"
         " NumPy's .npz (features [N, D], names, splits, labels, classes) or as Parquet, which needs"
         " pyarrow.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     command.set_defaults(run=_run, makes_views=True)
     command.add_argument("model", metavar="MODEL", help="checkpoint file or folder of an export")

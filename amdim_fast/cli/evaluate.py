@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.cli.options import add_max_pixels
+from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels
 from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.evaluation.evaluate import evaluate
 from amdim_fast.evaluation.probe_training import SCHEDULES, ProbeSchedule
@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
         help="evaluate a frozen encoder on a labeled data set",
         description="Evaluate the frozen encoder of a checkpoint, ours or the original's, or of an"
         " export; every test image counts.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     command.set_defaults(run=_run, makes_views=True)
     default = EvaluationOptions()

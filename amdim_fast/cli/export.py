@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.checkpoints.export_config import CONFIG
+from amdim_fast.cli.options import DefaultsFormatter
 from amdim_fast.model.export import export_encoder
 from amdim_fast.model.export_program import PROGRAMS, export_program
 from amdim_fast.views.params import POLICIES
@@ -22,7 +23,7 @@ def add_command(commands: Any) -> None:
         description="Write the encoder of a checkpoint, ours or the original's, with a JSON"
         " configuration: as safetensors, for AMDIM.from_pretrained(OUT_DIR) and amdim-fast"
         " evaluate; or as a program for batches of any size that runs without this package.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     command.set_defaults(run=_run)
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint file")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from amdim_fast.cli.options import DefaultsFormatter
 from amdim_fast.model.encoder import Encoder
 from amdim_fast.model.pretrained import read_pretrained
 from amdim_fast.nce.backend import resolve_backend
@@ -28,7 +29,7 @@ def add_command(commands: Any) -> None:
         help="describe the installation, or a checkpoint",
         description="Print versions, devices, compiled libraries and backends and, for a checkpoint"
         " or an export, its architecture, parameters, recipe and step.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     command.set_defaults(run=_run)
     command.add_argument(

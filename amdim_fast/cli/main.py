@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -30,14 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, 2 for bad input, 130 when interrupted, 143 after SIGTERM.
+        The exit status: 0, 2 for bad input, 130 when interrupted, 141 if the reader of the output
+        has gone, as ``head`` does, 143 after SIGTERM.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8, as on stderr
     parsed = _parser().parse_args(arguments)
     try:
         with _terminable():
-            return _run(parsed)
+            status = _run(parsed)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return status
     except _Terminated:
         print("amdim-fast: terminated", file=sys.stderr)
         return 143
@@ -45,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("amdim-fast: interrupted", file=sys.stderr)
         return 130
     except _USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return 141
         if parsed.traceback:
             raise
         print(f"amdim-fast: {printable(str(error) or 'out of memory')}", file=sys.stderr)
@@ -63,6 +71,18 @@ def _run(parsed: argparse.Namespace) -> int:
             f"views need the compiled library, which is not built: {compiled.HOW_TO_BUILD}"
         )
     return parsed.run(parsed)
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads; if so, what is left for it goes nowhere."""
+    output = 1
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), output)
+    return True
 
 
 class _Terminated(KeyboardInterrupt):

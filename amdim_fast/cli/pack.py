@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.cli.options import add_max_pixels
+from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels
 from amdim_fast.data.packed_store import MANIFEST, SKIPPED, verify_store
 from amdim_fast.data.packing import pack
 
@@ -18,7 +18,7 @@ def add_command(commands: Any) -> None:
         help="decode a folder of images once, for training without JPEG",
         description="Decode a folder of images into a packed store, which --data-dir takes in place"
         " of the folder. After an interruption, the same command continues.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     command.set_defaults(run=_run)
     command.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from amdim_fast.cli.options import add_max_pixels
+from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels
 from amdim_fast.segmentation.files import segment_files
 from amdim_fast.views.params import POLICIES
 
@@ -18,7 +18,7 @@ def add_command(commands: Any) -> None:
         description="Write, for each image NAME, NAME-r7.png, NAME-r5.png and, for larger images,"
         " NAME-dense.png, with the likeliest component's color blended over it, and NAME.npz with"
         " the raw posteriors. Needs a checkpoint pre-trained with --mixture.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     command.set_defaults(run=_run, makes_views=True)
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint with components")

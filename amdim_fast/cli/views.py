@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.checks import LARGEST_SEED, whole_number
-from amdim_fast.cli.options import add_max_pixels
+from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sheets import check_new, view_sheet, write_png
 
@@ -21,7 +21,7 @@ def add_command(commands: Any) -> None:
         help="show images beside their random views",
         description="Write a PNG with one row per image: the image, scaled to fit a tile, and its"
         " views, exactly as in training before normalization.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     command.set_defaults(run=_run, makes_views=True)
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")

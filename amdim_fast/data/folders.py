@@ -62,7 +62,10 @@ def list_images(root: str | os.PathLike[str]) -> Listing:
     # torchvision gets this path, so the names are its paths without this prefix.
     root = Path(os.path.abspath(Path(root).expanduser()))
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; give the folder that holds the images")
+        raise FileNotFoundError(
+            f"{root} is not a folder; give the folder that holds the images, or a list of them"
+            " whose name ends in .txt, .csv or .tsv"
+        )
     walk = _Walk(root)
     train, test = walk.find_splits()
     classes = walk.class_folders(train, without=test)

@@ -80,7 +80,7 @@ def resumed_setup(
     skips = contents.get("skip_bad", config.get("skip_bad", False))
     return Setup(
         recipe,
-        data_dir=Path(config["data_dir"] if data_dir is None else data_dir),
+        data_dir=_own_data_dir(config) if data_dir is None else Path(data_dir),
         seed=contents["seed"],
         device=_own_device(folder, contents["device"]) if device is None else device,
         skip_bad=skip_bad or skips,
@@ -103,6 +103,13 @@ def _check_length(recipe: Recipe, contents: dict[str, Any]) -> None:
         if not recipe.steps:
             length = f"epochs is {recipe.epochs}, which is {total} steps"
         raise ValueError(f"{length}; it must be at least the {done} steps that the run has taken")
+
+
+def _own_data_dir(config: dict[str, Any]) -> Path:
+    """Where the run found its data; a relative folder that is not here is where the run began."""
+    here = Path(config["data_dir"])
+    there = Path(str(config.get("working_dir", "")), here)
+    return there if there.exists() and not here.exists() else here
 
 
 def _own_device(folder: Path, device: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -136,6 +137,7 @@ class Run:
             "execution": facts,
             "class_names": list(self.data.classes),
             "data_dir": str(self.setup.data_dir),
+            "working_dir": os.getcwd(),
             "threads": torch.get_num_threads(),
             "versions": versions(),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -37,6 +37,22 @@ def resealed(folder):
     changed(folder, sha256=digest)
 
 
+def test_the_folder_of_a_run_is_no_export(tmp_path):
+    """It has a ``config.json`` too; a checkpoint in it is named."""
+    (tmp_path / CONFIG).write_text('{"recipe": {}, "data_dir": "data"}')
+    for name in ("", "checkpoint.pt", "best.pt"):
+        message = f"{tmp_path / CONFIG} has no entry 'format'; export again"
+        if name:
+            save_checkpoint(tmp_path / name, AMDIM(32, 4, 8, 1))
+            message = (
+                f"{tmp_path} is not an export; give one of its checkpoint files, such as"
+                f" {tmp_path / name}"
+            )
+        with pytest.raises(CheckpointError) as caught:
+            AMDIM.from_pretrained(tmp_path)
+        assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("position", [0, 9, -1])
 def test_flipped_bit_is_damage(export, position):
     content = bytearray((export / WEIGHTS).read_bytes())

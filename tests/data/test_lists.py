@@ -42,6 +42,8 @@ def test_a_table(tmp_path, pictures):
         ("LIST.CSV", "\ufeff" + TABLE.replace("\n", "\r\n") + "\r\n"),
         ("quoted.csv", TABLE.replace("{0}", '"{0}"')),
         ("metadata.csv", TABLE.replace("path", "file_name")),
+        ("spaces.csv", TABLE.replace(",", " , ")),
+        ("quoted spaces.csv", TABLE.replace(",", ", ").replace("{0}", '"{0} "')),
         ("more.csv", TABLE.replace("\n", ",x,\n").replace("Split,x,", "Split,Caption,")),
     ):
         data = load_data("folder", written(tmp_path, name, text, pictures))
@@ -65,6 +67,25 @@ def test_a_plain_list(tmp_path, pictures):
     assert data.classes == ("9", "10")
     assert_images(data.train, list(pictures.values()), [1, 0, 0, 0])
     assert data.test is None
+
+
+def test_paths_of_the_home_folder_and_spaces_around_paths(tmp_path, pictures, monkeypatch):
+    """Unless there are files of these names."""
+    monkeypatch.setenv("HOME", str(tmp_path / "train"))
+    first, second, third, _ = pictures
+    (tmp_path / third).rename(tmp_path / " odd .png ")
+    lines = [f"~/{first.removeprefix('train/')}", f"  {second} \t ", " odd .png ", " "]
+    (tmp_path / "list.txt").write_text("\r\n".join(lines))
+    pixels = list(pictures.values())
+    assert_images(load_data("folder", tmp_path / "list.txt").train, pixels[:3], [-1] * 3)
+
+
+def test_utf_16_is_named(tmp_path, pictures):
+    path = tmp_path / "list.txt"
+    for encoding in ("utf-16-le", "utf-16-be"):
+        path.write_bytes(("\ufeff" + next(iter(pictures))).encode(encoding))
+        with pytest.raises(ValueError, match=r"list.txt is UTF-16 text; save it as UTF-8"):
+            read_list(path)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +122,10 @@ def test_a_name_that_is_not_utf_8(tmp_path, pictures):
         ("a.csv", "path,Path\n{0},x", "has the columns path, path; its first line must name one"),
         ("a.csv", "path,file_name\n{0},x", "has the columns path, file_name; its first line must"),
         ("a.csv", "path,split\n{0},test", "a.csv lists no training images"),
+        ("a.csv", "path,split\n{0},training", "line 2 of .*a.csv has the split 'training'; it"),
+        ("a.csv", "path;label\n{0};x", "columns path;label; its .* with commas between"),
+        ("a.tsv", "path,label\n{0},x", "columns path,label; its .* with tabs between"),
+        ("a.txt", "{0} cat\n", "line 1 of .* cat', which is not a file; a label must follow a tab"),
         ("a.csv", "path,split\n{0},train\n{1},val", "line 3 of .*a.csv has the split 'val'; it"),
         ("a.csv", "path,label\n{0},x,y", "line 2 of .*a.csv has 3 columns; it must have 2, as"),
         ("a.csv", "path,label\n{0},x\n,y", "line 3 of .*a.csv names '', which is not a file"),

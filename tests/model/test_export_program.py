@@ -71,7 +71,8 @@ def test_torch_export(checkpoint, tmp_path, capsys):
     }  # fmt: skip
     assert config["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     assert config["provenance"]["recipe"] == "digits"
-    with pytest.raises(ValueError, match="its format is 'amdim_fast program' 1; it must be 'amd"):
+    said = "'amdim_fast program' 1; it must be 'amdim_fast encoder' 1; give the checkpoint of this"
+    with pytest.raises(ValueError, match=said):
         AMDIM.from_pretrained(out)
 
 

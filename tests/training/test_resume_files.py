@@ -31,6 +31,29 @@ def refused(error, function, *arguments, **options):
     return message
 
 
+def test_from_another_folder(monkeypatch, tmp_path):
+    """Relative data that is not here is looked for where the run began; what is here wins."""
+    found = []
+    monkeypatch.setitem(LOADERS, "digits", lambda root, *_: found.append(root) or few_digits())
+    monkeypatch.setitem(RECIPES, "digits", SIXTY_STEPS)
+    (tmp_path / "a" / "images").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    pretrain(replace(SIXTY_STEPS, steps=1), "images", runs_dir=".", name="run", progress=False)
+    monkeypatch.chdir(tmp_path / "b")
+    resumed = {"resume": "../a/run", "progress": False}
+    pretrain(**resumed)
+    (tmp_path / "b" / "images").mkdir()
+    pretrain(**resumed)
+    pretrain(data_dir="other", **resumed)
+    assert [str(root) for root in found] == [
+        "images",
+        str(tmp_path / "a" / "images"),
+        "images",
+        "other",
+    ]
+
+
 def test_files_that_were_changed(run):
     """One run for all three: the log, the configuration, then the checkpoint."""
     log = run / "log.jsonl"
