@@ -249,7 +249,7 @@ class MixtureNCELoss(NCEModule):
             loss_1t5=0.5 * (first_1t5[0] + second_1t5[0]),
             loss_1t7=0.5 * (first_1t7[0] + second_1t7[0]),
             loss_5t5=0.5 * (losses[0][count] + losses[2][count]),
-            lgt_reg=0.5 * self.reg_weight * penalty,
+            lgt_reg=self.reg_weight * (0.5 * penalty),
             entropy=0.5 * (first_1t7[1] + second_1t7[1]),
             usage=0.5 * (first_1t7[2] + second_1t7[2]),
         )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.nce import flops, op_autograd, op_fakes, op_kernels, op_transforms
+from amdim_fast.nce.changing import is_constant
 from amdim_fast.nce.library import OPS, is_plain, register, register_autograd, register_vmap
 from amdim_fast.nce.op_inputs import Inputs
 from amdim_fast.nce.wiring import NO_ORIGIN
@@ -140,12 +141,8 @@ def _numbers(settings: Settings, weights: Weights) -> tuple[Settings, Weights, T
     """
     if not torch.compiler.is_compiling():
         return settings, weights, None
-    from torch.fx.experimental.symbolic_shapes import has_static_value
-
     clip, mean_sq = settings.clip, weights.mean_sq
-    if isinstance(clip, Tensor) or not (
-        (clip is None or has_static_value(clip)) and has_static_value(mean_sq)
-    ):
+    if not ((clip is None or is_constant(clip)) and is_constant(mean_sq)):
         one = torch.ones((), dtype=torch.float64)
         numbers = torch.stack([one * (math.inf if clip is None else clip), one * mean_sq])
         settings, weights = settings._replace(clip=None), weights._replace(mean_sq=0.0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amdim_fast.nce.changing import times
 from amdim_fast.nce.inputs import FEATURE_DTYPES
 
 TYPES = "a number, or a tensor without dimensions"
@@ -20,12 +21,14 @@ TYPES = "a number, or a tensor without dimensions"
 def scaled(src: Tensor, scale: Any) -> Tensor:
     """``scale * sqrt(D) * src`` in the dtype of src [..., D], rounded once."""
     scale = _checked(scale, src)
-    root = math.sqrt(src.shape[-1])
-    if not isinstance(scale, Tensor):
-        return src * (scale * root)
     # As a half type the factor itself would be rounded.
     wide = torch.promote_types(src.dtype, torch.float32)
-    return (src.to(wide) * (scale.to(wide) * root)).to(src.dtype)
+    root = math.sqrt(src.shape[-1])
+    if isinstance(scale, Tensor):
+        factor = scale.to(wide) * root
+    elif not isinstance(factor := times(scale, root), Tensor):
+        return src * factor
+    return (src.to(wide) * factor.to(wide)).to(src.dtype)
 
 
 def _checked(scale: Any, src: Tensor) -> float | Tensor:
