@@ -21,14 +21,14 @@ TYPES = "a number, or a tensor without dimensions"
 def scaled(src: Tensor, scale: Any) -> Tensor:
     """``scale * sqrt(D) * src`` in the dtype of src [..., D], rounded once."""
     scale = _checked(scale, src)
+    root = math.sqrt(src.shape[-1])
+    if not isinstance(scale, Tensor):
+        scale = times(scale, 1.0)
+    if not isinstance(scale, Tensor):
+        return src * (scale * root)
     # As a half type the factor itself would be rounded.
     wide = torch.promote_types(src.dtype, torch.float32)
-    root = math.sqrt(src.shape[-1])
-    if isinstance(scale, Tensor):
-        factor = scale.to(wide) * root
-    elif not isinstance(factor := times(scale, root), Tensor):
-        return src * factor
-    return (src.to(wide) * factor.to(wide)).to(src.dtype)
+    return (src.to(wide) * (scale.to(wide) * root)).to(src.dtype)
 
 
 def _checked(scale: Any, src: Tensor) -> float | Tensor:
