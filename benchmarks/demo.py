@@ -54,6 +54,7 @@ def commands(
     yield ["pack", str(folder / "digits"), str(folder / "packed")]
     yield [*pretrain, "--name=run", *options]
     yield [*evaluate, f"--out={folder / 'evaluation'}", *where]
+    yield ["embed", checkpoint, str(folder / "digits"), str(folder / "features.npz"), *where]
     yield ["export", checkpoint, str(folder / "encoder")]
     yield ["info", str(folder / "encoder")]
     yield [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *options, *steps]

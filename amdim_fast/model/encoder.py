@@ -248,8 +248,9 @@ class Encoder(nn.Module):
             (self.rkhs_block_5.bn_out, self.rkhs_block_5.embed(map_5)),
             (self.rkhs_block_7.bn_out, self.rkhs_block_7.embed(map_7)),
         )
-        # chunk would tie a traced graph to its batch size.
-        parts = [[norm(p) for p in found.unflatten(0, (views, -1))] for norm, found in ends]
+        if views == 1:  # chunk would tie a traced graph to its batch size
+            return (EncoderOutput(*(norm(found) for norm, found in ends)),)
+        parts = [[norm(part) for part in found.chunk(views)] for norm, found in ends]
         return tuple(EncoderOutput(*view) for view in zip(*parts, strict=True))
 
 

@@ -11,7 +11,7 @@ import torch
 from amdim_fast import pretrain
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.main import main
-from amdim_fast.data import datasets, image_sets
+from amdim_fast.data import datasets
 from amdim_fast.data.decoding import decode
 from amdim_fast.data.loader import training_indices
 from amdim_fast.training.recipes import RECIPES
@@ -121,12 +121,12 @@ def test_a_run_that_skips_lists_what_it_left_out(tmp_path, bad):
 def test_want_of_memory_costs_no_step_and_no_image(tmp_path, capsys, bad, monkeypatch):
     name, _ = bad
 
-    def without_memory(path):
+    def without_memory(path, **options):
         if path == tmp_path / "images" / name:
             raise MemoryError(f"there is no memory to decode {path}")
-        return decode(path)
+        return decode(path, **options)
 
-    monkeypatch.setattr(image_sets, "decode", without_memory)
+    monkeypatch.setattr(datasets, "decode", without_memory)
     error = stopped(tmp_path, capsys, "--workers=0")
     assert error.endswith(f"of step 2; go on with --resume {tmp_path / 'run'}")
     assert final(tmp_path / "run")["step"] == 2
