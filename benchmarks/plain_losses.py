@@ -102,17 +102,12 @@ def queue_loss(query: Tensor, key: Tensor, queue: Tensor, tau: float) -> Tensor:
 
 
 PLAIN: dict[str, Loss] = {
-    loss.__name__: loss
-    for loss in (
-        *(
-            clip_loss,
-            simclr_loss,
-            cpc_loss,
-            cpc_map_loss,
-            dim_loss,
-            st_dim_loss,
-            moco_loss,
-            queue_loss,
-        ),
-    )
+    "clip_loss": clip_loss,
+    "simclr_loss": simclr_loss,
+    "cpc_loss": cpc_loss,
+    "cpc_map_loss": cpc_map_loss,
+    "dim_loss": dim_loss,
+    "st_dim_loss": st_dim_loss,
+    "moco_loss": moco_loss,
+    "queue_loss": queue_loss,
 }

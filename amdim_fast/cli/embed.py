@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels
+from amdim_fast.cli.options import (
+    DefaultsFormatter,
+    add_max_pixels,
+    add_no_progress,
+    add_skip_bad,
+    add_test_policy,
+)
 from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.evaluation.embed import embed
-from amdim_fast.views.params import POLICIES
 
 
 def add_command(commands: Any) -> None:
@@ -34,15 +39,9 @@ def add_command(commands: Any) -> None:
         "--data-dir", default="data", help="folder of the files of a data set given by name"
     )
     command.add_argument("--download", action="store_true", help="fetch what is missing there")
-    command.add_argument(
-        "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
-    )
+    add_skip_bad(command)
     add_max_pixels(command)
-    command.add_argument(
-        "--policy",
-        choices=POLICIES,
-        help="test-time transform; if not given, the file's, or else the original's for its size",
-    )
+    add_test_policy(command)
     command.add_argument("--batch-size", type=int, default=250, help="images encoded at a time")
     command.add_argument(
         "--workers",
@@ -54,12 +53,7 @@ def add_command(commands: Any) -> None:
         help="where the encoder runs, cpu or cuda; if not given, cuda where torch finds a GPU",
     )
     command.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
-    command.add_argument(
-        "--no-progress",
-        dest="progress",
-        action="store_false",
-        help="show no bars, and do not say first what runs where",
-    )
+    add_no_progress(command)
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -6,12 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels
+from amdim_fast.cli.options import (
+    DefaultsFormatter,
+    add_max_pixels,
+    add_no_progress,
+    add_skip_bad,
+    add_test_policy,
+)
 from amdim_fast.data.datasets import DATA_SETS
 from amdim_fast.evaluation.evaluate import evaluate
 from amdim_fast.evaluation.probe_training import SCHEDULES, ProbeSchedule
 from amdim_fast.evaluation.scoring import METHODS, EvaluationOptions
-from amdim_fast.views.params import POLICIES
 
 GIB = 1 << 30
 LARGEST_MEMORY = 1 << 32  # GiB
@@ -38,15 +43,9 @@ def add_command(commands: Any) -> None:
         help="folder of the data set's files, a list of files or a packed store",
     )
     command.add_argument("--download", action="store_true", help="fetch what is missing there")
-    command.add_argument(
-        "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
-    )
+    add_skip_bad(command)
     add_max_pixels(command)
-    command.add_argument(
-        "--policy",
-        choices=POLICIES,
-        help="test-time transform; if not given, the file's, or else the original's for its size",
-    )
+    add_test_policy(command)
     command.add_argument(
         "--out", type=Path, default=Path("evaluation"), help="folder to create for the results"
     )
@@ -95,12 +94,7 @@ def add_command(commands: Any) -> None:
         help="memory that features may take, in GiB",
     )
     command.add_argument("--seed", type=int, default=default.seed, help="seed of the probes")
-    command.add_argument(
-        "--no-progress",
-        dest="progress",
-        action="store_false",
-        help="show no bars, and do not say first what runs where",
-    )
+    add_no_progress(command)
     command.add_argument(
         "--device",
         help="where the encoder and the probes run, cpu or cuda; if not given, cuda where torch"

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.checkpoints.export_config import CONFIG
-from amdim_fast.cli.options import DefaultsFormatter
+from amdim_fast.cli.options import DefaultsFormatter, add_test_policy
 from amdim_fast.model.export import export_encoder
 from amdim_fast.model.export_program import PROGRAMS, export_program
-from amdim_fast.views.params import POLICIES
 
 SAFETENSORS = "safetensors"
 
@@ -34,11 +33,7 @@ def add_command(commands: Any) -> None:
         default=SAFETENSORS,
         help="safetensors; torch-export, for torch.export.load; or onnx, which needs onnxscript",
     )
-    command.add_argument(
-        "--policy",
-        choices=POLICIES,
-        help="test-time transform; if not given, the file's, or else the original's for its size",
-    )
+    add_test_policy(command)
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels
+from amdim_fast.cli.options import DefaultsFormatter, add_max_pixels, add_no_progress
 from amdim_fast.data.packed_store import MANIFEST, SKIPPED, verify_store
 from amdim_fast.data.packing import pack
 
@@ -45,12 +45,7 @@ def add_command(commands: Any) -> None:
         help=f"leave out bad images and list them in DST/{SKIPPED}",
     )
     add_max_pixels(command)
-    command.add_argument(
-        "--no-progress",
-        dest="progress",
-        action="store_false",
-        help="show no bar, and do not say what is left out",
-    )
+    add_no_progress(command, "show no bar, and do not say what is left out")
     command.add_argument(
         "--verify",
         action="store_true",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.cli.options import add_max_pixels
+from amdim_fast.cli.options import add_max_pixels, add_no_progress, add_skip_bad
 from amdim_fast.distributed.ranks import rank_of_environment
 from amdim_fast.training.log import read_config
 from amdim_fast.training.pretrain import pretrain
@@ -42,9 +42,7 @@ def add_command(commands: Any) -> None:
         help="folder of the data set's files, a list of files or a packed store (default: data)",
     )
     command.add_argument("--download", action="store_true", help="download what is missing there")
-    command.add_argument(
-        "--skip-bad", action="store_true", help="leave out image files that cannot be decoded"
-    )
+    add_skip_bad(command)
     add_max_pixels(command)
     command.add_argument(
         "--no-labels",
@@ -74,12 +72,7 @@ def add_command(commands: Any) -> None:
         metavar="SECONDS",
         help="how long processes wait for one that does not answer (default: 600)",
     )
-    command.add_argument(
-        "--no-progress",
-        dest="progress",
-        action="store_false",
-        help="show no bars, and do not say first what runs where",
-    )
+    add_no_progress(command)
     command.add_argument(
         "--tensorboard", action="store_true", help="also write events for TensorBoard"
     )

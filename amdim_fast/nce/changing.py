@@ -17,11 +17,11 @@ def is_constant(value: Any) -> bool:
     return bool(has_static_value(value))
 
 
-def times(value: float, factor: float) -> Any:
-    """The product; of a number that changes a float64 tensor without dimensions.
+def number(value: Any) -> Any:
+    """The value; of a number that changes, in a graph, a float64 tensor without dimensions.
 
     What torch before 2.12 calculates with such numbers is a constant, and each takes a graph.
     """
-    if torch.compiler.is_compiling() and not is_constant(value):
-        return torch.ones((), dtype=torch.float64) * value * factor
-    return value * factor
+    if isinstance(value, Tensor) or not torch.compiler.is_compiling() or is_constant(value):
+        return value
+    return torch.ones((), dtype=torch.float64) * value

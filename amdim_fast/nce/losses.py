@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from amdim_fast.distributed.agreement import ErrorsOnAllRanks
 from amdim_fast.nce import op
-from amdim_fast.nce.changing import times
+from amdim_fast.nce.changing import number
 from amdim_fast.nce.feature_maps import (
     check_pair,
     flatten_global,
@@ -177,7 +177,7 @@ class LossMultiNCE(NCEModule):
 
     def _weights(self) -> op.Weights:
         """Means over both directions."""
-        return op.Weights(parts=3, loss=0.5, mean_sq=times(self.reg_weight, 0.5))
+        return op.Weights(parts=3, loss=0.5, mean_sq=0.5 * number(self.reg_weight))
 
 
 class _Features(NamedTuple):

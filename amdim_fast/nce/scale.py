@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amdim_fast.nce.changing import times
+from amdim_fast.nce.changing import number
 from amdim_fast.nce.inputs import FEATURE_DTYPES
 
 TYPES = "a number, or a tensor without dimensions"
@@ -20,10 +20,8 @@ TYPES = "a number, or a tensor without dimensions"
 
 def scaled(src: Tensor, scale: Any) -> Tensor:
     """``scale * sqrt(D) * src`` in the dtype of src [..., D], rounded once."""
-    scale = _checked(scale, src)
+    scale = number(_checked(scale, src))
     root = math.sqrt(src.shape[-1])
-    if not isinstance(scale, Tensor):
-        scale = times(scale, 1.0)
     if not isinstance(scale, Tensor):
         return src * (scale * root)
     # As a half type the factor itself would be rounded.

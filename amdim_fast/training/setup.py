@@ -144,7 +144,7 @@ def load_for_run(
             workers=workers,
             left_out=None if setup.looks else setup.left_out,
             max_pixels=setup.max_pixels,
-            least_side=POLICIES[setup.recipe.policy].max_translation + 1,
+            least_side=POLICIES[setup.recipe.policy].least_side,
             progress=progress and ranks.is_first,
         )
         if not setup.labels:
@@ -174,7 +174,7 @@ def check_data(setup: Setup, data: ImageData) -> None:
             f" training images of {recipe.data!r}"
         )
     if isinstance(data.train, StoredImages):
-        least = POLICIES[recipe.policy].max_translation + 1
+        least = POLICIES[recipe.policy].least_side
         shapes = data.train.shapes(torch.arange(images))
         for index in (shapes.amin(1) < least).nonzero()[:1].flatten().tolist():
             height, width = shapes[index].tolist()

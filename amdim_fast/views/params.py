@@ -190,6 +190,11 @@ class ViewPolicy:
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise ValueError(f"ratio is {self.ratio}; it must be (low, high) with 0 < low <= high")
 
+    @property
+    def least_side(self) -> int:
+        """The shortest side of an image that can be moved by ``max_translation``, pixels."""
+        return self.max_translation + 1
+
 
 _CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)

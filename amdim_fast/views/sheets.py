@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,8 +99,7 @@ def view_sheet(
         BadImage, OSError: a file cannot be read, or its image is too small for the policy or has
             more than ``max_pixels``.
     """
-    least_side = policy.max_translation + 1
-    decoded = (decode(path, max_pixels=max_pixels, least_side=least_side) for path in paths)
+    decoded = map(partial(decode, max_pixels=max_pixels, least_side=policy.least_side), paths)
     images = [torch.from_numpy(pixels_of(image)) for image in decoded]
     originals = torch.stack([fitted(image, policy.size) for image in images])
     tiles = view_tiles(images, policy, views=views, seed=seed)

@@ -104,20 +104,25 @@ def nce(rows: Rows, columns: Mapping[str, Column], methods: Mapping[str, str]) -
     return table(["", *columns], body, used)
 
 
+def _time_and_memory(rows: Rows, provider: str, case: str) -> list[tuple[Row | None, Row | None]]:
+    """Of forward + backward, each with the original's."""
+
+    def found(provider: str, metric: str) -> Row | None:
+        mode = "forward_backward"
+        return rows.find("nce", case=case, provider=provider, mode=mode, metric=metric)
+
+    metrics = "time", "extra_peak_memory"
+    return [(found(provider, metric), found("reference", metric)) for metric in metrics]
+
+
 def nce_on_card(rows: Rows) -> str:
     """Methods against sizes: time and extra memory of forward + backward, with factors."""
     used: list[Row] = []
 
     def both(provider: str, case: str) -> str:
-        cells = []
-        for metric in ("time", "extra_peak_memory"):
-            row, base = (
-                rows.find("nce", case=case, provider=p, mode="forward_backward", metric=metric)
-                for p in (provider, "reference")
-            )
-            cells += [cell(row, base)] if row else []
-            used.extend([row] if row else [])
-        return ", ".join(cells) or MISSING
+        pairs = [pair for pair in _time_and_memory(rows, provider, case) if pair[0]]
+        used.extend(row for row, _ in pairs if row)
+        return ", ".join(cell(*pair) for pair in pairs) or MISSING
 
     body = [
         [label, *(both(provider, case) for case in ON_CARD.values())]
@@ -128,19 +133,12 @@ def nce_on_card(rows: Rows) -> str:
 
 def nce_on_cpu(rows: Rows) -> str:
     """One sentence: time and extra memory of forward + backward."""
-    found = {
-        provider: [
-            rows.find("nce", case=SMALL, provider=p, mode="forward_backward", metric=metric)
-            for metric in ("time", "extra_peak_memory")
-            for p in (provider, "reference")
-        ]
-        for provider in (*PEERS, "torch_objective")
-    }
+    found = {p: _time_and_memory(rows, p, SMALL) for p in (*PEERS, "torch_objective")}
     said = ", ".join(
-        f"{METHODS[provider]} {cell(time, base)} and {cell(memory, weight)}"
-        for provider, (time, base, memory, weight) in found.items()
+        f"{METHODS[provider]} {' and '.join(cell(*pair) for pair in pairs)}"
+        for provider, pairs in found.items()
     )
-    used = [row for time, _, memory, _ in found.values() for row in (time, memory) if row]
+    used = [row for pairs in found.values() for row, _ in pairs if row]
     return f"On CPUs: {said}.\n\n{conditions(used)}" if used else f"On CPUs: {said}."
 
 

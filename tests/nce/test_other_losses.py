@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import amdim_fast
+from benchmarks.bench_losses import forward_backward
 from benchmarks.plain_losses import PLAIN as DEFINITIONS
 from benchmarks.plain_losses import page_blocks
 
@@ -47,10 +48,7 @@ def found_of(function, features, others, dtype):
         part.to(dtype) if isinstance(part, torch.Tensor | torch.nn.Module) else part
         for part in others
     ]
-    layers = [part for part in others if isinstance(part, torch.nn.Module)]
-    parameters = [weight for layer in layers for weight in layer.parameters()]
-    loss = function(*leaves, *others)
-    return [loss.detach(), *torch.autograd.grad(loss, [*leaves, *parameters])]
+    return list(forward_backward(function, leaves, others))
 
 
 def of_page(name, backend=None, change=("", "")):
