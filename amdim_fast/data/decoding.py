@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Pillow's other readers are seldom used, and one of them starts a program (Ghostscript for EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of so many channels
 _16_BIT_STEP = 257  # 65535 / 255
 _guard_lock = threading.Lock()
 _BYTES_PER_PIXEL = 16  # the most that a reader works with
@@ -163,6 +164,26 @@ def to_rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
+def to_mode(image: Image, channels: int) -> Image:
+    """An open Pillow image in the mode of so many channels: 1 L, 3 RGB, 4 RGBA.
+
+    L is Pillow's luma of what ``to_rgb`` gives. Images without transparency get an alpha of 255.
+
+    Raises:
+        ValueError: there is no such mode, or the image's values are not those of 8 or 16 bits.
+    """
+    if channels not in MODES:
+        raise ValueError(
+            f"Pillow images have {', '.join(map(str, MODES))} channels, not {channels}; give"
+            f" uint8 arrays [H, W, {channels}]"
+        )
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    if channels == 4 and has_alpha and not image.mode.startswith(("I", "F")):
+        return image.convert("RGBA")
+    return to_rgb(image).convert(MODES[channels])
+
+
 def pixels_of(image: Image) -> np.ndarray:
-    """uint8 [H, W, 3], writable, of an RGB image."""
-    return np.array(image, dtype=np.uint8)
+    """uint8 [H, W, C], writable, of an image in one of ``MODES``."""
+    pixels = np.array(image, dtype=np.uint8)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,4 +1,7 @@
-"""Images as the views take them: one uint8 tensor in either layout, or a list of any sizes."""
+"""Images as the views take them: one uint8 tensor in either layout, or a list of any sizes.
+
+C is 3, RGB, unless a function is told another number.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amdim_fast.data.decoding import pixels_of, to_rgb
+from amdim_fast.data.decoding import pixels_of, to_mode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,32 +28,35 @@ class Batch(NamedTuple):
     single: bool
 
 
-def as_batch(images: Picture | Sequence[Picture]) -> Batch:
+def as_batch(images: Picture | Sequence[Picture], channels: int = 3) -> Batch:
     """Tensors of images that may be tensors, NumPy arrays or Pillow images; or of one image.
 
     Args:
-        images: uint8 [N, H, W, 3], [N, 3, H, W], or a list of N pictures of any sizes: [H, W, 3] or
-            Pillow images of any mode, converted to RGB as when files are read. One picture is
-            [H, W, 3], [3, H, W] or a Pillow image. Arrays are not copied, Pillow images are.
+        images: uint8 [N, H, W, C], [N, C, H, W], or a list of N pictures of any sizes: [H, W, C] or
+            Pillow images of any mode, converted as when files are read. One picture is [H, W, C],
+            [C, H, W] or a Pillow image. Arrays are not copied, Pillow images are.
+        channels: C; Pillow images can have 1, 3 or 4.
 
     Raises:
-        TypeError: an image is of another type.
+        TypeError: an image is of another type. ValueError: Pillow has no images of C channels.
     """
     if isinstance(images, list | tuple):
-        listed = [_as_tensor(f"images[{index}]", image) for index, image in enumerate(images)]
+        listed = [
+            _as_tensor(f"images[{index}]", image, channels) for index, image in enumerate(images)
+        ]
         return Batch(listed, single=False)
-    tensor = _as_tensor("images", images)
+    tensor = _as_tensor("images", images, channels)
     if tensor.dim() == 3:
         return Batch(tensor[None], single=True)
     return Batch(tensor, single=False)
 
 
-def _as_tensor(name: str, image: object) -> Tensor:
+def _as_tensor(name: str, image: object, channels: int) -> Tensor:
     if isinstance(image, Tensor):
         return image
     pillow = sys.modules.get("PIL.Image")  # whoever has an image of it has imported it
     if pillow is not None and isinstance(image, pillow.Image):
-        return torch.from_numpy(pixels_of(to_rgb(image)))
+        return torch.from_numpy(pixels_of(to_mode(image, channels)))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
             raise TypeError(f"{name} is an array of {image.dtype}; it must be of uint8")
@@ -62,8 +68,8 @@ def _as_tensor(name: str, image: object) -> Tensor:
     )
 
 
-def as_pixels(images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """Images with the channel last: a view [N, H, W, 3], or a list of [H, W, 3].
+def as_pixels(images: Tensor | Sequence[Tensor], channels: int = 3) -> Tensor | list[Tensor]:
+    """Images with the channel last: a view [N, H, W, C], or a list of [H, W, C].
 
     Raises:
         TypeError: an image is not a uint8 tensor. ValueError: a shape does not fit, or the images
@@ -71,26 +77,35 @@ def as_pixels(images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     """
     if isinstance(images, Tensor):
         _require_uint8("images", images)
-        if images.dim() == 4 and images.shape[-1] == 3:
+        if images.dim() == 4 and images.shape[-1] == channels:
             return images
-        if images.dim() == 4 and images.shape[1] == 3:
+        if images.dim() == 4 and images.shape[1] == channels:
             return images.movedim(1, -1)
         raise ValueError(
-            f"images is {list(images.shape)}; it must be [N, H, W, 3], [N, 3, H, W] or a list of"
-            " [H, W, 3]"
+            f"images is {list(images.shape)}; it must be [N, H, W, {channels}], [N, {channels}, H,"
+            f" W] or a list of [H, W, {channels}]"
         )
     if not isinstance(images, Iterable):
         _require_uint8("images", images)
     for index, image in enumerate(images):
         _require_uint8(f"images[{index}]", image)
-        if image.dim() != 3 or image.shape[-1] != 3:
-            raise ValueError(f"images[{index}] is {list(image.shape)}; it must be [H, W, 3]")
+        if image.dim() != 3 or image.shape[-1] != channels:
+            raise ValueError(
+                f"images[{index}] is {list(image.shape)}; it must be [H, W, {channels}]"
+            )
         if image.device != images[0].device:
             raise ValueError(
                 f"images[{index}] is on {image.device}; it must be on the device of images[0],"
                 f" {images[0].device}"
             )
     return list(images)
+
+
+def channel_of(pixels: Tensor | list[Tensor], channel: int) -> Tensor | list[Tensor]:
+    """One channel of the result of ``as_pixels``, as gray images of three equal channels; views."""
+    if isinstance(pixels, Tensor):
+        return pixels[..., channel, None].expand(*pixels.shape[:-1], 3)
+    return [image[..., channel, None].expand(*image.shape[:-1], 3) for image in pixels]
 
 
 def _require_uint8(name: str, image: Tensor) -> None:

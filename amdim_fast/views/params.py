@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,8 +142,8 @@ class ViewPolicy:
 
     Attributes:
         size: side of the square output, pixels.
-        mean: subtracted from RGB in 0..1.
-        std: divides the difference.
+        mean: of each channel, subtracted from levels in 0..1.
+        std: of each channel, divides the difference.
         scale: bounds of the crop's share of the image area; None takes the whole image.
         ratio: bounds of the crop's width / height, drawn log-uniformly.
         max_translation: largest reflected translation, source pixels.
@@ -157,8 +158,8 @@ class ViewPolicy:
     """
 
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     scale: tuple[float, float] | None = (0.3, 1.0)
     ratio: tuple[float, float] = (0.7, 1.4)
     max_translation: int = 0
@@ -191,9 +192,31 @@ class ViewPolicy:
             raise ValueError(f"ratio is {self.ratio}; it must be (low, high) with 0 < low <= high")
 
     @property
+    def channels(self) -> int:
+        """C, the number of channels of the images."""
+        return len(self.mean)
+
+    @property
     def least_side(self) -> int:
         """The shortest side of an image that can be moved by ``max_translation``, pixels."""
         return self.max_translation + 1
+
+    def adapted(self, *, size: int | None = None, channels: int | None = None) -> ViewPolicy:
+        """The same views of another size, or of images of another number of channels.
+
+        ``test_resize`` keeps its ratio to the size. Channels other than the policy's own all get
+        the mean of its means, and of its stds.
+        """
+        changed: dict[str, Any] = {}
+        if size is not None and size != self.size:
+            changed["size"] = size
+            if self.test_resize is not None:
+                changed["test_resize"] = max(size, round(self.test_resize * size / self.size))
+        if channels is not None and channels != self.channels:
+            for name in ("mean", "std"):
+                values = getattr(self, name)
+                changed[name] = (sum(values) / len(values),) * channels
+        return replace(self, **changed)
 
 
 _CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.views import reference
-from amdim_fast.views.augment import check_output, compiled_views
+from amdim_fast.views.augment import by_channel, check_output, compiled_views
 from amdim_fast.views.compiled import check_backend
 from amdim_fast.views.images import Picture, as_batch, as_pixels, sizes_of, stacked
 from amdim_fast.views.params import ViewParams, ViewPolicy
@@ -22,26 +22,30 @@ class Preprocessing:
 
     Attributes:
         size: side of the input, pixels.
-        mean: subtracted from RGB in 0..1.
-        std: divides the difference.
+        mean: of each channel, subtracted from levels in 0..1.
+        std: of each channel, divides the difference.
         resize: shorter side before the center crop, pixels; None is ``size``, which leaves images
             of size x size as they are.
 
     Raises:
-        ValueError: mean or std is not three finite numbers, std is not positive, or resize is
-            smaller than size.
+        ValueError: mean or std is not a finite number for each channel, std is not positive, or
+            resize is smaller than size.
     """
 
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     resize: int | None
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"{name} is {values}; it must be three finite numbers")
+            if not values or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} is {values}; it must be a finite number for each channel")
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean is {self.mean} and std {self.std}; both must have one number a channel"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}; it must be positive")
         _check_resize(self.resize, self.size)
@@ -52,7 +56,7 @@ class Preprocessing:
         return cls(policy.size, policy.mean, policy.std, policy.test_resize)
 
     def __call__(self, images: Picture | Sequence[Picture]) -> Tensor:
-        """Images, as in ``center_view``, to normalized float32 [N, 3, size, size]."""
+        """Images, as in ``center_view``, to normalized float32 [N, C, size, size]."""
         return center_view(
             images,
             resize=self.resize,
@@ -80,37 +84,41 @@ def center_view(
     ``Normalize(mean, std)`` on Pillow images, bit for bit; see ``augment``.
 
     Args:
-        images: as in ``augment``; NumPy arrays and Pillow images too, and one image: [H, W, 3],
-            [3, H, W] or a Pillow image.
+        images: as in ``augment``; NumPy arrays and Pillow images too, and one image: [H, W, C],
+            [C, H, W] or a Pillow image.
         resize: shorter side before the crop, pixels, at least ``size``; None is ``size``, which
             leaves images of size x size as they are. A policy's ``test_resize``.
         size: side of the view, pixels.
-        mean: of each channel, for pixels in 0..1.
+        mean: of each of the C channels, for pixels in 0..1.
         std: of each channel, positive.
         dtype: float32, float16 or bfloat16.
         channels_last: as in ``augment``.
         backend: as in ``augment``.
 
     Returns:
-        [N, 3, size, size]; [3, size, size] of one image.
+        [N, C, size, size]; [C, size, size] of one image.
 
     Raises:
         TypeError: images are not uint8, or dtype is not one of the three.
         ValueError: shapes or sizes disagree.
         RuntimeError: the compiled library is not built, or not for this device.
     """
-    batch = as_batch(images)
-    pixels = as_pixels(batch.images)
     check_backend(backend)
     check_output(size=size, mean=mean, std=std, dtype=dtype)
-    resize = size if resize is None else resize
-    _check_resize(resize, size)
+    batch = as_batch(images, len(mean))
+    pixels = as_pixels(batch.images, len(mean))
+    shorter = size if resize is None else resize
+    _check_resize(shorter, size)
     if not len(pixels) or backend == "reference":
-        views = _reference_center(pixels, resize, size)
-        normalized = reference.normalize(views, mean, std, dtype, channels_last)
+
+        def made(rgb: Tensor | list[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+            views = _reference_center(rgb, shorter, size)
+            return reference.normalize(views, mean, std, dtype, channels_last)
+
+        normalized = by_channel(pixels, mean, std, made, channels_last=channels_last)
         return normalized[0] if batch.single else normalized
     sizes = sizes_of(pixels)
-    resized = resize * sizes // sizes.amin(1, keepdim=True)
+    resized = shorter * sizes // sizes.amin(1, keepdim=True)
     begin = ((resized - size).double() / 2).round().long()  # halves to even, as torchvision
     (views,) = compiled_views(
         pixels,

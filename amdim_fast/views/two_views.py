@@ -15,12 +15,13 @@ from amdim_fast.views.sampling import check_policy, sample_view_params
 
 
 class TwoViews(nn.Module):
-    """Draw two views of each image and make them: uint8 images to [2, N, 3, size, size].
+    """Draw two views of each image and make them: uint8 images to [2, N, C, size, size].
 
     Equals ``augment(images, sample_view_params(policy, sizes), ...)`` with the size, mean and std
     of the policy, bit for bit. The seed is drawn from the CPU generator, even for images on a GPU,
     where parameters are drawn without a copy from the host. As a transform of a data
-    set it takes one Pillow image, and gives [2, 3, size, size].
+    set it takes one Pillow image, and gives [2, C, size, size]. C is the policy's number of
+    channels, 3 in ``POLICIES``; ``ViewPolicy.adapted`` makes others.
 
     Args:
         policy: a ``ViewPolicy`` or the name of one in ``POLICIES``.
@@ -60,11 +61,11 @@ class TwoViews(nn.Module):
     ) -> Tensor:
         """Views of uint8 images; see ``augment`` and ``sample_view_params`` for the arguments.
 
-        Images may also be NumPy arrays and Pillow images, and one image: [H, W, 3], [3, H, W] or a
+        Images may also be NumPy arrays and Pillow images, and one image: [H, W, C], [C, H, W] or a
         Pillow image, whose views have no N.
         """
-        batch = as_batch(images)
-        pixels = as_pixels(batch.images)
+        batch = as_batch(images, self.policy.channels)
+        pixels = as_pixels(batch.images, self.policy.channels)
         check_backend(self.backend)
         if self.backend == "compiled" and len(pixels):
             views = drawn_views(

@@ -105,7 +105,7 @@ def test_wrong_weights_under_a_right_hash(export, tmp_path):
         ({"architecture__depth": 10**7}, "says that depth is 10000000, but its weights are those"),
         ({"preprocessing__std": [0.5, 0.5]}, "std has 2 values; it must have three"),
         ({"preprocessing__std": [0.5, 0.5, 0.0]}, "it must be positive"),
-        ({"preprocessing__mean": [0.5, 0.5, float("nan")]}, "three finite numbers"),
+        ({"preprocessing__mean": [0.5, 0.5, float("nan")]}, "a finite number for each channel"),
         ({"preprocessing__size": 64}, "makes 64 pixels and the encoder takes 32"),
         ({"preprocessing__mean": [0, True, 0]}, "it must be three numbers"),
         ({"preprocessing__resize": 10**39}, "it must be at most 65536"),

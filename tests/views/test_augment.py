@@ -39,7 +39,7 @@ def pillow_view(image, params, view, index, size):
     if any(field["translate"]):
         (down, right), (height, width) = field["translate"], pixels.shape[:2]
         border = [(abs(down), abs(down)), (abs(right), abs(right)), (0, 0)]
-        padded = np.pad(pixels, border, mode="reflect")
+        padded = np.pad(pixels, border[: pixels.ndim], mode="reflect")
         top, left = abs(down) - down, abs(right) - right
         pixels = padded[top : top + height, left : left + width]
     result = Image.fromarray(np.ascontiguousarray(pixels))
