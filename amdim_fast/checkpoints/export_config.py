@@ -103,8 +103,8 @@ def _parse(content: Any) -> ExportConfig:
     resize = given["resize"]
     preprocessing = Preprocessing(
         _typed("size", given["size"], int),
-        _numbers("mean", given["mean"]),
-        _numbers("std", given["std"]),
+        _numbers("mean", given["mean"], architecture["in_channels"]),
+        _numbers("std", given["std"], architecture["in_channels"]),
         None if resize is None else _typed("resize", resize, int),
     )
     if resize is not None and resize > _LARGEST_RESIZE:
@@ -148,10 +148,11 @@ def _typed(name: str, value: Any, kind: type) -> Any:
     return value
 
 
-def _numbers(name: str, values: Any) -> tuple[float, float, float]:
-    if len(_typed(name, values, list)) != 3:
-        raise ValueError(f"{name} has {len(values)} values; it must have three")
+def _numbers(name: str, values: Any, channels: int) -> tuple[float, ...]:
+    if len(_typed(name, values, list)) != channels:
+        raise ValueError(
+            f"{name} has {len(values)} values; it must have {channels}, one for each channel"
+        )
     if not all(type(value) in (int, float) for value in values):
-        raise TypeError(f"{name} is {values}; it must be three numbers")
-    first, second, third = (float(value) for value in values)
-    return first, second, third
+        raise TypeError(f"{name} is {values}; it must be a number for each channel")
+    return tuple(float(value) for value in values)

@@ -71,5 +71,6 @@ def read_checkpoint_model(path: str | os.PathLike[str]) -> StoredModel:
         state=state,
         provenance={"recipe": recipe.get("name"), "step": step},
         policy=recipe.get("policy"),
+        own_size=bool(recipe.get("size")),
         class_names=names,
     )

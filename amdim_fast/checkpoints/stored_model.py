@@ -15,6 +15,7 @@ from amdim_fast.views.preprocessing import Preprocessing
 
 # The public code has one policy per size; it uses ImageNet's for Places205 too.
 POLICY_OF_SIZE = {32: "cifar", 64: "stl10", 128: "imagenet128"}
+LARGEST_POLICY = "imagenet128"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class StoredModel:
             the file does not state.
         preprocessing: from images to its input; stated by exports.
         policy: name of the policy it was trained with; stated by our checkpoints.
+        own_size: whether its views had another size than the policy's.
         class_names: of the classes of its probes; stated by our checkpoints.
     """
 
@@ -38,6 +40,7 @@ class StoredModel:
     provenance: dict[str, Any]
     preprocessing: Preprocessing | None = None
     policy: str | None = None
+    own_size: bool = False
     class_names: tuple[str, ...] | None = None
 
     def check_fits(self, expected: Mapping[str, Tensor], hyperparams: Mapping[str, Any]) -> None:
@@ -73,31 +76,39 @@ class StoredModel:
             ValueError: there is no such policy, or it is for another size. CheckpointError: the one
                 that the file states is so.
         """
-        size = self.arguments["size"]
+        image = self.arguments["size"], self.arguments.get("in_channels", 3)
         if policy is None and self.preprocessing is not None:
             return self.preprocessing
-        if policy is None and self.policy is not None:
+        if policy in (None, self.policy) and self.policy is not None:
             try:
-                return preprocessing_of(self.policy, size)
+                return preprocessing_of(self.policy, *image, resized=self.own_size)
             except ValueError as error:
                 raise CheckpointError(
                     f"{self.source} states a policy that cannot be: {error}; name another"
                 ) from None
-        return preprocessing_of(policy or POLICY_OF_SIZE[size], size)
+        return preprocessing_of(policy or POLICY_OF_SIZE.get(image[0], LARGEST_POLICY), *image)
 
 
-def preprocessing_of(policy: str, size: int) -> Preprocessing:
+def preprocessing_of(
+    policy: str, size: int, channels: int = 3, *, resized: bool = False
+) -> Preprocessing:
     """The test-time transform of a policy, for an encoder of this size.
 
+    Args:
+        policy: name in ``POLICIES``.
+        size: the encoder's, pixels. Where no policy has it, this one is brought to it.
+        channels: of the images.
+        resized: whether to bring the policy to the size in any case.
+
     Raises:
-        ValueError: there is no such policy, or it is for another size.
+        ValueError: there is no such policy, or it is for another size than others are.
     """
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
-    if POLICIES[policy].size != size:
-        fitting = [name for name, other in POLICIES.items() if other.size == size]
+    fitting = [name for name, other in POLICIES.items() if other.size == size]
+    if POLICIES[policy].size != size and fitting and not resized:
         raise ValueError(
             f"policy {policy!r} makes views of {POLICIES[policy].size} px and the encoder takes"
             f" {size}; take {' or '.join(fitting)}"
         )
-    return Preprocessing.of(POLICIES[policy])
+    return Preprocessing.of(POLICIES[policy].adapted(size=size, channels=channels))

@@ -45,6 +45,13 @@ def add_command(commands: Any) -> None:
         help=f"leave out bad images and list them in DST/{SKIPPED}",
     )
     add_max_pixels(command)
+    command.add_argument(
+        "--channels",
+        type=int,
+        default=3,
+        metavar="C",
+        help="channels of the images: 3 is RGB, 1 gray, 4 RGBA, others are of .npy files",
+    )
     add_no_progress(command, "show no bar, and do not say what is left out")
     command.add_argument(
         "--verify",
@@ -62,6 +69,7 @@ def _run(parsed: argparse.Namespace) -> int:
             workers=parsed.workers,
             skip_bad=parsed.skip_bad,
             max_pixels=parsed.max_pixels,
+            channels=parsed.channels,
             progress=parsed.progress,
         )
         print(f"packed {packed.images:,} images into {packed.path}")

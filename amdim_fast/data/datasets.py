@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from amdim_fast.checks import whole_number
-from amdim_fast.data.decoding import BadImage, decode
+from amdim_fast.data.channels import MOST_CHANNELS, as_gray, decoder_of
+from amdim_fast.data.decoding import BadImage
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
 from amdim_fast.data.lists import find_images
 from amdim_fast.data.orientation import said_orientation
@@ -80,6 +82,7 @@ def load_data(
     left_out: LeftOut | None = None,
     max_pixels: int | None = None,
     least_side: int = 1,
+    channels: int = 3,
     progress: bool = True,
 ) -> ImageData:
     """A data set by name.
@@ -101,6 +104,8 @@ def load_data(
             files are left out again, and none is decoded to see whether it is bad.
         max_pixels: an image file of more is bad; None is Pillow's own bound, 178,956,970.
         least_side: a training image with a shorter side is bad, pixels.
+        channels: C, of every image; ``decode_channels`` says how files have others than 3. Data
+            sets that are held in memory can have 3 and, by Pillow's luma, 1.
         progress: whether to show a bar while files are checked.
 
     Raises:
@@ -108,13 +113,22 @@ def load_data(
         FileNotFoundError: its files are missing or incomplete.
         ModuleNotFoundError: a package is missing.
     """
+    whole_number("channels", channels, most=MOST_CHANNELS)
     if name in FOLDER_CLASSES:
         if max_pixels is not None:
             whole_number("max_pixels", max_pixels)
-        decoders = {"test": partial(decode, max_pixels=max_pixels)}
-        decoders["train"] = partial(decoders["test"], least_side=least_side)
+        decoders = {
+            split: decoder_of(channels, max_pixels=max_pixels, least_side=least)
+            for split, least in (("train", least_side), ("test", 1))
+        }
         root = Path(root).expanduser()
-        data = _load_folder(root, decoders, skip_bad, workers, left_out, progress)
+        data = _load_folder(root, decoders, channels, skip_bad, workers, left_out, progress)
+        if data.train.channels != channels:
+            raise ValueError(
+                f"{root} has images of {data.train.channels} channels, not {channels}; give"
+                f" --channels {data.train.channels}, or pack its source again with --channels"
+                f" {channels}"
+            )
         classes = FOLDER_CLASSES[name]
         if classes not in (None, len(data.classes)):
             raise ValueError(
@@ -124,7 +138,14 @@ def load_data(
         return data
     if name not in LOADERS:
         raise ValueError(f"data is {name!r}; it must be one of {', '.join(DATA_SETS)}")
-    return LOADERS[name](Path(root).expanduser(), download)
+    data = LOADERS[name](Path(root).expanduser(), download)
+    if channels == 3:
+        return data
+    if channels != 1:
+        raise ValueError(f"channels is {channels}; images of {name} can have 3 or, gray, 1")
+    gray = {id(images): as_gray(images) for images in (data.train, data.train_labeled, data.test)}
+    train, labeled, test = (gray[id(part)] for part in (data.train, data.train_labeled, data.test))
+    return replace(data, train=train, train_labeled=labeled, test=test)
 
 
 def describe_data(data: ImageData) -> str:
@@ -215,7 +236,8 @@ def _from_torchvision(name: str, root: Path, download: bool, **options: Any) -> 
 
 def _load_folder(
     root: Path,
-    decoders: Mapping[str, Callable[[Path], Image]],
+    decoders: Mapping[str, Callable[[Path], Image | np.ndarray]],
+    channels: int,
     skip_bad: bool,
     workers: int | None,
     known: LeftOut | None,
@@ -231,10 +253,10 @@ def _load_folder(
         skipped += store.skipped
         splits.update(store.splits)
     else:
-        listing = find_images(root)
+        listing = find_images(root, arrays=channels != 3)
         classes, ignored = listing.classes, listing.ignored
         for split, (names, labels) in listing.splits.items():
-            files = FileImages(listing.root, names, torch.tensor(labels), decoders[split])
+            files = FileImages(listing.root, names, torch.tensor(labels), decoders[split], channels)
             if skip_bad:
                 if known is None:
                     bad = find_bad(files, workers=workers, progress=progress)
@@ -275,7 +297,7 @@ def find_bad(
     return bad
 
 
-def _fault(decoder: Callable[[Path], Image], path: Path) -> str | None:
+def _fault(decoder: Callable[[Path], Image | np.ndarray], path: Path) -> str | None:
     try:
         decoder(path)
     except BadImage as error:

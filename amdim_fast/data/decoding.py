@@ -36,7 +36,11 @@ class _OtherPixelsError(ValueError):
 
 
 def decode(
-    path: str | os.PathLike[str], *, max_pixels: int | None = None, least_side: int = 1
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int | None = None,
+    least_side: int = 1,
+    channels: int = 3,
 ) -> Image:
     """The Pillow image, mode RGB, of a file of one of ``FORMATS``, whatever its name.
 
@@ -52,6 +56,7 @@ def decode(
             guard against decompression bombs.
         least_side: an image with a shorter side is bad, pixels; views that are moved by up to
             n pixels need n + 1.
+        channels: 1 and 4 give an image of mode L or RGBA instead, by ``to_mode``.
 
     Raises:
         BadImage: the file is empty, truncated, not an image, no regular file, of more than a GiB,
@@ -70,11 +75,9 @@ def decode(
     needed = _UNKNOWN_SIZE
     try:
         with _guarded(max_pixels), pillow.open(io.BytesIO(content), formats=FORMATS) as image:
-            check_sides(path, image.width, image.height, least_side)
-            if max_pixels is not None and image.width * image.height > max_pixels:
-                raise BadImage(_too_large(path, image.width * image.height, max_pixels))
+            check_size(path, image.width, image.height, max_pixels, least_side)
             needed = image.width * image.height * _BYTES_PER_PIXEL
-            return to_rgb(image)
+            return to_mode(image, channels)
     except BadImage:
         raise
     except _OtherPixelsError as error:
@@ -113,6 +116,15 @@ def _too_large(path: object, pixels: int, most: int) -> str:
     return (
         f"{path} has {pixels:,} pixels, more than {most:,}; allow them with --max-pixels {pixels}"
     )
+
+
+def check_size(
+    name: object, width: int, height: int, max_pixels: int | None, least_side: int
+) -> None:
+    """Raise BadImage if an image is too small, or larger than ``max_pixels``."""
+    check_sides(name, width, height, least_side)
+    if max_pixels is not None and width * height > max_pixels:
+        raise BadImage(_too_large(name, width * height, max_pixels))
 
 
 def check_sides(name: object, width: int, height: int, least_side: int) -> None:
@@ -183,7 +195,7 @@ def to_mode(image: Image, channels: int) -> Image:
     return to_rgb(image).convert(MODES[channels])
 
 
-def pixels_of(image: Image) -> np.ndarray:
-    """uint8 [H, W, C], writable, of an image in one of ``MODES``."""
+def pixels_of(image: Image | np.ndarray) -> np.ndarray:
+    """uint8 [H, W, C], writable, of an image in one of ``MODES`` or an array; a copy."""
     pixels = np.array(image, dtype=np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels

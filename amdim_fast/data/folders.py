@@ -16,6 +16,7 @@ from amdim_fast.optional import require
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
 SYSTEM_FOLDERS = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
+ARRAYS = ".npy"
 HIDDEN = "hidden or of the system"
 STRAY = "images beside the class folders"
 BESIDE = "beside the training folder"
@@ -41,7 +42,7 @@ class Listing:
     ignored: tuple[str, ...] = ()
 
 
-def list_images(root: str | os.PathLike[str]) -> Listing:
+def list_images(root: str | os.PathLike[str], *, arrays: bool = False) -> Listing:
     """The images below ``root``, in the order of torchvision's ``ImageFolder``.
 
     ``root`` has ``train/`` (or ``training/``) and perhaps ``val/``, ``valid/``, ``validation/``,
@@ -53,6 +54,10 @@ def list_images(root: str | os.PathLike[str]) -> Listing:
 
     Hidden and the system's files, images beside class folders, links to nothing or back to a folder
     around them, and whatever is no regular file are left out.
+
+    Args:
+        root: the folder.
+        arrays: whether files whose names end in ``.npy`` are images too.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
@@ -66,7 +71,7 @@ def list_images(root: str | os.PathLike[str]) -> Listing:
             f"{root} is not a folder; give the folder that holds the images, or a list of them"
             " whose name ends in .txt, .csv or .tsv"
         )
-    walk = _Walk(root)
+    walk = _Walk(root, arrays)
     train, test = walk.find_splits()
     classes = walk.class_folders(train, without=test)
     splits = {"train": walk.images(train, classes, without=test)}
@@ -91,9 +96,9 @@ def list_images(root: str | os.PathLike[str]) -> Listing:
 class _Walk:
     """Reads the folders below a root, and takes note of what it leaves out."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, arrays: bool) -> None:
         self.root = root
-        self._extensions = _torchvision().IMG_EXTENSIONS
+        self._extensions = (*_torchvision().IMG_EXTENSIONS, *((ARRAYS,) if arrays else ()))
         self._left_out: dict[str, set[str]] = {}
         self._phrases: list[str] = []
 

@@ -25,9 +25,11 @@ class ImageSet(Protocol):
 
     Attributes:
         labels: int64 [N]; -1 for unknown classes.
+        channels: C, of every image; 3 is RGB.
     """
 
     labels: Tensor
+    channels: int = 3
 
     def __len__(self) -> int:
         """N."""
@@ -36,7 +38,7 @@ class ImageSet(Protocol):
         """The images of int64 ``index`` [n], in new memory.
 
         Returns:
-            uint8 [n, H, W, 3] if all have one size, otherwise a list of n [H, W, 3].
+            uint8 [n, H, W, C] if all have one size, otherwise a list of n [H, W, C].
         """
 
     def name(self, index: int) -> str:
@@ -54,7 +56,7 @@ class StoredImages(ImageSet, Protocol):
         """int64 [n, 2], height and width."""
 
     def read_into(self, index: Tensor, out: Tensor) -> None:
-        """Write the images one after the other into contiguous uint8 ``out`` [sum of 3 H W]."""
+        """Write the images one after the other into contiguous uint8 ``out`` [sum of C H W]."""
 
     def batch(self, index: Tensor) -> Images:
         """See ``ImageSet.batch``."""
@@ -66,36 +68,36 @@ def read_flat(
 ) -> tuple[Tensor, Tensor]:
     """Images one after the other in one ``buffer(bytes)``, and their shapes."""
     shapes = images.shapes(index)
-    flat = buffer(int(3 * shapes.prod(1).sum()))
+    flat = buffer(int(images.channels * shapes.prod(1).sum()))
     images.read_into(index, flat)
     return flat, shapes
 
 
 def unpack(flat: Tensor, shapes: Tensor) -> Images:
-    """Views of images that lie one after the other: [n, H, W, 3] if of one size, or a list."""
+    """Views of images that lie one after the other: [n, H, W, C] if of one size, or a list."""
+    pixels = shapes.prod(1)
     if len(shapes) and bool((shapes == shapes[0]).all()):
         height, width = shapes[0].tolist()
-        return flat.view(-1, height, width, 3)
-    sizes = (3 * shapes.prod(1)).tolist()
-    parts = flat.split(sizes)
+        return flat.view(len(shapes), height, width, -1)
+    parts = flat.split((len(flat) // max(1, int(pixels.sum())) * pixels).tolist())
     pairs = zip(parts, shapes.tolist(), strict=True)
-    return [part.view(height, width, 3) for part, (height, width) in pairs]
+    return [part.view(height, width, -1) for part, (height, width) in pairs]
 
 
 class TensorImages(StoredImages):
     """Images in memory.
 
     Args:
-        images: uint8 [N, H, W, 3], contiguous.
+        images: uint8 [N, H, W, C], contiguous.
         labels: int64 [N]; all -1 by default.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
+        if images.dtype != torch.uint8 or images.dim() != 4 or not images.shape[-1]:
             raise ValueError(
-                f"images is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W, 3]"
+                f"images is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W, C]"
             )
-        self.images = images.contiguous()
+        self.images, self.channels = images.contiguous(), images.shape[-1]
         self.labels = _labels(labels, len(images))
 
     def __len__(self) -> int:
@@ -129,7 +131,8 @@ class FileImages(ImageSet):
         root: folder that the names start from.
         names: N paths relative to ``root``.
         labels: int64 [N]; all -1 by default.
-        decoder: ``decode``, perhaps with its options; picklable.
+        decoder: ``decode``, perhaps with its options, or ``decode_channels``; picklable.
+        channels: C, of what the decoder gives.
     """
 
     def __init__(
@@ -137,10 +140,11 @@ class FileImages(ImageSet):
         root: str | os.PathLike[str],
         names: Sequence[str],
         labels: Tensor | None = None,
-        decoder: Callable[[Path], Image] = decode,
+        decoder: Callable[[Path], Image | np.ndarray] = decode,
+        channels: int = 3,
     ) -> None:
         self.root = Path(root)
-        self.decoder = decoder
+        self.decoder, self.channels = decoder, channels
         # One array: a million Python strings are slow to send to worker processes.
         self._names = np.array([os.fsencode(name) for name in names] or [b""])[: len(names)]
         self.labels = _labels(labels, len(names))
@@ -163,7 +167,8 @@ class FileImages(ImageSet):
         """The set without the images of these indices."""
         kept = np.delete(np.arange(len(self)), np.asarray(left_out, dtype=np.int64))
         names = [os.fsdecode(bytes(name)) for name in self._names[kept]]
-        return FileImages(self.root, names, self.labels[torch.from_numpy(kept)], self.decoder)
+        labels = self.labels[torch.from_numpy(kept)]
+        return FileImages(self.root, names, labels, self.decoder, self.channels)
 
     def names(self) -> list[str]:
         """See ``ImageSet.names``."""

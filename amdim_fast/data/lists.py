@@ -22,10 +22,10 @@ def is_list(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in SUFFIXES and Path(path).is_file()
 
 
-def find_images(root: str | os.PathLike[str]) -> Listing:
+def find_images(root: str | os.PathLike[str], *, arrays: bool = False) -> Listing:
     """``read_list`` of a list, and ``list_images`` of a folder."""
     root = Path(root).expanduser()
-    return read_list(root) if is_list(root) else list_images(root)
+    return read_list(root) if is_list(root) else list_images(root, arrays=arrays)
 
 
 def read_list(path: str | os.PathLike[str]) -> Listing:

@@ -1,9 +1,10 @@
 """The packed store: decoded images in a few large files, read without decoding.
 
-A store is a folder. Each split is cut into shards of three files: ``NAME.bin``, the uint8 [H, W, 3]
+A store is a folder. Each split is cut into shards of three files: ``NAME.bin``, the uint8 [H, W, C]
 images one after the other; ``NAME.index``, little-endian int64 [n, 4] of offset, height, width and
 label; ``NAME.json``, a record of sizes, hashes, source file names and skipped files.
-``manifest.json`` is written last: a folder without it is unfinished. ``packing`` writes stores.
+``manifest.json`` is written last: a folder without it is unfinished; its options have ``channels``
+unless C is 3. ``packing`` writes stores.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amdim_fast.data.channels import MOST_CHANNELS
 from amdim_fast.data.image_sets import StoredImages
 from amdim_fast.files import read_whole, sha256_of
 
@@ -58,10 +60,17 @@ class PackedImages(StoredImages):
     shrinks or a disk fails it raises an error that names the file; a mapping would raise a signal.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Mapping[str, Any]], classes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[Mapping[str, Any]],
+        classes: int,
+        channels: int = 3,
+    ) -> None:
         self._folder = folder
         self._names = [shard["name"] for shard in shards]
-        tables = [_read_index(folder, shard, classes) for shard in shards]
+        self.channels = channels
+        tables = [_read_index(folder, shard, classes, channels) for shard in shards]
         counts = [len(table) for table in tables]
         table = np.concatenate(tables) if tables else np.empty((0, 4), np.int64)
         self._starts = np.cumsum([0, *counts])
@@ -93,7 +102,7 @@ class PackedImages(StoredImages):
         """See ``StoredImages.read_into``; OSError names a shard that cannot be read."""
         pixels: Any = out.numpy()
         buffer = memoryview(pixels)
-        sizes = (3 * self._shapes[index].prod(1)).tolist()
+        sizes = (self.channels * self._shapes[index].prod(1)).tolist()
         rows = index.numpy()
         shards, offsets = self._shard[rows].tolist(), self._offset[rows].tolist()
         self._expect(shards, offsets, sizes)
@@ -173,6 +182,9 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
         if manifest["version"] != VERSION:
             raise ValueError(f"its version is {manifest['version']!r}; it must be {VERSION}")
         classes = tuple(str(name) for name in manifest["classes"])
+        channels = manifest.get("options", {}).get("channels", 3)
+        if type(channels) is not int or not 1 <= channels <= MOST_CHANNELS:
+            raise ValueError(f"its channels are {channels!r}")
         splits = {name: list(split["shards"]) for name, split in manifest["splits"].items()}
         if "train" not in splits:
             raise KeyError("train")
@@ -182,7 +194,10 @@ def read_store(path: str | os.PathLike[str]) -> PackedStore:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{folder / MANIFEST} cannot be used: {reason}") from None
-    images = {name: PackedImages(folder, shards, len(classes)) for name, shards in splits.items()}
+    images = {
+        name: PackedImages(folder, shards, len(classes), channels)
+        for name, shards in splits.items()
+    }
     lines = folder / SKIPPED
     said = read_whole(lines).decode("utf-8", "surrogateescape") if lines.is_file() else ""
     return PackedStore(folder, classes, images, manifest, tuple(said.splitlines()))
@@ -200,7 +215,7 @@ def _check_entry(shard: Mapping[str, Any], split: str) -> None:
             raise ValueError(f"{key} of {name} is {shard[key]!r}")
 
 
-def _read_index(folder: Path, shard: Mapping[str, Any], classes: int) -> np.ndarray:
+def _read_index(folder: Path, shard: Mapping[str, Any], classes: int, channels: int) -> np.ndarray:
     path = folder / f"{shard['name']}.index"
     pixels = folder / f"{shard['name']}.bin"
     for file in (path, pixels):
@@ -220,7 +235,7 @@ def _read_index(folder: Path, shard: Mapping[str, Any], classes: int) -> np.ndar
     if (sides < 1).any() or (sides > LONGEST_SIDE).any() or (offset < 0).any():
         raise ValueError(f"{path} has impossible sizes or offsets; pack the store again")
     # The difference cannot overflow as the sum could.
-    if (offset > shard["bytes"] - 3 * height * width).any():
+    if (offset > shard["bytes"] - channels * height * width).any():
         raise ValueError(f"{path} points outside {pixels.name}; pack the store again")
     if (label < -1).any() or (label >= max(classes, 0)).any():
         raise ValueError(f"{path} has labels that belong to no class; pack the store again")

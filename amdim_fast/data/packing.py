@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from amdim_fast.checks import whole_number
-from amdim_fast.data.decoding import BadImage, decode, pixels_of
+from amdim_fast.data.channels import MOST_CHANNELS, decoder_of, resized
+from amdim_fast.data.decoding import BadImage, pixels_of
 from amdim_fast.data.folders import Listing
 from amdim_fast.data.lists import find_images, is_list
 from amdim_fast.data.orientation import said_orientation
@@ -63,6 +64,7 @@ def pack(
     workers: int | None = None,
     skip_bad: bool = False,
     max_pixels: int | None = None,
+    channels: int = 3,
     progress: bool = True,
 ) -> Packed:
     """Decode a folder of images once, into a store that ``load_data`` and ``read_store`` open.
@@ -80,6 +82,7 @@ def pack(
         workers: processes; 0 works in this one, None uses every CPU.
         skip_bad: leave out bad images and list them in ``skipped.txt``, instead of stopping.
         max_pixels: as in ``load_data``.
+        channels: as in ``load_data``.
         progress: whether to show a bar with images/s.
 
     Raises:
@@ -93,12 +96,13 @@ def pack(
         raise ValueError(f"size is {size}; it must be 1 or more")
     if max_pixels is not None:
         whole_number("max_pixels", max_pixels)
+    whole_number("channels", channels, most=MOST_CHANNELS)
     workers = worker_count(workers)
-    listing = find_images(source)
+    listing = find_images(source, arrays=channels != 3)
     folder = Path(destination)
     if not is_list(source) and folder.resolve().is_relative_to(listing.root.resolve()):
         raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
-    plan = _make_plan(listing, size, skip_bad, max_pixels)
+    plan = _make_plan(listing, size, skip_bad, max_pixels, channels)
     if progress and listing.ignored:
         print(f"left out: {', '.join(listing.ignored)}", file=sys.stderr)
     if progress:
@@ -115,7 +119,7 @@ def pack(
 
 
 def _make_plan(
-    listing: Listing, size: int | None, skip_bad: bool, max_pixels: int | None
+    listing: Listing, size: int | None, skip_bad: bool, max_pixels: int | None, channels: int
 ) -> dict[str, Any]:
     files = hashlib.sha256()
     for names, labels in listing.splits.values():
@@ -127,6 +131,8 @@ def _make_plan(
     options = {"size": size, "skip_bad": skip_bad, "pillow": pillow.__version__}
     if max_pixels is not None:  # stores of before do not have it
         options["max_pixels"] = max_pixels
+    if channels != 3:
+        options["channels"] = channels
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -200,6 +206,7 @@ class _ShardTask:
     size: int | None
     skip_bad: bool
     max_pixels: int | None
+    channels: int
 
     @property
     def record(self) -> Path:
@@ -209,6 +216,7 @@ class _ShardTask:
 
 def _shard_tasks(folder: Path, listing: Listing, plan: dict[str, Any]) -> list[_ShardTask]:
     options = [plan["options"].get(name) for name in ("size", "skip_bad", "max_pixels")]
+    options.append(plan["options"].get("channels", 3))
     tasks = []
     for split, (names, labels) in listing.splits.items():
         step = max(LEAST_SHARD_IMAGES, -(-len(names) // MOST_SHARDS))
@@ -270,14 +278,13 @@ def _pack_shard(task: _ShardTask) -> int:
 
 
 def _decode_to_size(path: Path, task: _ShardTask) -> np.ndarray:
-    image, size = decode(path, max_pixels=task.max_pixels), task.size
-    width, height = image.size
-    if size is not None and min(width, height) > size:
-        short, long = sorted((width, height))
-        other = int(size * long / short)
-        shape = (size, other) if width <= height else (other, size)
-        image = image.resize(shape, require("PIL.Image", "packing images").Resampling.BICUBIC)
-    return pixels_of(image)
+    pixels = pixels_of(decoder_of(task.channels, max_pixels=task.max_pixels)(path))
+    (height, width), size = pixels.shape[:2], task.size
+    if size is None or min(width, height) <= size:
+        return pixels
+    short, long = sorted((width, height))
+    other = int(size * long / short)
+    return resized(pixels, *((size, other) if width <= height else (other, size)))
 
 
 def _finish(folder: Path, plan: dict[str, Any], tasks: list[_ShardTask]) -> Packed:

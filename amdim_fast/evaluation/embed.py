@@ -6,15 +6,14 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from amdim_fast.checks import whole_number
+from amdim_fast.data.channels import decoder_of
 from amdim_fast.data.datasets import DATA_SETS, ImageData, describe_data, load_data
-from amdim_fast.data.decoding import decode
 from amdim_fast.data.image_sets import FileImages, ImageSet
 from amdim_fast.data.lists import is_list
 from amdim_fast.devices import execution_line
@@ -100,6 +99,7 @@ def embed(
             download=download,
             skip_bad=skip_bad,
             max_pixels=max_pixels,
+            channels=loaded.model.encoder.in_channels,
             workers=workers,
             progress=progress,
         )
@@ -142,20 +142,23 @@ def _data_of(
     download: bool,
     skip_bad: bool,
     max_pixels: int | None,
+    channels: int,
     workers: int | None,
     progress: bool,
 ) -> ImageData:
     path = Path(data).expanduser()
     named = str(data) in DATA_SETS and not path.exists()
     if path.is_file() and not is_list(path):
-        decoder = partial(decode, max_pixels=max_pixels)
-        return ImageData(FileImages(path.parent, [path.name], None, decoder), None, None, ())
+        decoder = decoder_of(channels, max_pixels=max_pixels)
+        images = FileImages(path.parent, [path.name], None, decoder, channels)
+        return ImageData(images, None, None, ())
     return load_data(
         str(data) if named else "folder",
         data_dir if named else path,
         download=download and named,
         skip_bad=skip_bad,
         max_pixels=max_pixels,
+        channels=channels,
         workers=workers,
         progress=progress,
     )

@@ -93,6 +93,7 @@ def evaluate(
             download=download,
             skip_bad=skip_bad,
             max_pixels=max_pixels,
+            channels=loaded.model.encoder.in_channels,
             workers=options.workers,
             progress=progress,
         )
@@ -167,7 +168,7 @@ def load_model(
     where = None if device is None else find_device(device)
     preprocessing = model.preprocessing
     if policy is not None:
-        preprocessing = preprocessing_of(policy, model.encoder.size)
+        preprocessing = preprocessing_of(policy, model.encoder.size, model.encoder.in_channels)
     if preprocessing is None:
         raise ValueError("the model has no preprocessing; give policy, or set model.preprocessing")
     if where is not None and next(model.parameters()).device != where:

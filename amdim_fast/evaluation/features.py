@@ -84,18 +84,19 @@ def feature_parts(
 
 
 def seen_pixels(images: Images, preprocessing: Preprocessing) -> Tensor:
-    """The encoder's input before it is normalized, uint8 [n, size, size, 3], of uint8 images."""
-    plain = replace(preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
+    """The encoder's input before it is normalized, uint8 [n, size, size, C], of uint8 images."""
+    channels = len(preprocessing.mean)
+    plain = replace(preprocessing, mean=(0.0,) * channels, std=(1.0,) * channels)
     return plain(images).mul(255).round().byte().permute(0, 2, 3, 1)
 
 
 def extract_pixels(images: ImageSet, preprocessing: Preprocessing) -> Tensor:
-    """``seen_pixels`` of all images, flat and as floats: float32 [N, 3 size size], 0 to 255.
+    """``seen_pixels`` of all images, flat and as floats: float32 [N, C size size], 0 to 255.
 
     Raises:
         BadImage, OSError: an image cannot be read.
     """
-    pixels = torch.empty(len(images), 3 * preprocessing.size**2)
+    pixels = torch.empty(len(images), len(preprocessing.mean) * preprocessing.size**2)
     with ordered_batches(images, PIXEL_BATCH_SIZE) as batches:
         for batch in batches:
             pixels[batch.indices] = seen_pixels(batch.images, preprocessing).flatten(1).float()

@@ -12,7 +12,7 @@ from amdim_fast.evaluation.features import seen_pixels
 from amdim_fast.evaluation.neighbours import nearest
 from amdim_fast.optional import new_figure, png_of
 from amdim_fast.views.preprocessing import Preprocessing
-from amdim_fast.views.sheets import BACKGROUND, sheet
+from amdim_fast.views.sheets import BACKGROUND, sheet, shown
 
 DRAWING = "drawing the confusion matrix"
 NAMED_CLASSES = 40
@@ -89,4 +89,4 @@ def neighbour_sheet(
 
 def _seen(images: ImageSet, index: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 [n, size, size, 3]: the encoder's input before normalization."""
-    return seen_pixels(images.batch(index), preprocessing)
+    return shown(seen_pixels(images.batch(index), preprocessing))

@@ -90,9 +90,10 @@ def check_task(
                 f"{split} image {images.name(first)} has the label {int(images.labels[first])};"
                 f" all labels must be 0 to {n_classes - 1}"
             )
-    if model.encoder.in_channels != 3:
+    if model.encoder.in_channels != train.channels:
         raise ValueError(
-            f"the encoder takes {model.encoder.in_channels} channels; it must take 3, as in images"
+            f"the encoder takes images of {model.encoder.in_channels} channels; those of the data"
+            f" set have {train.channels}"
         )
     methods = options.methods or ()
     if "stored" in methods:

@@ -84,6 +84,11 @@ def segment_files(
     model, preprocessing, _ = read_pretrained(checkpoint, policy=policy)
     if model.mixture is None:
         raise ValueError(f"{checkpoint} has no components; pre-train with --mixture K")
+    if model.encoder.in_channels != 3:
+        raise ValueError(
+            f"{checkpoint} takes images of {model.encoder.in_channels} channels; only color images"
+            " can be segmented from files: call segment with your own"
+        )
     square = replace(preprocessing, resize=preprocessing.size)
     folder = Path(out_dir)
     expected = [

@@ -10,13 +10,13 @@ from amdim_fast.model.amdim import AMDIM
 
 # What an encoder is, under the names of hyperparams, and the option that sets it.
 _OPTIONS = {
-    "encoder_size": "--policy",
+    "encoder_size": "--policy or --size",
     "backbone": "--backbone",
     "ndf": "--ndf",
     "n_rkhs": "--n-rkhs",
     "n_depth": "--depth",
     "use_bn": "--use-bn",
-    "in_channels": None,
+    "in_channels": "--channels",
 }
 
 

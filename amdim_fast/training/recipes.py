@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from amdim_fast.checks import whole_number
+from amdim_fast.views.params import POLICIES, ViewPolicy
 
 # Fields that older runs do not have, as those runs were.
-ADDED: dict[str, Any] = {"cuda_graph": False, "backbone": None}
+ADDED: dict[str, Any] = {"cuda_graph": False, "backbone": None, "size": 0, "channels": 3}
 PRECISIONS = ("auto", "float32", "bfloat16")
 # ndf, n_rkhs and depth, as in the public code for images of 128 px.
 MODEL_SIZES = {"small": (192, 1536, 8), "medium": (256, 2048, 10), "large": (320, 2560, 10)}
@@ -36,6 +37,14 @@ class Recipe:
     name: str
     data: str = _option("digits", "data set, see amdim_fast.data.datasets.DATA_SETS")
     policy: str = _option("digits", "view policy, see amdim_fast.views.params.POLICIES")
+    size: int = _option(
+        0,
+        "height and width of the views, pixels; 0 is the policy's; other than 32, 64 and 128 only"
+        " with a backbone",
+    )
+    channels: int = _option(
+        3, "channels of the images: 3 is RGB; of files, 1 is gray, 4 is RGBA, others are of .npy"
+    )
     ndf: int = _option(192, "width of the encoder's first layer, channels")
     n_rkhs: int = _option(1536, "width of the features (D), channels")
     depth: int = _option(8, "layers in each residual block")
@@ -96,11 +105,13 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("ndf", "n_rkhs", "depth", "log_every", "checkpoint_every"), 1)
+        least = dict.fromkeys(
+            ("channels", "ndf", "n_rkhs", "depth", "log_every", "checkpoint_every"), 1
+        )
         least |= dict.fromkeys(
             (
                 *("epochs", "steps", "mixture", "warmup_steps", "micro_batch", "probe_epochs"),
-                "keep_every",
+                *("keep_every", "size"),
             ),
             0,
         )
@@ -142,6 +153,17 @@ class Recipe:
             raise ValueError(
                 f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
             )
+
+    @property
+    def view_policy(self) -> ViewPolicy:
+        """The policy, of this recipe's size and channels.
+
+        Raises:
+            ValueError: there is no policy of this name.
+        """
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy is {self.policy!r}; it must be one of {', '.join(POLICIES)}")
+        return POLICIES[self.policy].adapted(size=self.size or None, channels=self.channels)
 
     def check_micro_batch(self, images: int) -> None:
         """Raise ValueError if a batch of ``images`` would have a micro-batch of a single image."""

@@ -16,12 +16,12 @@ from amdim_fast.data.decoding import check_sides
 from amdim_fast.data.image_sets import FileImages, StoredImages
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
+from amdim_fast.model.encoder import SIZES
 from amdim_fast.model.networks import check_name
 from amdim_fast.training.graph import check_graph
 from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.tensorboard import check_tensorboard
 from amdim_fast.views import compiled
-from amdim_fast.views.params import POLICIES
 
 PathLike = str | os.PathLike[str]
 
@@ -100,9 +100,13 @@ def check_setup(setup: Setup, ranks: Ranks) -> None:
         ValueError: a value is out of range. RuntimeError: the library of views is not built. Also
             what ``check_name`` of the backbone and ``check_tensorboard`` raise.
     """
-    policy, device = setup.recipe.policy, setup.device
-    if policy not in POLICIES:
-        raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+    recipe, device = setup.recipe, setup.device
+    size = recipe.view_policy.size
+    if recipe.backbone is None and size not in SIZES:
+        raise ValueError(
+            f"size is {size}; the paper's encoder takes {', '.join(map(str, SIZES))}: give one of"
+            " them, or a backbone, such as resnet50"
+        )
     if setup.recipe.backbone is not None:
         check_name(setup.recipe.backbone)
     whole_number("seed", setup.seed, least=0, most=LARGEST_SEED)
@@ -144,7 +148,8 @@ def load_for_run(
             workers=workers,
             left_out=None if setup.looks else setup.left_out,
             max_pixels=setup.max_pixels,
-            least_side=POLICIES[setup.recipe.policy].least_side,
+            least_side=setup.recipe.view_policy.least_side,
+            channels=setup.recipe.channels,
             progress=progress and ranks.is_first,
         )
         if not setup.labels:
@@ -174,7 +179,7 @@ def check_data(setup: Setup, data: ImageData) -> None:
             f" training images of {recipe.data!r}"
         )
     if isinstance(data.train, StoredImages):
-        least = POLICIES[recipe.policy].least_side
+        least = recipe.view_policy.least_side
         shapes = data.train.shapes(torch.arange(images))
         for index in (shapes.amin(1) < least).nonzero()[:1].flatten().tolist():
             height, width = shapes[index].tolist()

@@ -26,7 +26,6 @@ from amdim_fast.nce.feature_maps import draw_locations
 from amdim_fast.training.graph import StepGraph, uses_graph
 from amdim_fast.training.randomness import seed_step
 from amdim_fast.training.recipes import Recipe
-from amdim_fast.views.params import POLICIES
 from amdim_fast.views.two_views import TwoViews
 
 LOSS_TERMS = ("loss_1t5", "loss_1t7", "loss_5t5", "lgt_reg")
@@ -44,7 +43,7 @@ _BUFFERS = (
 
 def build_model(recipe: Recipe, n_classes: int | None, group: ProcessGroup | None = None) -> AMDIM:
     """The model of a recipe, with online probes where there are classes."""
-    size = POLICIES[recipe.policy].size
+    size = recipe.view_policy.size
     options: dict[str, Any] = {
         "n_classes": n_classes,
         "group": group,
@@ -54,8 +53,10 @@ def build_model(recipe: Recipe, n_classes: int | None, group: ProcessGroup | Non
         "tau": recipe.tau,
     }
     if recipe.backbone is not None:
-        return AMDIM.over(BackboneEncoder(recipe.backbone, size, recipe.n_rkhs), **options)
-    return AMDIM(size, recipe.ndf, recipe.n_rkhs, recipe.depth, recipe.use_bn, **options)
+        own = recipe.backbone, size, recipe.n_rkhs, recipe.channels
+        return AMDIM.over(BackboneEncoder(*own), **options)
+    sizes = recipe.ndf, recipe.n_rkhs, recipe.depth, recipe.use_bn, recipe.channels
+    return AMDIM(size, *sizes, **options)
 
 
 def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
@@ -115,7 +116,7 @@ class Training:
         self._drawn = -1, self._view_generator.get_state()
         self._location_generator = torch.Generator(self.device).manual_seed(seed)
         dtype = torch.bfloat16 if self._bfloat16 else torch.float32
-        self._two_views = TwoViews(recipe.policy, dtype=dtype, channels_last=True)
+        self._two_views = TwoViews(recipe.view_policy, dtype=dtype, channels_last=True)
         self.names = (
             LOSS_TERMS
             + (() if model.mixture is None else MIXTURE_TERMS)

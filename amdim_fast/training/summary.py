@@ -14,7 +14,6 @@ from amdim_fast.evaluation.linear_probe import probe_encoder, probe_pixels
 from amdim_fast.nce.plan import last_plan
 from amdim_fast.training.step import Training
 from amdim_fast.version import __version__
-from amdim_fast.views.params import POLICIES
 
 
 def measure_baselines(training: Training, data: ImageData, weights: str) -> dict[str, float]:
@@ -26,7 +25,7 @@ def measure_baselines(training: Training, data: ImageData, weights: str) -> dict
         weights: what the encoder has: "random" or "initial" weights.
     """
     return {
-        "accuracy_raw_pixels": probe_pixels(data, POLICIES[training.recipe.policy]),
+        "accuracy_raw_pixels": probe_pixels(data, training.recipe.view_policy),
         f"accuracy_{weights}_weights": _probe(training, data),
     }
 
@@ -57,7 +56,7 @@ def versions() -> dict[str, str]:
 
 
 def _probe(training: Training, data: ImageData) -> float:
-    return probe_encoder(training.model.encoder, data, POLICIES[training.recipe.policy])
+    return probe_encoder(training.model.encoder, data, training.recipe.view_policy)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -66,6 +66,13 @@ def fitted(image: Tensor, size: int) -> Tensor:
     )
 
 
+def shown(images: Tensor) -> Tensor:
+    """uint8 [..., C] as colors, uint8 [..., 3]: the first three channels, or the first as gray."""
+    if images.shape[-1] < 3:
+        return images[..., :1].expand(*images.shape[:-1], 3)
+    return images[..., :3]
+
+
 def sheet(tiles: Tensor, edges: Tensor | None = None) -> Tensor:
     """Lay tiles out in rows, with ``GAP`` pixels around each.
 
