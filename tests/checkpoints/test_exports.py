@@ -103,7 +103,10 @@ def test_wrong_weights_under_a_right_hash(export, tmp_path):
             "says that ndf is 1000000000, but its weights are those of 4",
         ),
         ({"architecture__depth": 10**7}, "says that depth is 10000000, but its weights are those"),
-        ({"preprocessing__std": [0.5, 0.5]}, "std has 2 values; it must have 3, one for each channel"),
+        (
+            {"preprocessing__std": [0.5, 0.5]},
+            "std has 2 values; it must have 3, one for each channel",
+        ),
         ({"preprocessing__std": [0.5, 0.5, 0.0]}, "it must be positive"),
         ({"preprocessing__mean": [0.5, 0.5, float("nan")]}, "a finite number for each channel"),
         ({"preprocessing__size": 64}, "makes 64 pixels and the encoder takes 32"),
