@@ -44,7 +44,7 @@ def fake_gpu(monkeypatch):
 
 @contextlib.contextmanager
 def sums_to_float32():
-    """Until torch 2.12 or so, a fake addmm with ``out_dtype`` fails; what it gives is that of mm."""
+    """Before torch 2.12 or so a fake addmm with ``out_dtype`` fails: its place is taken."""
     aten = torch.ops.aten
     try:
         fake = torch.empty(2, 2, dtype=torch.bfloat16, device="cuda")
