@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from amdim_fast.data.sources import Member
 from amdim_fast.files import read_whole
 from amdim_fast.optional import require
 
@@ -35,7 +36,7 @@ class _OtherPixelsError(ValueError):
 
 
 def decode(
-    path: str | os.PathLike[str], *, max_pixels: int | None = None, least_side: int = 1
+    path: str | os.PathLike[str] | Member, *, max_pixels: int | None = None, least_side: int = 1
 ) -> Image:
     """The Pillow image, mode RGB, of a file of one of ``FORMATS``, whatever its name.
 
@@ -46,7 +47,7 @@ def decode(
     the original and in the usual ImageNet training, but in TIFF files, which Pillow turns itself.
 
     Args:
-        path: the file.
+        path: the file, or an image inside a larger one.
         max_pixels: an image of more is bad; None is twice ``PIL.Image.MAX_IMAGE_PIXELS``, Pillow's
             guard against decompression bombs.
         least_side: an image with a shorter side is bad, pixels; views that are moved by up to
@@ -59,7 +60,7 @@ def decode(
     """
     pillow = require("PIL.Image", "decoding images")
     try:
-        content = read_whole(path)
+        content = path.read() if isinstance(path, Member) else read_whole(path)
     except ValueError as error:
         raise BadImage(str(error)) from None
     except MemoryError:
@@ -124,7 +125,7 @@ def check_sides(name: object, width: int, height: int, least_side: int) -> None:
         )
 
 
-def _no_memory(path: str | os.PathLike[str]) -> MemoryError:
+def _no_memory(path: object) -> MemoryError:
     return MemoryError(
         f"there is no memory to decode {path}; use fewer workers, or raise the limit (ulimit -v)"
     )
