@@ -16,8 +16,8 @@ from torch import Tensor
 
 from amdim_fast.checks import whole_number
 from amdim_fast.data.decoding import BadImage, decode
+from amdim_fast.data.find import find_images
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
-from amdim_fast.data.lists import find_images
 from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import is_store, read_store
 from amdim_fast.data.progress import progress_bar

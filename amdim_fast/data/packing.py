@@ -19,8 +19,8 @@ import numpy as np
 
 from amdim_fast.checks import whole_number
 from amdim_fast.data.decoding import BadImage, decode, pixels_of
+from amdim_fast.data.find import find_images, is_images_file
 from amdim_fast.data.folders import Listing
-from amdim_fast.data.lists import find_images, is_list
 from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import (
     FORMAT,
@@ -98,7 +98,7 @@ def pack(
     workers = worker_count(workers)
     listing = find_images(source)
     folder = Path(destination)
-    if not is_list(source) and folder.resolve().is_relative_to(listing.root.resolve()):
+    if not is_images_file(source) and folder.resolve().is_relative_to(listing.root.resolve()):
         raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
     plan = _make_plan(listing, size, skip_bad, max_pixels)
     if progress and listing.ignored:
