@@ -129,7 +129,7 @@ def read_whole(path: str | os.PathLike[str], most: int = LARGEST_READ) -> bytes:
             end. Both name it.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{path} is a device or a pipe; it must be a file")
@@ -140,7 +140,7 @@ def read_whole(path: str | os.PathLike[str], most: int = LARGEST_READ) -> bytes:
         raise type(error)(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
     """Open for reading; a pipe that nobody writes to would be waited for."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 

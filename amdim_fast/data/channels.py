@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from amdim_fast.data.decoding import MODES, BadImage, check_size, decode, pixels_of
 from amdim_fast.data.folders import ARRAYS
 from amdim_fast.data.image_sets import TensorImages
-from amdim_fast.files import read_whole
+from amdim_fast.data.sources import Member, Source, content_of
 from amdim_fast.optional import require
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ _LUMA = (19595, 38470, 7471)  # of 65536: ITU-R 601, as Pillow has it
 _IMAGES_AT_ONCE = 256
 
 
-def decoder_of(channels: int, **options: Any) -> Callable[[Path], Image | np.ndarray]:
+def decoder_of(channels: int, **options: Any) -> Callable[[Source], Image | np.ndarray]:
     """``decode`` for 3 channels, ``decode_channels`` for others, with these options; picklable."""
     if channels == 3:
         return partial(decode, **options)
@@ -34,7 +33,7 @@ def decoder_of(channels: int, **options: Any) -> Callable[[Path], Image | np.nda
 
 
 def decode_channels(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Member,
     *,
     channels: int,
     max_pixels: int | None = None,
@@ -46,7 +45,7 @@ def decode_channels(
     Others are read by ``decode``, as gray for 1 channel and as RGBA for 4.
 
     Args:
-        path: the file.
+        path: the file, or a part of one.
         channels: C.
         max_pixels: as in ``decode``.
         least_side: as in ``decode``.
@@ -58,7 +57,7 @@ def decode_channels(
         BadImage: as in ``decode``; or the array is of another type, shape or number of channels.
         OSError: the file cannot be read at all.
     """
-    if os.fspath(path).lower().endswith(ARRAYS):
+    if str(path).lower().endswith(ARRAYS):
         pixels = _array(path, channels)
         check_size(path, pixels.shape[1], pixels.shape[0], max_pixels, least_side)
         return pixels
@@ -71,10 +70,10 @@ def decode_channels(
     return pixels_of(decode(path, channels=channels, **options))
 
 
-def _array(path: str | os.PathLike[str], channels: int) -> np.ndarray:
+def _array(path: str | os.PathLike[str] | Member, channels: int) -> np.ndarray:
     """Never unpickles, and takes no more memory than the file's size for what its header claims."""
     try:
-        content = read_whole(path)
+        content = content_of(path)
         file = io.BytesIO(content)
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,

@@ -18,11 +18,12 @@ from torch import Tensor
 from amdim_fast.checks import whole_number
 from amdim_fast.data.channels import MOST_CHANNELS, as_gray, decoder_of
 from amdim_fast.data.decoding import BadImage
+from amdim_fast.data.find import find_images
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
-from amdim_fast.data.lists import find_images
 from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import is_store, read_store
 from amdim_fast.data.progress import progress_bar
+from amdim_fast.data.sources import Source
 from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
 
@@ -161,7 +162,8 @@ def describe_data(data: ImageData) -> str:
     line += "; no test images" if data.test is None else f"; {len(data.test):,} test images"
     left_out = [*data.ignored, *([f"{len(data.skipped):,} bad files"] if data.skipped else [])]
     line += f"; left out: {', '.join(left_out)}" if left_out else ""
-    turned = said_orientation(data.train.path, count) if isinstance(data.train, FileImages) else ""
+    train = data.train
+    turned = said_orientation(train.source, count) if isinstance(train, FileImages) else ""
     return f"{line}; {turned}" if turned else line
 
 
@@ -236,7 +238,7 @@ def _from_torchvision(name: str, root: Path, download: bool, **options: Any) -> 
 
 def _load_folder(
     root: Path,
-    decoders: Mapping[str, Callable[[Path], Image | np.ndarray]],
+    decoders: Mapping[str, Callable[[Source], Image | np.ndarray]],
     channels: int,
     skip_bad: bool,
     workers: int | None,
@@ -256,7 +258,8 @@ def _load_folder(
         listing = find_images(root, arrays=channels != 3)
         classes, ignored = listing.classes, listing.ignored
         for split, (names, labels) in listing.splits.items():
-            files = FileImages(listing.root, names, torch.tensor(labels), decoders[split], channels)
+            options = decoders[split], listing.archive, channels
+            files = FileImages(listing.root, names, torch.tensor(labels), *options)
             if skip_bad:
                 if known is None:
                     bad = find_bad(files, workers=workers, progress=progress)
@@ -285,10 +288,10 @@ def find_bad(
     """
     workers = worker_count(workers)
     bad = {}
-    paths = (images.path(index) for index in range(len(images)))
-    fault = partial(_fault, images.decoder)
+    indices = range(len(images))
+    fault = partial(_fault, images)
     with (
-        contextlib.closing(ordered_map(fault, paths, workers=workers, ahead=16)) as faults,
+        contextlib.closing(ordered_map(fault, indices, workers=workers, ahead=16)) as faults,
         progress_bar(iterable=faults, desc="checking", total=len(images), shown=progress) as bar,
     ):
         for index, sentence in enumerate(bar):
@@ -297,9 +300,9 @@ def find_bad(
     return bad
 
 
-def _fault(decoder: Callable[[Path], Image | np.ndarray], path: Path) -> str | None:
+def _fault(images: FileImages, index: int) -> str | None:
     try:
-        decoder(path)
+        images.decoder(images.source(index))
     except BadImage as error:
         return str(error)
     return None

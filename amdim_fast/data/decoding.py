@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amdim_fast.files import read_whole
+from amdim_fast.data.sources import Member, content_of
 from amdim_fast.optional import require
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class _OtherPixelsError(ValueError):
 
 
 def decode(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Member,
     *,
     max_pixels: int | None = None,
     least_side: int = 1,
@@ -51,7 +51,7 @@ def decode(
     the original and in the usual ImageNet training, but in TIFF files, which Pillow turns itself.
 
     Args:
-        path: the file.
+        path: the file, or an image inside a larger one.
         max_pixels: an image of more is bad; None is twice ``PIL.Image.MAX_IMAGE_PIXELS``, Pillow's
             guard against decompression bombs.
         least_side: an image with a shorter side is bad, pixels; views that are moved by up to
@@ -65,7 +65,7 @@ def decode(
     """
     pillow = require("PIL.Image", "decoding images")
     try:
-        content = read_whole(path)
+        content = content_of(path)
     except ValueError as error:
         raise BadImage(str(error)) from None
     except MemoryError:
@@ -137,7 +137,7 @@ def check_sides(name: object, width: int, height: int, least_side: int) -> None:
         )
 
 
-def _no_memory(path: str | os.PathLike[str]) -> MemoryError:
+def _no_memory(path: object) -> MemoryError:
     return MemoryError(
         f"there is no memory to decode {path}; use fewer workers, or raise the limit (ulimit -v)"
     )

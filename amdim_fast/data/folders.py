@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.data.sources import Archive, Source, source_of
 from amdim_fast.files import printable
 from amdim_fast.optional import require
 
@@ -27,19 +28,25 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder.
+    """The images of a folder, a list or an archive.
 
     Attributes:
         root: the folder.
         classes: names in the order of their labels; empty if nothing is labeled.
         splits: "train" and, if there is one, "test": paths relative to ``root``, and labels.
         ignored: one phrase, fit to print, for each kind of entry that is not among the images.
+        archive: what the images are read from by name; None if they are files below ``root``.
     """
 
     root: Path
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[list[str], list[int]]]
     ignored: tuple[str, ...] = ()
+    archive: Archive | None = None
+
+    def source(self, name: str) -> Source:
+        """Where the image of a name is read."""
+        return source_of(self.root, name, self.archive)
 
 
 def list_images(root: str | os.PathLike[str], *, arrays: bool = False) -> Listing:

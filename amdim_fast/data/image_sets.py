@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from amdim_fast.data.decoding import decode, pixels_of
+from amdim_fast.data.sources import Archive, Source, source_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -125,13 +126,14 @@ class TensorImages(StoredImages):
 
 
 class FileImages(ImageSet):
-    """Images in files, decoded on demand; see ``decoding.decode`` for what the pixels are.
+    """Images in files or archives, decoded on demand; ``decoding.decode`` says what the pixels are.
 
     Args:
         root: folder that the names start from.
         names: N paths relative to ``root``.
         labels: int64 [N]; all -1 by default.
         decoder: ``decode``, perhaps with its options, or ``decode_channels``; picklable.
+        archive: what the names are looked up in, instead of files.
         channels: C, of what the decoder gives.
     """
 
@@ -140,10 +142,11 @@ class FileImages(ImageSet):
         root: str | os.PathLike[str],
         names: Sequence[str],
         labels: Tensor | None = None,
-        decoder: Callable[[Path], Image | np.ndarray] = decode,
+        decoder: Callable[[Source], Image | np.ndarray] = decode,
+        archive: Archive | None = None,
         channels: int = 3,
     ) -> None:
-        self.root = Path(root)
+        self.root, self.archive = Path(root), archive
         self.decoder, self.channels = decoder, channels
         # One array: a million Python strings are slow to send to worker processes.
         self._names = np.array([os.fsencode(name) for name in names] or [b""])[: len(names)]
@@ -152,13 +155,13 @@ class FileImages(ImageSet):
     def __len__(self) -> int:
         return len(self._names)
 
-    def path(self, index: int) -> Path:
-        """The file of an image."""
-        return self.root / os.fsdecode(bytes(self._names[index]))
+    def source(self, index: int) -> Source:
+        """Where an image is read."""
+        return source_of(self.root, os.fsdecode(bytes(self._names[index])), self.archive)
 
     def batch(self, index: Tensor) -> Images:
         """See ``ImageSet.batch``; BadImage or OSError names the file that failed."""
-        images = [torch.from_numpy(pixels_of(self.decoder(self.path(i)))) for i in index.tolist()]
+        images = [torch.from_numpy(pixels_of(self.decoder(self.source(i)))) for i in index.tolist()]
         if images and all(image.shape == images[0].shape for image in images):
             return torch.stack(images)
         return images
@@ -168,7 +171,8 @@ class FileImages(ImageSet):
         kept = np.delete(np.arange(len(self)), np.asarray(left_out, dtype=np.int64))
         names = [os.fsdecode(bytes(name)) for name in self._names[kept]]
         labels = self.labels[torch.from_numpy(kept)]
-        return FileImages(self.root, names, labels, self.decoder, self.channels)
+        options = self.decoder, self.archive, self.channels
+        return FileImages(self.root, names, labels, *options)
 
     def names(self) -> list[str]:
         """See ``ImageSet.names``."""
@@ -182,11 +186,12 @@ class FileImages(ImageSet):
     def named_in(self, text: str) -> str | None:
         """The name of the image whose path stands in a text, such as an error's."""
         names = map(os.fsdecode, self._names.tolist())
-        return next((name for name in names if f"{self.root / name} " in text), None)
+        place = self.root.joinpath if self.archive is None else self.archive.place
+        return next((name for name in names if f"{place(name)} " in text), None)
 
     def name(self, index: int) -> str:
         """See ``ImageSet.name``."""
-        return str(self.path(index))
+        return str(self.source(index))
 
 
 def _labels(labels: Tensor | None, count: int) -> Tensor:

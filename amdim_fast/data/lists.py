@@ -5,27 +5,21 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from amdim_fast.data.folders import Listing, list_images
+from amdim_fast.data.folders import Listing
+from amdim_fast.data.labels import SPLITS, Row, listing_of
 
 SUFFIXES = (".txt", ".csv", ".tsv")
-SPLITS = ("train", "test")
 PATHS = ("path", "file_name")
 
-Row = tuple[int, str, str, str]  # line, path, label, split
+Given = tuple[int, str, str, str]  # line, path, label, split
 
 
 def is_list(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a file whose name ends as a list's does."""
     return Path(path).suffix.lower() in SUFFIXES and Path(path).is_file()
-
-
-def find_images(root: str | os.PathLike[str], *, arrays: bool = False) -> Listing:
-    """``read_list`` of a list, and ``list_images`` of a folder."""
-    root = Path(root).expanduser()
-    return read_list(root) if is_list(root) else list_images(root, arrays=arrays)
 
 
 def read_list(path: str | os.PathLike[str]) -> Listing:
@@ -74,8 +68,8 @@ def read_list(path: str | os.PathLike[str]) -> Listing:
                 f"{where} has {has} label, but the first image has {first}; give a label to all"
                 " images, or to none"
             )
-        found.append((line, name, label, split))
-    return _listing(path, found)
+        found.append(Row(line, name, label, split))
+    return listing_of(path.parent, found, lambda line: f"line {line} of {path}")
 
 
 def _check_encoding(path: Path) -> None:
@@ -98,14 +92,14 @@ def _has_label_after_space(path: Path, given: str) -> bool:
     return path.suffix.lower() == ".txt" and _file_name(path.parent, name) is not None
 
 
-def _plain_rows(file: Iterator[str]) -> Iterator[Row]:
+def _plain_rows(file: Iterator[str]) -> Iterator[Given]:
     for number, line in enumerate(file, 1):
         name, _, label = line.rstrip("\r\n").partition("\t")
         if line.strip():
             yield number, name, label.strip(), "train"
 
 
-def _rows(path: Path, file: Iterator[str]) -> Iterator[Row]:
+def _rows(path: Path, file: Iterator[str]) -> Iterator[Given]:
     is_tabs = path.suffix.lower() == ".tsv"
     table = csv.reader(file, delimiter="\t" if is_tabs else ",", skipinitialspace=True)
     names = [name.strip().lower() for name in next(table, [])]
@@ -127,28 +121,3 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[Row]:
         name = given[PATHS[0]] if PATHS[0] in given else given[PATHS[1]]
         label, split = given.get("label", ""), given.get("split", "")
         yield table.line_num, name, label.strip(), split.strip().lower() or "train"
-
-
-def _listing(path: Path, rows: Sequence[Row]) -> Listing:
-    found = {label for _, _, label, split in rows if label and split == "train"}
-    classes = sorted(found, key=int if all(map(str.isdecimal, found)) else None)
-    for line, _, label, _ in rows:
-        if label and label not in found:
-            raise ValueError(
-                f"line {line} of {path} has the class {label!r}, which no training image has"
-            )
-    ignored = []
-    if len(classes) == 1:
-        ignored.append(f"labels of a single class ({classes[0]})")
-        classes = []
-    numbers = {label: number for number, label in enumerate(classes)}
-    splits: dict[str, tuple[list[str], list[int]]] = {}
-    for _, name, label, split in rows:
-        names, labels = splits.setdefault(split, ([], []))
-        names.append(name)
-        labels.append(numbers.get(label, -1))
-    if not classes and "test" in splits:
-        del splits["test"]
-        ignored.append("test images as nothing is labeled")
-    ordered = {split: splits[split] for split in SPLITS if split in splits}
-    return Listing(path.parent, tuple(classes), ordered, tuple(ignored))

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import numpy as np
 from amdim_fast.checks import whole_number
 from amdim_fast.data.channels import MOST_CHANNELS, decoder_of, resized
 from amdim_fast.data.decoding import BadImage, pixels_of
+from amdim_fast.data.find import find_images, is_images_file
 from amdim_fast.data.folders import Listing
-from amdim_fast.data.lists import find_images, is_list
 from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import (
     FORMAT,
@@ -32,6 +33,7 @@ from amdim_fast.data.packed_store import (
     VERSION,
 )
 from amdim_fast.data.progress import progress_bar
+from amdim_fast.data.sources import Archive, Source, source_of, stamp_of
 from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.files import (
     is_temporary,
@@ -100,20 +102,20 @@ def pack(
     workers = worker_count(workers)
     listing = find_images(source, arrays=channels != 3)
     folder = Path(destination)
-    if not is_list(source) and folder.resolve().is_relative_to(listing.root.resolve()):
+    if not is_images_file(source) and folder.resolve().is_relative_to(listing.root.resolve()):
         raise ValueError(f"{folder} is inside its source {source}; pack to another folder")
     plan = _make_plan(listing, size, skip_bad, max_pixels, channels)
     if progress and listing.ignored:
         print(f"left out: {', '.join(listing.ignored)}", file=sys.stderr)
     if progress:
         names = listing.splits["train"][0]
-        if said := said_orientation(lambda index: listing.root / names[index], len(names)):
+        if said := said_orientation(lambda index: listing.source(names[index]), len(names)):
             print(said, file=sys.stderr)
     with _claimed(folder):
         _agree_on_plan(folder, plan)
         remove_temporaries(folder)
         tasks = _shard_tasks(folder, listing, plan)
-        _pack_shards(tasks, workers, progress)
+        _pack_shards(tasks, listing.archive, workers, progress)
         remove_temporaries(folder)
         return _finish(folder, plan, tasks)
 
@@ -124,8 +126,7 @@ def _make_plan(
     files = hashlib.sha256()
     for names, labels in listing.splits.values():
         for name, label in zip(names, labels, strict=True):
-            status = os.stat(listing.root / name)
-            entry = [name, label, status.st_size, status.st_mtime_ns]
+            entry = [name, label, *stamp_of(listing.source(name))]
             files.update(json.dumps(entry).encode())
     pillow = require("PIL", "packing images")
     options = {"size": size, "skip_bad": skip_bad, "pillow": pillow.__version__}
@@ -229,19 +230,22 @@ def _shard_tasks(folder: Path, listing: Listing, plan: dict[str, Any]) -> list[_
     return tasks
 
 
-def _pack_shards(tasks: list[_ShardTask], workers: int, progress: bool) -> None:
+def _pack_shards(
+    tasks: list[_ShardTask], archive: Archive | None, workers: int, progress: bool
+) -> None:
     left = [task for task in tasks if not task.record.exists()]
     total = sum(len(task.names) for task in tasks)
     done = total - sum(len(task.names) for task in left)
+    work = partial(_pack_shard, archive)
     with (
-        contextlib.closing(ordered_map(_pack_shard, left, workers=workers, ahead=1)) as counts,
+        contextlib.closing(ordered_map(work, left, workers=workers, ahead=1)) as counts,
         progress_bar(total=total, initial=done, unit="image", shown=progress) as bar,
     ):
         for count in counts:
             bar.update(count)
 
 
-def _pack_shard(task: _ShardTask) -> int:
+def _pack_shard(archive: Archive | None, task: _ShardTask) -> int:
     digest = hashlib.sha256()
     rows: list[tuple[int, int, int, int]] = []
     names: list[str] = []
@@ -250,7 +254,7 @@ def _pack_shard(task: _ShardTask) -> int:
     with written_whole(task.folder / f"{task.name}.bin") as file:
         for name, label in zip(task.names, task.labels, strict=True):
             try:
-                pixels = _decode_to_size(task.root / name, task)
+                pixels = _decode_to_size(source_of(task.root, name, archive), task)
             except BadImage as error:
                 if not task.skip_bad:
                     raise BadImage(f"{error}; --skip-bad leaves such files out") from None
@@ -277,8 +281,8 @@ def _pack_shard(task: _ShardTask) -> int:
     return len(task.names)
 
 
-def _decode_to_size(path: Path, task: _ShardTask) -> np.ndarray:
-    pixels = pixels_of(decoder_of(task.channels, max_pixels=task.max_pixels)(path))
+def _decode_to_size(source: Source, task: _ShardTask) -> np.ndarray:
+    pixels = pixels_of(decoder_of(task.channels, max_pixels=task.max_pixels)(source))
     (height, width), size = pixels.shape[:2], task.size
     if size is None or min(width, height) <= size:
         return pixels

@@ -14,8 +14,8 @@ from torch import Tensor
 from amdim_fast.checks import whole_number
 from amdim_fast.data.channels import decoder_of
 from amdim_fast.data.datasets import DATA_SETS, ImageData, describe_data, load_data
+from amdim_fast.data.find import is_images_file
 from amdim_fast.data.image_sets import FileImages, ImageSet
-from amdim_fast.data.lists import is_list
 from amdim_fast.devices import execution_line
 from amdim_fast.evaluation.evaluate import load_model
 from amdim_fast.evaluation.feature_files import ImageTable, write_features
@@ -148,9 +148,9 @@ def _data_of(
 ) -> ImageData:
     path = Path(data).expanduser()
     named = str(data) in DATA_SETS and not path.exists()
-    if path.is_file() and not is_list(path):
+    if path.is_file() and not is_images_file(path):
         decoder = decoder_of(channels, max_pixels=max_pixels)
-        images = FileImages(path.parent, [path.name], None, decoder, channels)
+        images = FileImages(path.parent, [path.name], None, decoder, channels=channels)
         return ImageData(images, None, None, ())
     return load_data(
         str(data) if named else "folder",

@@ -13,6 +13,7 @@ from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.data.loader import ordered_batches
 from amdim_fast.data.packed_store import read_store
 from amdim_fast.data.packing import pack
+from tests.data.archives import write_tar
 
 
 def noise(*shape, seed=0):
@@ -120,8 +121,16 @@ def test_folders_lists_and_stores_of_arrays(arrays, tmp_path, workers):
     }
     lines = [f"{root / name},{name.split('/')[1]},{name.split('/')[0]}" for name in pixels]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+    members = {name.replace("/", "-"): (root / name).read_bytes() for name in pixels}
+    labels = {name.replace(".npy", ".cls"): str(int("sun" in name)).encode() for name in members}
+    for split in ("train", "test"):
+        both = sorted({**members, **labels}.items())
+        write_tar(
+            tmp_path / "tars" / f"{split}.tar", {n: c for n, c in both if n.startswith(split)}
+        )
+    (tmp_path / "tars" / "classnames.txt").write_text("fog\nsun\n")
     assert main(["pack", str(root), str(tmp_path / "store"), "--channels", "5", "--verify"]) == 0
-    for source in (root, tmp_path / "list.csv", tmp_path / "store"):
+    for source in (root, tmp_path / "list.csv", tmp_path / "tars", tmp_path / "store"):
         data = load_data("folder", source, channels=5)
         assert (data.classes, data.train.channels) == (("fog", "sun"), 5)
         for split, images in (("train", data.train), ("test", data.test)):
