@@ -1,9 +1,12 @@
 """What a call hands to the device, counted without one: torch operations and kernels."""
 
+import contextlib
 import gc
 import sys
 from collections import Counter
 
+import pytest
+import torch
 from amdim_fast.kernels import launch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,6 +31,38 @@ FREE = {
 # Checks of values, for tensors on a CPU only.
 CHECKS = {"aten::ge", "aten::lt", "aten::all", "aten::bitwise_and", "aten::bitwise_not"}
 CHECKS |= {"aten::__and__", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::ne"}
+
+
+@contextlib.contextmanager
+def sums_to_float32():
+    """Before torch 2.12 or so a fake addmm with ``out_dtype`` fails: its place is taken."""
+    aten = torch.ops.aten
+    try:
+        fake = torch.empty(2, 2, dtype=torch.bfloat16, device="cuda")
+        torch.addmm(fake.float(), fake, fake, out_dtype=torch.float32)
+    except TypeError:
+        pass
+    else:
+        yield
+        return
+
+    def added(total, a, b, out_dtype, **_):
+        assert (a.shape[1], total.shape) == (b.shape[0], (a.shape[0], b.shape[1]))
+        return a.new_empty(total.shape, dtype=out_dtype)
+
+    def added_to(total, a, b, out_dtype, *, out, **_):
+        assert added(total, a, b, out_dtype).dtype == out.dtype
+        return out
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        torch.library._scoped_library("aten", "IMPL") as library,
+    ):
+        for name, kernel in (("dtype", added), ("dtype_out", added_to)):
+            overload = getattr(aten.addmm, name)
+            patch.delitem(torch._decomp.decomposition_table, overload)
+            library.impl(overload, kernel, "Meta", allow_override=True)
+        yield
 
 
 class Launches(TorchDispatchMode):

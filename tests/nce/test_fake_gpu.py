@@ -20,7 +20,7 @@ from amdim_fast.nce import (
     triton_fused,
 )
 from amdim_fast.nce.op_inputs import Inputs
-from tests.nce.launches import Launches
+from tests.nce.launches import Launches, sums_to_float32
 
 IMAGES, WIDTH = 64, 32
 NEEDS = [True] * 6
@@ -40,38 +40,6 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(layout, "_layouts", {})
     with FakeTensorMode(), sums_to_float32(), Launches(monkeypatch) as launches:
         yield launches
-
-
-@contextlib.contextmanager
-def sums_to_float32():
-    """Before torch 2.12 or so a fake addmm with ``out_dtype`` fails: its place is taken."""
-    aten = torch.ops.aten
-    try:
-        fake = torch.empty(2, 2, dtype=torch.bfloat16, device="cuda")
-        torch.addmm(fake.float(), fake, fake, out_dtype=torch.float32)
-    except TypeError:
-        pass
-    else:
-        yield
-        return
-
-    def added(total, a, b, out_dtype, **_):
-        assert (a.shape[1], total.shape) == (b.shape[0], (a.shape[0], b.shape[1]))
-        return a.new_empty(total.shape, dtype=out_dtype)
-
-    def added_to(total, a, b, out_dtype, *, out, **_):
-        assert added(total, a, b, out_dtype).dtype == out.dtype
-        return out
-
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        torch.library._scoped_library("aten", "IMPL") as library,
-    ):
-        for name, kernel in (("dtype", added), ("dtype_out", added_to)):
-            overload = getattr(aten.addmm, name)
-            patch.delitem(torch._decomp.decomposition_table, overload)
-            library.impl(overload, kernel, "Meta", allow_override=True)
-        yield
 
 
 def inputs(dtype, backend_name, budget=None, clip=20.0):

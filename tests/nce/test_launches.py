@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from amdim_fast import LossMultiNCE, last_plan
 from amdim_fast.nce import algorithm, products, tiles, triton_passes
 from tests.nce.cases import tile_set
-from tests.nce.launches import Launches, python_calls
+from tests.nce.launches import Launches, python_calls, sums_to_float32
 
 MOST = {"objective": 24, "general": 32, "no_grad": 12}
 MOST_PYTHON_CALLS = 700
@@ -116,7 +116,7 @@ def test_python_calls_are_counted():
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
 def test_a_product_of_half_types_on_a_gpu_is_one_operation(monkeypatch, add, out_dtype):
     monkeypatch.setattr(products, "_adds_in_float32", lambda device: True)
-    with FakeTensorMode(), Launches(monkeypatch) as launches:
+    with FakeTensorMode(), sums_to_float32(), Launches(monkeypatch) as launches:
         a = torch.empty(8, 16, device="cuda", dtype=torch.bfloat16)
         b = torch.empty(16, 24, device="cuda", dtype=torch.bfloat16)
         out = torch.empty(8, 24, device="cuda", dtype=out_dtype)
