@@ -204,7 +204,7 @@ def _labels(place: str, data: Any, column: str | None) -> list[str]:
     names = getattr(kind, "names", None)
     if names is None:
         return ["" if value in (None, -1) else str(value) for value in values]
-    table = {None: "", -1: "", **dict(enumerate(names))}
+    table: dict[int | None, str] = {None: "", -1: "", **dict(enumerate(names))}
     wrong = next((row for row, value in enumerate(values) if value not in table), None)
     if wrong is not None:
         raise ValueError(
