@@ -176,7 +176,7 @@ def test_packing_beside_and_after_a_change(tmp_path):
     assert len(read_store(tmp_path / "store").splits["train"]) == 2
     before = hashlib.sha256((tmp_path / "store" / "plan.json").read_bytes()).digest()
     (tmp_path / "store" / "manifest.json").unlink()
-    write_tar(tmp_path / "a.tar", dict(reversed(members.items())))
+    write_tar(tmp_path / "a.tar", dict(zip(members, reversed(members.values()), strict=True)))
     with pytest.raises(ValueError, match="was begun from other files than"):
         pack(tmp_path / "a.tar", tmp_path / "store", workers=0, progress=False)
     assert hashlib.sha256((tmp_path / "store" / "plan.json").read_bytes()).digest() == before
