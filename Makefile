@@ -75,5 +75,5 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch ninja pybind11 'setuptools>=77'
-	$(PIP) --no-build-isolation --editable '.[data,demo,backbones,parquet,onnx,dev]'
+	$(PIP) --no-build-isolation --editable '.[data,demo,backbones,parquet,huggingface,onnx,dev]'
 	touch $@

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from amdim_fast.cli.options import (
+    IMAGES,
     DefaultsFormatter,
     add_max_pixels,
     add_no_progress,
@@ -31,8 +32,8 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "data",
         metavar="DATA",
-        help="folder of images, packed store, list of files or image file; or the name of a data"
-        f" set: {', '.join(DATA_SETS)}",
+        help=f"{IMAGES}, a packed store or an image file; or the name of a data set:"
+        f" {', '.join(DATA_SETS)}",
     )
     command.add_argument("out", metavar="OUT", help="file to write: .npz or .parquet")
     command.add_argument(

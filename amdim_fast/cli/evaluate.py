@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amdim_fast.cli.options import (
+    IMAGES,
     DefaultsFormatter,
     add_max_pixels,
     add_no_progress,
@@ -40,7 +41,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--data-dir",
         default="data",
-        help="folder of the data set's files, a list of files or a packed store",
+        help=f"the data set's files: {IMAGES}, or a packed store",
     )
     command.add_argument("--download", action="store_true", help="fetch what is missing there")
     add_skip_bad(command)

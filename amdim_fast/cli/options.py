@@ -6,6 +6,8 @@ import argparse
 
 from amdim_fast.views.params import POLICIES
 
+IMAGES = "a folder, a list of files, tar shards, a data set of Hugging Face"
+
 
 class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults of options that take a value, if they have one."""

@@ -24,8 +24,10 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "source",
         metavar="SRC",
-        help="train/ and val/ of class folders, class folders, images, or a list of files: .txt"
-        " with a path in each line, or .csv or .tsv with the columns path, label and split",
+        help="train/ and val/ of class folders, class folders, images; a list of files: .txt"
+        " with a path in each line, or .csv or .tsv with the columns path, label and split; tar"
+        " shards of WebDataset's layout; or a data set that Hugging Face's datasets saved, or its"
+        " Parquet files",
     )
     command.add_argument(
         "destination", metavar="DST", help="folder of the store, new or unfinished"

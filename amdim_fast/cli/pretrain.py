@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from amdim_fast.cli.options import add_max_pixels, add_no_progress, add_skip_bad
+from amdim_fast.cli.options import IMAGES, add_max_pixels, add_no_progress, add_skip_bad
 from amdim_fast.distributed.ranks import rank_of_environment
 from amdim_fast.training.log import read_config
 from amdim_fast.training.pretrain import pretrain
@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--runs-dir", default="runs", help="folder of runs (default: runs)")
     command.add_argument(
         "--data-dir",
-        help="folder of the data set's files, a list of files or a packed store (default: data)",
+        help=f"the data set's files: {IMAGES}, or a packed store (default: data)",
     )
     command.add_argument("--download", action="store_true", help="download what is missing there")
     add_skip_bad(command)

@@ -47,7 +47,7 @@ class ImageData:
         classes: names, in the order of their labels.
         skipped: one sentence for each file that was left out, also when a store was packed.
         ignored: phrases: what lies in the folder and is not among its images.
-        left_out: split -> path relative to the root -> sentence, of files left out by ``skip_bad``.
+        left_out: split -> name of the image -> sentence, of files left out by ``skip_bad``.
     """
 
     train: ImageSet
@@ -92,11 +92,13 @@ def load_data(
     checks the MD5 of every file, and are held in memory; ``stl10`` pre-trains on its labeled and
     unlabeled images. ``imagenet``, ``places205`` and ``folder`` are read from image files
     (``list_images`` describes the layout of ``root``, ``decode`` the pixels), from those that a
-    text file lists (``read_list``) or, if ``root`` is a packed store, from it.
+    text file lists (``read_list``), from tar shards (``read_tars``), from a data set of Hugging
+    Face (``read_saved``, ``read_parquet``) or, if ``root`` is a packed store, from it.
 
     Args:
         name: one of ``DATA_SETS``.
-        root: folder with torchvision's files or the image folders, a list or a packed store.
+        root: folder with torchvision's files, the image folders, tar shards or a data set of
+            Hugging Face, or a list, a tar file or a packed store.
         download: let torchvision fetch missing files; image folders cannot be fetched.
         skip_bad: decode every image file once, leave out the bad ones and list them; otherwise the
             first bad image raises when it is read. A packed store has no bad images.

@@ -75,8 +75,8 @@ def list_images(root: str | os.PathLike[str], *, arrays: bool = False) -> Listin
     root = Path(os.path.abspath(Path(root).expanduser()))
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root} is not a folder; give the folder that holds the images, or a list of them"
-            " whose name ends in .txt, .csv or .tsv"
+            f"{root} is not a folder; give the folder that holds the images, a list of them whose"
+            " name ends in .txt, .csv or .tsv, or a .tar file of them"
         )
     walk = _Walk(root, arrays)
     train, test = walk.find_splits()
@@ -158,7 +158,8 @@ class _Walk:
             labels += [label] * len(found)
         if not names:
             raise FileNotFoundError(
-                f"{folder} has no images; files must end in {', '.join(self._extensions)}"
+                f"{folder} has no images; files must end in {', '.join(self._extensions)}, or be"
+                " tar shards, or a data set of Hugging Face"
             )
         return names, labels
 

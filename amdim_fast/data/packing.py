@@ -76,7 +76,7 @@ def pack(
 
     Args:
         source: as ``list_images`` reads it: with ``train/`` and ``val/`` or ``test/`` of class
-            folders, class folders, or images; or a list of files, as ``read_list`` reads it.
+            folders, class folders, or images; or whatever else ``load_data`` reads by decoding.
         destination: folder of the store: new, empty, or an unfinished store.
         size: images whose shorter side is longer than this many pixels are resized to it, with
             Pillow's antialiased bicubic and torchvision's rounding of the other side; None keeps

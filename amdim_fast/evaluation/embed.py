@@ -63,7 +63,7 @@ def embed(
 
     Args:
         model: an AMDIM, or a file or folder that ``AMDIM.from_pretrained`` reads.
-        data: an ImageData; a folder of images, a packed store, a list of files or an image file;
+        data: an ImageData; whatever ``load_data`` takes as ``root`` of ``folder``; an image file;
             or a name that ``load_data`` reads with the next two arguments, unless there is such a
             folder.
         data_dir: folder of the data set.

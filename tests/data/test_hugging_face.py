@@ -53,7 +53,7 @@ def assert_as_decoded(images, expected):
 
 def test_datasets_reads_the_same(tmp_path, images):
     """Saved in several files, with an order of its own and a format."""
-    train = data_set(datasets, images, CLASSES).select([2, 0, 3, 1]).with_format("numpy")
+    train = data_set(datasets, images, CLASSES).select([2, 0, 3, 1]).with_format("arrow")
     test = data_set(datasets, images[1:], CLASSES)
     saved = datasets.DatasetDict(test=train, validation=test, train=train)
     saved.save_to_disk(tmp_path / "saved", num_shards={"train": 3, "test": 1, "validation": 1})
