@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def found_by_ranks(script, parent, seconds, suffix="pt"):
 
     @functools.cache
     def of(world):
-        folder = parent / str(world)
+        folder = Path(tempfile.mkdtemp(prefix=f"{world}-", dir=parent))  # if it failed, another
         run_ranks(script, world, folder, seconds)
         return [READERS[suffix](folder / f"{rank}.{suffix}") for rank in range(world)]
 
