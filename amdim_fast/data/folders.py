@@ -75,8 +75,8 @@ def list_images(root: str | os.PathLike[str], *, arrays: bool = False) -> Listin
     root = Path(os.path.abspath(Path(root).expanduser()))
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root} is not a folder; give the folder that holds the images, a list of them whose"
-            " name ends in .txt, .csv or .tsv, or a .tar file of them"
+            f"{root} is not a folder; give the folder that holds the images, a .tar file of them,"
+            " or a list of them whose name ends in .txt, .csv or .tsv"
         )
     walk = _Walk(root, arrays)
     train, test = walk.find_splits()
