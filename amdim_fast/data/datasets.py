@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +14,13 @@ import torch
 from torch import Tensor
 
 from amdim_fast.checks import whole_number
+from amdim_fast.data.bad_files import find_bad
 from amdim_fast.data.channels import MOST_CHANNELS, as_gray, decoder_of
-from amdim_fast.data.decoding import BadImage
 from amdim_fast.data.find import find_images
 from amdim_fast.data.image_sets import FileImages, ImageSet, TensorImages
 from amdim_fast.data.orientation import said_orientation
 from amdim_fast.data.packed_store import is_store, read_store
-from amdim_fast.data.progress import progress_bar
 from amdim_fast.data.sources import Source
-from amdim_fast.data.workers import ordered_map, worker_count
 from amdim_fast.optional import require
 
 if TYPE_CHECKING:
@@ -278,36 +274,6 @@ def _load_folder(
     labeled, test = train if classes else None, splits.get("test")
     data = ImageData(train, labeled, test, classes, tuple(skipped), left_out, ignored)
     return without_labels(data) if len(classes) == 1 else data  # a store of before
-
-
-def find_bad(
-    images: FileImages, *, workers: int | None = None, progress: bool = True
-) -> dict[int, str]:
-    """Decode every file; returns the index of each bad one with its sentence.
-
-    Raises:
-        OSError: a file cannot be read at all.
-    """
-    workers = worker_count(workers)
-    bad = {}
-    indices = range(len(images))
-    fault = partial(_fault, images)
-    with (
-        contextlib.closing(ordered_map(fault, indices, workers=workers, ahead=16)) as faults,
-        progress_bar(iterable=faults, desc="checking", total=len(images), shown=progress) as bar,
-    ):
-        for index, sentence in enumerate(bar):
-            if sentence is not None:
-                bad[index] = sentence
-    return bad
-
-
-def _fault(images: FileImages, index: int) -> str | None:
-    try:
-        images.decoder(images.source(index))
-    except BadImage as error:
-        return str(error)
-    return None
 
 
 LOADERS: dict[str, Callable[[Path, bool], ImageData]] = {

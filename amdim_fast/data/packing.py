@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 
 from amdim_fast.checks import whole_number
 from amdim_fast.data.channels import MOST_CHANNELS, decoder_of, resized
+from amdim_fast.data.claims import claimed
 from amdim_fast.data.decoding import BadImage, pixels_of
 from amdim_fast.data.find import find_images, is_images_file
 from amdim_fast.data.folders import Listing
@@ -111,7 +109,7 @@ def pack(
         names = listing.splits["train"][0]
         if said := said_orientation(lambda index: listing.source(names[index]), len(names)):
             print(said, file=sys.stderr)
-    with _claimed(folder):
+    with claimed(folder):
         _agree_on_plan(folder, plan)
         remove_temporaries(folder)
         tasks = _shard_tasks(folder, listing, plan)
@@ -142,29 +140,6 @@ def _make_plan(
         "options": options,
         "classes": list(listing.classes),
     }
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Make the folder, and lock it until the end of the context or of the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise type(error)(f"{folder} cannot be written to ({error.strerror})") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise BlockingIOError(f"{folder} is being packed by another process") from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            f"no space left for {folder}; make room and run the same command again"
-        ) from None
-    finally:
-        os.close(descriptor)
 
 
 def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:

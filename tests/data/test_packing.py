@@ -15,6 +15,7 @@ from torchvision import transforms
 
 from amdim_fast.cli.main import main
 from amdim_fast.data import packing
+from amdim_fast.data.claims import claimed
 from amdim_fast.data.datasets import load_data
 from amdim_fast.data.packed_store import read_store, verify_store
 from amdim_fast.data.packing import pack
@@ -266,7 +267,7 @@ def test_other_folders_are_left_alone(source, tmp_path):
 
 
 def test_two_packers_do_not_meet(source, tmp_path):
-    with packing._claimed(tmp_path / "store"), pytest.raises(BlockingIOError, match="is being"):
+    with claimed(tmp_path / "store"), pytest.raises(BlockingIOError, match="is being"):
         packed(source, tmp_path / "store")
     assert packed(source, tmp_path / "store").images == 22
 
