@@ -187,6 +187,15 @@ def test_import_loads_no_triton_and_no_compiled_library():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+COMPILER = "\nimport sys\nprint('torch._dynamo' in sys.modules)"
+
+
+def test_commands_begin_without_torchs_compiler():
+    """It takes as long to import as torch itself; the other code shows that it would be seen."""
+    assert run_python("import amdim_fast.cli.main" + COMPILER).stdout == "False\n"
+    assert run_python("import amdim_fast.model.sync_batchnorm" + COMPILER).stdout == "True\n"
+
+
 @pytest.mark.parametrize(
     ("code", "found"),
     [

