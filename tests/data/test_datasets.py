@@ -256,7 +256,7 @@ def test_skip_bad_counts_and_lists(tmp_path, workers):
     pack(tmp_path, store, skip_bad=True, workers=0, progress=False)
     assert load_data("folder", store).skipped == data.skipped
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("amdim_fast.data.datasets._fault", None)  # no file is looked at
+        patch.setattr("amdim_fast.data.bad_files._fault", None)  # no file is looked at
         again = load_data("folder", tmp_path, skip_bad=True, left_out=data.left_out, workers=0)
     assert (len(again.train), len(again.test), again.skipped) == (10, 7, data.skipped)
     for path in (tmp_path / "val").rglob("*.png"):
