@@ -127,8 +127,9 @@ def measure(case: Case, provider: str, steps: Callable[[], object], out: Path) -
     sizes, dtype = harness.sizes(case.recipe), case.recipe.precision
     condition = harness.Condition(NAME, case.key, provider, "step", sizes, dtype)
     rates = [1e3 * case.recipe.batch_size / milliseconds for milliseconds in times]
-    harness.record(out, condition, "rate", "images/s", rates, case.device, note=note)
-    harness.record(out, condition, "time", "ms", times, case.device, note=note)
+    more = {"note": note, "clock": harness.WALL}
+    harness.record(out, condition, "rate", "images/s", rates, case.device, **more)
+    harness.record(out, condition, "time", "ms", times, case.device, **more)
     if case.device == "cuda":
         peak = float(torch.cuda.max_memory_allocated())
         harness.record(out, condition, "peak_memory", "bytes", [peak], case.device)
