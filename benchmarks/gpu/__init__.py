@@ -86,14 +86,14 @@ def _bench(name: str, *options: str) -> list[str]:
 
 # Name -> seconds that it may take, and its command, None where it cannot run here; by value.
 PARTS: dict[str, tuple[int, Callable[[], list[str] | None]]] = {
-    "build": (45, lambda: _python("setup.py", "--quiet", "build_ext", "--inplace")),
+    "build": (55, lambda: _python("setup.py", "--quiet", "build_ext", "--inplace")),
     "test": (90, lambda: _tests(LOSS)),
     "peak": (15, lambda: _python("-m", "benchmarks.gpu.grid", "peak")),
     "bench": (110, lambda: _bench("nce")),
     "step": (95, lambda: _bench("train_step", "--quick")),
     "views": (25, lambda: _bench("augment")),
-    "report": (25, lambda: _python("-m", "benchmarks.report")),
-    "goals": (15, lambda: _python("-m", "benchmarks.gpu.predictions")),
+    "report": (20, lambda: _python("-m", "benchmarks.report")),
+    "goals": (10, lambda: _python("-m", "benchmarks.gpu.predictions")),
     "sanitize": (40, lambda: _sanitizer("memcheck", SANITIZED)),
     "races": (30, lambda: _sanitizer("racecheck", SANITIZED[:1])),
     "largest": (50, lambda: _python("-m", "benchmarks.gpu.grid", "largest")),
