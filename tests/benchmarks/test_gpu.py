@@ -98,8 +98,18 @@ def test_host_device_and_launches_have_rows(monkeypatch):
     monkeypatch.setattr(harness, "stopwatch", lambda device: lambda call: 0.5)
     monkeypatch.setattr(harness.OtherWork, "note", lambda self: "")
     calls = {name: lambda name=name: name for name in ("reference", "ours", "compiled")}
-    found = []
-    grid.measure_host_and_device(calls, recorded_by(found))
+    found, clocks = [], {}
+
+    def record(provider, mode, metric, unit, *samples, **more):
+        recorded_by(found)(provider, mode, metric, unit, *samples, **more)
+        clocks.setdefault(metric, set()).add((more.get("clock"), *more.get("beside", ())))
+
+    grid.measure_host_and_device(calls, record)
+    assert clocks == {
+        "host_time": {("wall", "reference", "ours", "compiled")},
+        "device_time": {("device",)},
+        "launches": {(None,)},
+    }
     host, replays = (0.25,) * grid.HOST_CALLS, (0.5,) * grid.REPLAYS
     assert found == [
         ("reference", "host_time", "ms", host, ""),
