@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench coverage dist smoke smoke-clean gpu report clean
+.PHONY: demo test lint bench coverage dist smoke smoke-clean gpu tune kernels-linked report clean
 
 # Pre-train on 4,000 embedded digits, judge on 1,000, and show every command; minutes on two cores,
 # less on a GPU, which is used if there is one.
@@ -56,12 +56,17 @@ smoke-clean: dist
 	cd build/clean/empty && ../venv/bin/python $(SMOKE) ../venv
 
 # Tests and benchmarks that need a GPU, with any Python that has torch: make gpu PYTHON=python3.
-# PARTS="step large" chooses parts. Needs no network and no .venv; where the package is not installed,
-# kernels/ is linked into it.
-gpu:
+# Seven minutes at most, the build for this card included; PARTS="steps large" chooses parts.
+# Needs no network and no .venv; where the package is not installed, kernels/ is linked into it.
+gpu: kernels-linked
+	$(PYTHON) -m benchmarks.gpu $(if $(PARTS),--parts build $(PARTS))
+
+# Measures which tiles are fastest on this GPU, into tiles.json for AMDIM_FAST_BLOCKS.
+tune: kernels-linked
+	$(PYTHON) -m amdim_fast.bench.autotune --file tiles.json
+
+kernels-linked:
 	$(PYTHON) -c "import amdim_fast.kernels" 2>/dev/null || ln -sfn ../kernels amdim_fast/kernels
-	$(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) -m benchmarks.gpu $(if $(PARTS),--parts $(PARTS))
 
 # Rewrites the generated blocks of README.md and the plots from the rows.
 report: $(INSTALLED)

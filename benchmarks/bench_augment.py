@@ -31,6 +31,7 @@ from benchmarks.augment_providers import ONCE, OTHERS, PER_IMAGE
 NAME = "augment"
 ALL_CORES = "-all-cores"  # suffix of a case
 OURS, OURS_ALL, KERNEL = "amdim_fast", "amdim_fast, all cores", "amdim_fast, kernel alone"
+APART = (ONCE, KERNEL)  # measured by themselves
 ALL_THREADS = torch.get_num_threads()
 
 
@@ -77,7 +78,7 @@ def sampled(
     calls: dict[str, Callable[[], object]], device: str, repeats: int
 ) -> tuple[dict[str, list[float]], str]:
     """Milliseconds, in turn; of what is slow once, and of the kernel alone a graph's."""
-    whole = {name: call for name, call in calls.items() if name not in (ONCE, KERNEL)}
+    whole = {name: call for name, call in calls.items() if name not in APART}
     slow = {name: call for name, call in calls.items() if name == ONCE}
     alone = {n: captured(call).replay for n, call in calls.items() if n == KERNEL}
     idle = stopwatch(device, idle=True)
@@ -100,6 +101,7 @@ def measure(device: str, policy_name: str, out: Path) -> bool:
     calls = ours(policy, images, dtype)
     calls |= {name: make(policy, images) for name, make in OTHERS[device].items()}
     samples, busy = sampled(calls, device, repeats)
+    whole = [name for name in calls if name not in APART]
     shapes = {"images": f"{count} of {side} x {side}", "views": 2, "size": policy.size}
     for provider, milliseconds in samples.items():
         # The number of threads is part of the device, and a case has one device.
@@ -109,8 +111,13 @@ def measure(device: str, policy_name: str, out: Path) -> bool:
         condition = harness.Condition(NAME, case, provider, "two_views", shapes, name)
         note = busy or (PER_IMAGE if provider in OTHERS["cpu"] else "")
         rates = [1e3 * count / sample for sample in milliseconds]
-        harness.record(out, condition, "time", "ms", milliseconds, device, note=note)
-        harness.record(out, condition, "rate", "images/s", rates, device, note=note)
+        more: dict[str, Any] = {"note": note, "clock": harness.WALL, "beside": whole}
+        if provider not in whole:
+            more["beside"] = ()
+        if provider == KERNEL:
+            more["clock"] = harness.DEVICE
+        harness.record(out, condition, "time", "ms", milliseconds, device, **more)
+        harness.record(out, condition, "rate", "images/s", rates, device, **more)
     torch.set_num_threads(ALL_THREADS)
     return True
 

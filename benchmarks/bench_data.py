@@ -94,7 +94,8 @@ def record_trained(folder: Path, out: Path, device: str) -> None:
     shapes = {"images": f"{batch} of {TRAINED_SIDE} x {TRAINED_SIDE}"}
     condition = harness.Condition(NAME, f"{device}-160px", TRAINED, "read", shapes, "uint8")
     rates = [1e3 * batch / sample for sample in milliseconds]
-    harness.record(out, condition, "rate", "images/s", rates, device, note=note)
+    more = {"note": note, "clock": harness.WALL}
+    harness.record(out, condition, "rate", "images/s", rates, device, **more)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,7 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
         for provider, milliseconds in samples.items():
             condition = harness.Condition(NAME, "cpu-256px", provider, "read", shapes, "uint8")
             rates = [1e3 * BATCH / sample for sample in milliseconds]
-            harness.record(options.out, condition, "rate", "images/s", rates, note=note)
+            beside = random if provider in random else ()
+            harness.record(
+                options.out, condition, "rate", "images/s", rates, note=note, beside=beside
+            )
         record_trained(folder, options.out, "cpu")
     return 0
 

@@ -140,7 +140,8 @@ def measure_case(case: Case, out: Path, device: str = "cpu") -> bool:
             NAME, f"{device}-{case.name}", provider, "forward_backward", case.sizes, "float32"
         )
         size = allocated_peak(calls[provider], device) - gradients
-        harness.record(out, condition, "time", "ms", times, device, note=busy)
+        more: dict[str, Any] = {"note": busy, "clock": harness.WALL, "beside": samples}
+        harness.record(out, condition, "time", "ms", times, device, **more)
         harness.record(out, condition, "extra_peak_memory", "bytes", [size], device)
     return True
 

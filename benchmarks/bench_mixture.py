@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     shapes = {**harness.sizes(RECIPE), "B": IMAGES}
     for provider, times in samples.items():
         condition = harness.Condition(NAME, "digits", provider, "step", shapes, "float32")
-        harness.record(options.out, condition, "time", "ms", times, note=note)
+        harness.record(options.out, condition, "time", "ms", times, note=note, beside=samples)
     return 1 if wrong else 0
 
 

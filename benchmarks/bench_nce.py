@@ -166,7 +166,8 @@ def measure_case(case: Case, out: Path) -> set[str]:
             calls, warm_ups=0, measure=clock, repeats=case.repeats, seconds=case.seconds
         )
         for provider, times in samples.items():
-            record(provider, mode, "time", "ms", *times, note=busy)
+            more = {"note": busy, "clock": harness.WALL, "beside": samples}
+            record(provider, mode, "time", "ms", *times, **more)
             if provider not in PRODUCTS:
                 size, note = extra_peak(provider, mode, inputs)
                 record(provider, mode, "extra_peak_memory", "bytes", size, note=note)

@@ -85,9 +85,11 @@ def measure(out: Path) -> None:
 
 
 def _record(provider: str, step: int, metric: str, unit: str, value: float, out: Path) -> None:
+    _, _, seed = provider.partition(", ")  # both losses run at once
+    beside = [f"{name}, {seed}" for name in (OURS, REFERENCE)] if step else ()
     shapes = {"B": RECIPE.batch_size, "D": RECIPE.n_rkhs, "ndf": RECIPE.ndf, "step": step}
     condition = harness.Condition(NAME, f"digits-{step}", provider, "train", shapes, "float32")
-    harness.record(out, condition, metric, unit, [value])
+    harness.record(out, condition, metric, unit, [value], beside=beside)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_train_step
     python -m benchmarks.bench_train_step --device cuda            # three minutes at most
+    python -m benchmarks.bench_train_step --device cuda --quick    # half of that
     python -m benchmarks.bench_train_step --device cuda --run      # pretrain --recipe digits
 
 On a CPU ``amdim-fast pretrain`` runs in processes of its own and its log is read; on a GPU see
@@ -53,7 +54,7 @@ def measure_cpu(out: Path) -> None:
             shares += percent if provider == OURS else []
     for provider, samples in times.items():
         condition = _condition(recipe, "cpu-digits", provider, precisions[provider])
-        harness.record(out, condition, "time", "ms", samples)
+        harness.record(out, condition, "time", "ms", samples, beside=times)
     harness.record(
         out, _condition(recipe, "cpu-digits", OURS, precision), "data_and_views", "%", shares
     )
@@ -73,12 +74,14 @@ def measure_runs(device: str, out: Path) -> None:
         sizes = harness.sizes(recipe)
         condition = harness.Condition(NAME, f"{device}-digits-run", provider, "run", sizes, dtype)
         seconds = summary["train_seconds"]
-        harness.record(out, condition, "training_time", "ms", [1e3 * seconds], device)
+        clock = harness.WALL
+        harness.record(out, condition, "training_time", "ms", [1e3 * seconds], device, clock=clock)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = harness.parser(NAME, __doc__, "cpu", "cuda")
     parser.add_argument("--run", action="store_true", help="time the whole digits recipe instead")
+    parser.add_argument("--quick", action="store_true", help="on a GPU, the graph and the original")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("torch finds no CUDA device here; nothing was measured", file=sys.stderr)
@@ -87,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         measure_runs(options.device, options.out)
         return 0
     if options.device == "cuda":
-        return steps.measure_all(options.out)
+        return steps.measure_all(options.out, quick=options.quick)
     measure_cpu(options.out)
     return 0
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,6 +32,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 OUTPUTS = ("benchmarks/results", "benchmarks/plots")
 # Share of the CPUs; with one of two cores taken, OpenMP's barriers slow small blocks tenfold.
 BUSY = 0.03
+# Clocks of a row. Wall: until all is done, what the host takes included, by the clock of the system
+# or, where work ends on a GPU, by events. Device: what a GPU takes if no work waits for the host.
+WALL, DEVICE = CLOCKS = ("wall", "device")
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,11 @@ def _git(root: Path, *arguments: str) -> str | None:
     return finished.stdout.strip() if finished.returncode == 0 else None
 
 
+def is_timed(unit: str) -> bool:
+    """Whether values of the unit come from a clock: times and rates."""
+    return unit == "ms" or unit.endswith("/s")
+
+
 def make_row(
     condition: Condition,
     metric: str,
@@ -142,11 +150,22 @@ def make_row(
     device: str,
     note: str = "",
     measured: bool = True,
+    clock: str = WALL,
+    beside: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """One row; a calculated value (``measured=False``) has n = 0."""
+    """One row; a calculated value (``measured=False``) has n = 0.
+
+    ``clock``, one of CLOCKS, is that of times and rates, and empty in all other rows; ``beside``
+    names the providers that were measured in turn with it, itself or not. ValueError for any other
+    clock.
+    """
+    if clock not in CLOCKS:
+        raise ValueError(f"clock is {clock!r}; it must be one of {', '.join(CLOCKS)}")
     row: dict[str, Any] = {**asdict(condition), "metric": metric, "unit": unit}
     row.update(zip(("q20", "q50", "q80"), quantiles(samples), strict=True))
     row["n"] = len(samples) if measured else 0
+    row["clock"] = clock if is_timed(unit) else ""
+    row["beside"] = sorted({*beside} - {condition.provider})
     row.update(note=note, device=device, versions=versions(), commit=commit())
     row["source"] = sources.digest(condition.name)
     row["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -169,7 +188,12 @@ def record(
     device: str = "cpu",
     **more: Any,
 ) -> None:
-    """Append a row to the file ``out`` and print it; ``device`` is cpu or cuda."""
+    """Append a row to the file ``out`` and print it; ``device`` is cpu or cuda.
+
+    ValueError for a time or rate of a GPU without ``clock``: there the two differ.
+    """
+    if device == "cuda" and is_timed(unit) and "clock" not in more:
+        raise ValueError(f"clock is missing for {metric}; on a GPU it must be named")
     row = make_row(condition, metric, unit, samples, device=device_name(device), **more)
     append_row(row, out)
     what = f"{condition.case} {condition.provider} {condition.mode} {metric}"

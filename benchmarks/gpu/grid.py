@@ -76,7 +76,8 @@ def measure_host_and_device(
                 measure_device(provider, call, record)
             except (RuntimeError, OSError) as error:
                 note = f"no CUDA graph: {str(error).splitlines()[0]}"
-        record(provider, FORWARD_BACKWARD, "host_time", "ms", *samples[provider], note=note)
+        more = {"note": note, "clock": harness.WALL, "beside": calls}
+        record(provider, FORWARD_BACKWARD, "host_time", "ms", *samples[provider], **more)
 
 
 def measure_device(provider: str, call: Callable[[], object], record: Callable[..., None]) -> None:
@@ -85,7 +86,8 @@ def measure_device(provider: str, call: Callable[[], object], record: Callable[.
     replays, busy = harness.timed(
         {"": graph.replay}, "cuda", warm_ups=1, repeats=REPLAYS, seconds=SECONDS
     )
-    record(provider, FORWARD_BACKWARD, "device_time", "ms", *replays[""], note=busy)
+    more = {"note": busy, "clock": harness.DEVICE}
+    record(provider, FORWARD_BACKWARD, "device_time", "ms", *replays[""], **more)
     record(provider, FORWARD_BACKWARD, "launches", "", float(launches(graph)))
 
 
@@ -102,7 +104,7 @@ def measure_peak(out: Path) -> int:
         condition = harness.Condition(
             "nce", peak_key(dtype), "product_peak", "product", shapes, dtype
         )
-        harness.record(out, condition, "rate", "TFLOP/s", rates, "cuda")
+        harness.record(out, condition, "rate", "TFLOP/s", rates, "cuda", clock=harness.DEVICE)
     return 0
 
 
@@ -136,7 +138,7 @@ def measure_largest(out: Path) -> int:
         )
         note = "at least: no larger one was tried" if batch == LARGEST else ""
         harness.record(out, condition, "largest_batch", "images", [float(batch)], "cuda", note=note)
-        harness.record(out, condition, "time", "ms", [milliseconds], "cuda")
+        harness.record(out, condition, "time", "ms", [milliseconds], "cuda", clock=harness.WALL)
         return 0
     return 1
 

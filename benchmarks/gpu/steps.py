@@ -44,6 +44,7 @@ PROVIDERS: dict[str, dict[str, Any]] = {
 }
 CLASSES = 10
 STEPS, REPEATS, ROUND_SECONDS = 4, 10, 2.0  # steps of a sample: the host runs ahead, as in training
+QUICK, QUICK_SECONDS = (GRAPH, ORIGINAL), 80.0  # what is trained with, and its peer
 SECONDS, WAVE_SECONDS, MEASURE_SECONDS = 175.0, 70.0, 6.0  # of all, a wave, a process when ready
 
 
@@ -127,8 +128,9 @@ def measure(case: Case, provider: str, steps: Callable[[], object], out: Path) -
     sizes, dtype = harness.sizes(case.recipe), case.recipe.precision
     condition = harness.Condition(NAME, case.key, provider, "step", sizes, dtype)
     rates = [1e3 * case.recipe.batch_size / milliseconds for milliseconds in times]
-    harness.record(out, condition, "rate", "images/s", rates, case.device, note=note)
-    harness.record(out, condition, "time", "ms", times, case.device, note=note)
+    more = {"note": note, "clock": harness.WALL}
+    harness.record(out, condition, "rate", "images/s", rates, case.device, **more)
+    harness.record(out, condition, "time", "ms", times, case.device, **more)
     if case.device == "cuda":
         peak = float(torch.cuda.max_memory_allocated())
         harness.record(out, condition, "peak_memory", "bytes", [peak], case.device)
@@ -187,11 +189,11 @@ def run_wave(cases: Sequence[Case], provider: str, out: Path, seconds: float) ->
     return left_out
 
 
-def measure_all(out: Path) -> int:
-    """Every wave that the time allows; 1 if anything has no rows."""
-    ends = time.monotonic() + SECONDS
+def measure_all(out: Path, *, quick: bool = False) -> int:
+    """Every wave that the time allows, or those of QUICK; 1 if anything has no rows."""
+    ends = time.monotonic() + (QUICK_SECONDS if quick else SECONDS)
     left_out = []
-    for provider in PROVIDERS:
+    for provider in QUICK if quick else PROVIDERS:
         print(provider, flush=True)
         seconds = min(WAVE_SECONDS, ends - time.monotonic())
         left_out += run_wave(list(CASES.values()), provider, out, seconds)

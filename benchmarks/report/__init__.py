@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import bench_train_step, traffic
-from benchmarks.report import tables
+from benchmarks.report import cards, tables
 from benchmarks.report.goals import GOALS, goal_table
 from benchmarks.report.plots import DRAWN, PLOTS
 from benchmarks.report.rows import MARK, STALE, Rows, read_rows
@@ -34,6 +34,10 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "nce_headline_gpu": tables.nce_on_card,
     "nce_headline_cpu": tables.nce_on_cpu,
     "nce_gpu": tables.nce_grid,
+    **{f"gpu_loss_{name}": partial(cards.loss, card=card) for name, card in cards.CARDS.items()},
+    "gpu_errors": cards.errors,
+    "gpu_runs": cards.whole_runs,
+    "gpu_verdicts": cards.verdicts,
     "nce_large": tables.nce_large,
     "aot": tables.compiled,
     "augment": partial(tables.views, cases=tables.CPU_VIEWS, metric="rate"),

@@ -24,23 +24,28 @@ Row = Mapping[str, Any]
 
 
 class Rows:
-    """The newest row of each condition, of the newest device of its case; of one GPU in all cases.
+    """The newest row of each condition, of the newest device and torch of its case.
 
-    Rows of older devices are left aside, so that no table mixes two machines. ``compiled`` are the
-    rows of the ahead-of-time check, which have no time.
+    On GPUs all cases of a bench are of one card and torch. Rows of older ones are left aside, so
+    that no table mixes two machines; ``on`` has those of another card. ``compiled`` are the rows
+    of the ahead-of-time check, which have no time.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
         rows = list(rows)
         self.compiled = [row for row in rows if "time" not in row]
-        ordered = sorted((row for row in rows if "time" in row), key=lambda row: str(row["time"]))
-        device = {_machines(row): row.get("device") for row in ordered}
+        self._all = sorted((row for row in rows if "time" in row), key=lambda row: str(row["time"]))
+        measured_by = {_machines(row): (row.get("device"), _torch(row)) for row in self._all}
         newest: dict[tuple[Any, ...], Row] = {}
-        for row in ordered:
+        for row in self._all:
             case = (row["name"], row.get("case"))
-            if row.get("device") == device[_machines(row)]:
+            if (row.get("device"), _torch(row)) == measured_by[_machines(row)]:
                 newest[(*case, row["provider"], row.get("mode"), row["metric"])] = row
         self._rows = list(newest.values())
+
+    def on(self, card: str) -> Rows:
+        """Those of one card, by a word of its name, such as H100."""
+        return Rows(row for row in self._all if card in re.findall(r"\w+", str(row.get("device"))))
 
     def named(self, name: str, **fields: str) -> list[Row]:
         """The rows of one bench that have these fields, oldest first."""
@@ -59,6 +64,23 @@ def _machines(row: Row) -> tuple[Any, ...]:
     """What one device measures: a case or, on a GPU, a bench."""
     case = str(row.get("case"))
     return row["name"], "cuda" if case.startswith("cuda") else case
+
+
+def _torch(row: Row) -> str:
+    return str(row.get("versions", {}).get("torch", ""))
+
+
+def require_one_machine(rows: Iterable[Row]) -> None:
+    """ValueError for several versions of torch or devices, numbers of threads aside."""
+    rows = list(rows)
+    devices = {re.sub(r", \d+ threads$", "", str(row.get("device"))) for row in rows}
+    for what, found in (("devices", devices), ("versions of torch", set(map(_torch, rows)))):
+        if len(found) > 1:
+            cases = ", ".join(sorted({f"{row['name']} {row.get('case')}" for row in rows}))
+            raise ValueError(
+                f"a table of {cases} mixes {what}: {', '.join(sorted(found))}; "
+                "measure all of its cases again on one"
+            )
 
 
 def read_rows(root: Path) -> Rows:
@@ -104,8 +126,12 @@ def table(header: Iterable[str], body: Iterable[Iterable[str]], rows: Iterable[R
 
 
 def conditions(rows: Iterable[Row]) -> str:
-    """One line: what was measured, on what, with which versions, how often, and on which code."""
+    """One line: what was measured, on what, with which versions, how often, and on which code.
+
+    ValueError if the rows are of several machines.
+    """
     rows = list(rows)
+    require_one_machine(rows)
 
     def merged(values: Iterable[Any]) -> str:
         return " and ".join(sorted({str(value) for value in values if value not in (None, "")}))
@@ -113,7 +139,7 @@ def conditions(rows: Iterable[Row]) -> str:
     parts = [
         _shapes(rows),
         merged(row.get("dtype") for row in rows),
-        merged(f"{row['metric'].replace('_', ' ')} n = {row['n']}" for row in rows if row["n"]),
+        merged(_counted(row) for row in rows if row["n"]),
         merged(row.get("device") for row in rows),
         merged(
             ", ".join(f"{k} {v}" for k, v in row.get("versions", {}).items() if v) for row in rows
@@ -124,6 +150,12 @@ def conditions(rows: Iterable[Row]) -> str:
     ]
     line = "Medians. " + "; ".join(part for part in parts if part) + "."
     return f"{line} {STALE}" if mark(*rows) else line
+
+
+def _counted(row: Row) -> str:
+    """What was measured and how often; by which clock, if the row says so."""
+    clock = f" by the {row['clock']} clock" if row.get("clock") else ""
+    return f"{row['metric'].replace('_', ' ')}{clock} n = {row['n']}"
 
 
 def _shapes(rows: list[Row]) -> str:

@@ -30,7 +30,7 @@ from benchmarks.report.rows import read_rows
 
 FIELDS = {
     *("name", "case", "provider", "mode", "shapes", "dtype", "metric", "unit", "q20", "q50", "q80"),
-    *("n", "note", "device", "versions", "commit", "source", "time"),
+    *("n", "note", "clock", "beside", "device", "versions", "commit", "source", "time"),
 }
 
 

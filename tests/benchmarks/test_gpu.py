@@ -1,8 +1,7 @@
-"""What of the GPU suite can be decided without one: the grid's table, the parts, the search."""
+"""What of the benches on a GPU can be decided without one: the grid, its table, the search."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ import torch
 from amdim_fast.bench.inputs import make_inputs
 from amdim_fast.bench.measure import largest_difference, stopwatch
 from amdim_fast.training.recipes import RECIPES
-from benchmarks import bench_large_batch, bench_train_step, gpu, harness
-from benchmarks.gpu import grid, large, predictions, steps
+from benchmarks import harness
+from benchmarks.gpu import grid, large, predictions
 from benchmarks.nce_providers import FORWARD, FORWARD_BACKWARD, LOSSES, PEERS, run
 from benchmarks.report.goals import GOALS
 from benchmarks.report.rows import Rows
@@ -33,21 +32,6 @@ def test_the_grid_has_known_providers_and_every_peer():
     assert {*grid.PROVIDERS} >= {*PEERS, grid.OURS, "triton", "triton_least", "gemms"}
     assert grid.NOT_CAPTURED in PEERS
     assert grid.LIMBS in LOSSES
-
-
-def test_the_default_parts_take_seven_minutes_at_most():
-    limits = {name: gpu.PARTS[name][0] for name in gpu.DEFAULT}
-    assert sum(limits.values()) <= 7 * 60
-    assert sum(limits[name] for name in ("peak", "bench", "largest")) <= 4 * 60
-    assert limits["test"] <= 90
-    assert gpu.DEFAULT[-1] == "goals"
-
-
-def test_the_parts_of_training_take_five_minutes_at_most():
-    limits = {name: limit for name, (limit, _) in gpu.PARTS.items()}
-    assert sum(limits[name] for name in ("peak", "step", "views", "digits")) <= 5 * 60
-    assert limits["step"] >= steps.SECONDS + 15  # torch is imported before
-    assert gpu.PARTS["digits"][1]()[-2:] == ["cuda", "--run"]
 
 
 def recorded_by(found):
@@ -74,8 +58,18 @@ def test_host_device_and_launches_have_rows(monkeypatch):
     monkeypatch.setattr(harness, "stopwatch", lambda device: lambda call: 0.5)
     monkeypatch.setattr(harness.OtherWork, "note", lambda self: "")
     calls = {name: lambda name=name: name for name in ("reference", "ours", "compiled")}
-    found = []
-    grid.measure_host_and_device(calls, recorded_by(found))
+    found, clocks = [], {}
+
+    def record(provider, mode, metric, unit, *samples, **more):
+        recorded_by(found)(provider, mode, metric, unit, *samples, **more)
+        clocks.setdefault(metric, set()).add((more.get("clock"), *more.get("beside", ())))
+
+    grid.measure_host_and_device(calls, record)
+    assert clocks == {
+        "host_time": {("wall", "reference", "ours", "compiled")},
+        "device_time": {("device",)},
+        "launches": {(None,)},
+    }
     host, replays = (0.25,) * grid.HOST_CALLS, (0.5,) * grid.REPLAYS
     assert found == [
         ("reference", "host_time", "ms", host, ""),
@@ -192,70 +186,6 @@ def test_share_of_the_peak_is_of_one_card():
 def test_every_goal_on_a_gpu_is_predicted():
     on_gpu = [label for goals in GOALS.values() for label in goals if label.startswith("GPU")]
     assert list(predictions.PREDICTED) == on_gpu
-
-
-def test_test_files_that_need_a_missing_package_are_left_out(monkeypatch, capsys):
-    folders = (*gpu.LOSS, *gpu.OTHERS)
-    assert gpu.lacking(folders) == {}
-    found = gpu.importlib.util.find_spec
-    missing = {"PIL", "xdist"}
-    monkeypatch.setattr(
-        gpu.importlib.util, "find_spec", lambda name: None if name in missing else found(name)
-    )
-    left_out = gpu.lacking(folders)
-    assert set(map(tuple, left_out.values())) == {("PIL",)}
-    assert "tests/views/test_sheets.py" in left_out
-    assert "tests/nce/test_gpu.py" not in left_out
-    command = gpu._tests(folders)
-    assert "-n" not in command
-    assert {f"--ignore={file}" for file in left_out} <= set(command)
-    assert "left out: tests/views/test_sheets.py; not installed: PIL\n" in capsys.readouterr().out
-
-
-def test_packages_of_helpers_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    (tmp_path / "tests" / "data").mkdir(parents=True)
-    (tmp_path / "tests" / "data" / "helper.py").write_text("def f():\n    import PIL.Image\n")
-    for line in ("from tests.data import helper", "import tests.data.helper"):
-        path = tmp_path / "tests" / "test_one.py"
-        path.write_text(f"import torch.nn\nfrom os import path\n{line}\n")
-        assert gpu.imported(path) >= {"torch", "os", "PIL"}
-
-
-def test_every_test_that_needs_a_gpu_is_in_the_suite():
-    suite = {*gpu.LOSS, *gpu.OTHERS, *gpu.TRAINING}
-    for path in (gpu.ROOT / "tests").rglob("test_*.py"):
-        if "mark.gpu" in path.read_text(encoding="utf-8") and path != Path(__file__):
-            assert suite & {str(p.relative_to(gpu.ROOT)) for p in (path, path.parent)}, path
-    for test in gpu.SANITIZED:
-        file, _, name = test.partition("::")
-        assert f"def {name}(" in (gpu.ROOT / file).read_text(encoding="utf-8")
-
-
-def test_without_a_gpu_nothing_is_run(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 1
-    assert grid.main(["peak"]) == 1
-    assert bench_train_step.main(["--device", "cuda"]) == 1
-    assert bench_large_batch.main(["--device", "cuda"]) == 1
-    assert "torch finds no CUDA device" in capsys.readouterr().err
-
-
-def test_a_failing_part_does_not_stop_the_next(monkeypatch, capfd):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    parts = {
-        "bad": (20, lambda: gpu._python("-c", "raise SystemExit(3)")),
-        "slow": (1, lambda: gpu._python("-c", "import time; time.sleep(30)")),
-        "good": (20, lambda: gpu._python("-c", "print('ran')")),
-        "absent": (20, lambda: None),
-    }
-    monkeypatch.setattr(gpu, "PARTS", parts)
-    assert gpu.main(["--parts", *parts]) == 1
-    printed = capfd.readouterr().out
-    assert "FAILED: exit status 3" in printed
-    assert "FAILED: over its 1 s" in printed
-    assert "ran" in printed
-    assert "left out" in printed
 
 
 @pytest.mark.parametrize("limit", [127, 128, 200, 1000, 4096])

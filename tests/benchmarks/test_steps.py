@@ -81,6 +81,17 @@ def test_waves_are_cut_off_from_the_last(monkeypatch, tmp_path, capsys):
     assert "not measured: original algorithm, compiled: out of time" in capsys.readouterr().out
 
 
+def test_quick_waves_are_the_graph_and_the_original(monkeypatch, tmp_path):
+    clock = iter([0.0, 0.0, 55.0])
+    given = []
+    monkeypatch.setattr(steps, "run_wave", lambda cases, *rest: given.append(rest) or [])
+    monkeypatch.setattr(steps.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    out = tmp_path / "rows.jsonl"
+    assert bench_train_step.main(["--device=cuda", "--quick", f"--out={out}"]) == 0
+    assert given == [(steps.GRAPH, out, 70), (steps.ORIGINAL, out, 25)]
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("provider", [steps.COMPILED, steps.ORIGINAL_COMPILED])
 def test_a_process_compiles_without_the_device(monkeypatch, tmp_path, provider):
