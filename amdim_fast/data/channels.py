@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from amdim_fast.data.decoding import MODES, BadImage, check_size, decode, pixels_of
+from amdim_fast.data.decoding import MODES, BadImage, OtherChannels, check_size, decode, pixels_of
 from amdim_fast.data.folders import ARRAYS
 from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.data.sources import Member, Source, content_of
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_CHANNELS = 1024
+_READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _LUMA = (19595, 38470, 7471)  # of 65536: ITU-R 601, as Pillow has it
 _IMAGES_AT_ONCE = 256
 
@@ -54,7 +59,8 @@ def decode_channels(
         uint8 [H, W, C].
 
     Raises:
-        BadImage: as in ``decode``; or the array is of another type, shape or number of channels.
+        OtherChannels: the file has another number of channels, or the array another type or shape.
+        BadImage: as in ``decode``, or the array is damaged.
         OSError: the file cannot be read at all.
     """
     if str(path).lower().endswith(ARRAYS):
@@ -62,9 +68,9 @@ def decode_channels(
         check_size(path, pixels.shape[1], pixels.shape[0], max_pixels, least_side)
         return pixels
     if channels not in MODES:
-        raise BadImage(
-            f"{path} cannot have {channels} channels; save uint8 arrays [H, W, {channels}] as"
-            f" {ARRAYS} files"
+        raise OtherChannels(
+            f"{path} is no {ARRAYS} file, and others have 1, 3 or 4 channels, not {channels}; save"
+            f" uint8 arrays [H, W, {channels}] as {ARRAYS} files"
         )
     options: dict[str, Any] = {"max_pixels": max_pixels, "least_side": least_side}
     return pixels_of(decode(path, channels=channels, **options))
@@ -74,20 +80,20 @@ def _array(path: str | os.PathLike[str] | Member, channels: int) -> np.ndarray:
     """Never unpickles, and takes no more memory than the file's size for what its header claims."""
     try:
         content = content_of(path)
-        file = io.BytesIO(content)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[np.lib.format.read_magic(file)]
-        shape, is_fortran, dtype = read_header(file)
-    except (ValueError, KeyError) as error:
-        reason = str(error) if str(path) in str(error) else f"{path} is not a NumPy array"
-        raise BadImage(reason) from None
+    except ValueError as error:
+        raise BadImage(str(error)) from None
+    file = io.BytesIO(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape, is_fortran, dtype = _READ_HEADER[np.lib.format.read_magic(file)](file)
+    except Exception:  # NumPy parses Python: SyntaxError, TokenError, IndexError...
+        raise BadImage(f"{path} is not a NumPy array, or its start is damaged") from None
     found = f"{dtype} [{', '.join(map(str, shape))}]"
     if channels == 1 and len(shape) == 2:
         shape = (*shape, 1)
     if dtype != np.uint8 or len(shape) != 3 or shape[-1] != channels or min(shape) < 1:
-        raise BadImage(f"{path} is {found}; it must be uint8 [H, W, {channels}]")
+        raise OtherChannels(f"{path} is {found}; it must be uint8 [H, W, {channels}]")
     pixels = np.frombuffer(content, np.uint8, offset=file.tell())
     if len(pixels) != shape[0] * shape[1] * shape[2]:
         raise BadImage(f"{path} is damaged or truncated: {len(pixels):,} bytes for {found}")

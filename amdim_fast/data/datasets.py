@@ -124,9 +124,8 @@ def load_data(
         data = _load_folder(root, decoders, channels, skip_bad, workers, left_out, progress)
         if data.train.channels != channels:
             raise ValueError(
-                f"{root} has images of {data.train.channels} channels, not {channels}; give"
-                f" --channels {data.train.channels}, or pack its source again with --channels"
-                f" {channels}"
+                f"the store {root} has images of C = {data.train.channels} channels, but the model"
+                f" or --channels asks for {channels}; pack its source with --channels {channels}"
             )
         classes = FOLDER_CLASSES[name]
         if classes not in (None, len(data.classes)):
@@ -141,7 +140,10 @@ def load_data(
     if channels == 3:
         return data
     if channels != 1:
-        raise ValueError(f"channels is {channels}; images of {name} can have 3 or, gray, 1")
+        raise ValueError(
+            f"channels is {channels}, by --channels or the model; images of {name} can have 3 or,"
+            " gray, 1"
+        )
     gray = {id(images): as_gray(images) for images in (data.train, data.train_labeled, data.test)}
     train, labeled, test = (gray[id(part)] for part in (data.train, data.train_labeled, data.test))
     return replace(data, train=train, train_labeled=labeled, test=test)

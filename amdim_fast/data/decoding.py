@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Pillow's other readers are seldom used, and one of them starts a program (Ghostscript for EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+ARRAY = b"\x93NUMPY"
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of so many channels
 _16_BIT_STEP = 257  # 65535 / 255
 _guard_lock = threading.Lock()
@@ -31,7 +32,11 @@ class BadImage(ValueError):  # noqa: N818 - the file is bad
     """A file that cannot be read as an image; the message names it and says why."""
 
 
-class _OtherPixelsError(ValueError):
+class OtherChannels(BadImage):
+    """A file whose images have other channels than are asked for."""
+
+
+class OtherPixelsError(ValueError):
     """An image is whole, but its values are not those of 8 or 16 bits."""
 
 
@@ -72,6 +77,10 @@ def decode(
         raise _no_memory(path) from None
     if not content:
         raise BadImage(f"{path} is empty")
+    if content.startswith(ARRAY):
+        raise OtherChannels(
+            f"{path} is a NumPy array; such files are read where --channels is given and is not 3"
+        )
     needed = _UNKNOWN_SIZE
     try:
         with _guarded(max_pixels), pillow.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -80,7 +89,7 @@ def decode(
             return to_mode(image, channels)
     except BadImage:
         raise
-    except _OtherPixelsError as error:
+    except OtherPixelsError as error:
         raise BadImage(f"{path} {error}") from None
     except pillow.DecompressionBombError as error:
         pixels = int(re.findall(r"\d+", str(error))[0])
@@ -159,13 +168,13 @@ def to_rgb(image: Image) -> Image:
     """
     pillow = require("PIL.Image", "converting images")
     if image.mode == "F":
-        raise _OtherPixelsError(
+        raise OtherPixelsError(
             "has floating-point pixels, of unknown range; save it with 8 or 16 bits"
         )
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise _OtherPixelsError(
+            raise OtherPixelsError(
                 f"has pixels from {values.min()} to {values.max()}, beyond 16 bits; save it with 8"
                 " or 16 bits"
             )
@@ -186,8 +195,8 @@ def to_mode(image: Image, channels: int) -> Image:
     """
     if channels not in MODES:
         raise ValueError(
-            f"Pillow images have {', '.join(map(str, MODES))} channels, not {channels}; give"
-            f" uint8 arrays [H, W, {channels}]"
+            f"is a Pillow image, and they have {', '.join(map(str, MODES))} channels, not"
+            f" {channels}; give uint8 arrays [H, W, {channels}]"
         )
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     if channels == 4 and has_alpha and not image.mode.startswith(("I", "F")):

@@ -18,6 +18,7 @@ TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
 SYSTEM_FOLDERS = ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
 ARRAYS = ".npy"
+UNREAD = f"{ARRAYS} files, which --channels other than 3 reads"
 HIDDEN = "hidden or of the system"
 STRAY = "images beside the class folders"
 BESIDE = "beside the training folder"
@@ -106,6 +107,7 @@ class _Walk:
     def __init__(self, root: Path, arrays: bool) -> None:
         self.root = root
         self._extensions = (*_torchvision().IMG_EXTENSIONS, *((ARRAYS,) if arrays else ()))
+        self._arrays = arrays
         self._left_out: dict[str, set[str]] = {}
         self._phrases: list[str] = []
 
@@ -170,6 +172,8 @@ class _Walk:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     is_image = entry.name.lower().endswith(self._extensions)
+                    if not self._arrays and entry.name.lower().endswith(ARRAYS):
+                        self._leave_out(UNREAD, folder, [entry.name])
                     kind = _kind(entry)
                     is_folder = kind == "folder"
                     if not is_folder and not is_image:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from amdim_fast.data.packed_store import (
     INDEX_TYPE,
     MANIFEST,
     PLAN,
+    SHARD_NAME,
     SKIPPED,
     VERSION,
 )
@@ -43,6 +45,7 @@ from amdim_fast.files import (
 )
 from amdim_fast.optional import require
 
+SHARD_RECORD = re.compile(rf"{SHARD_NAME.pattern}\.json")
 # A killed run loses at most one shard per worker; a reader keeps one file open per shard.
 LEAST_SHARD_IMAGES, MOST_SHARDS = 256, 128
 
@@ -154,6 +157,9 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
         return
     try:
         begun = json.loads(read_whole(folder / PLAN))
+        # Shards without a bad image are the same.
+        if plan["options"]["skip_bad"] and begun["options"].get("skip_bad") is False:
+            begun["options"]["skip_bad"] = True
         differing = [
             f"{name} = {begun['options'].get(name)!r}, not {plan['options'].get(name)!r}"
             for name in {**plan["options"], **begun["options"]}
@@ -161,6 +167,9 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{folder / PLAN} is damaged; remove {folder} and pack again") from None
+    if not any(map(SHARD_RECORD.fullmatch, os.listdir(folder))):
+        _write_json(folder / PLAN, plan)  # nothing has been packed yet
+        return
     if differing:
         raise ValueError(
             f"{folder} was begun with {', '.join(differing)}; use the same options or remove it"
@@ -170,6 +179,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
             f"{folder} was begun from other files than {plan['source']} holds now; remove it and"
             " pack again"
         )
+    _write_json(folder / PLAN, plan)
 
 
 @dataclass(frozen=True)

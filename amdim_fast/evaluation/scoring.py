@@ -106,7 +106,8 @@ def check_task(
             )
     if "knn" in methods and not 1 <= options.k <= len(train):
         raise ValueError(
-            f"k is {options.k}; it must be from 1 to {len(train)}, the number of training images"
+            f"k is {options.k}; it must be from 1 to {len(train)}, the number of training images:"
+            " give --knn-k, or leave out the method 'knn'"
         )
     if options.transductive_bn:
         adapting_batches(len(test))

@@ -51,7 +51,8 @@ def encode(
     elif preprocessing is None:
         raise ValueError(
             "the model has no preprocessing for uint8 images; set model.preprocessing, such as to"
-            " Preprocessing.of(POLICIES['cifar']), or give normalized floats"
+            f" Preprocessing.of(POLICIES['cifar'].adapted(size={encoder.size},"
+            f" channels={encoder.in_channels})), or give normalized floats"
         )
     else:
         x = preprocessing(images).to(weight.device, weight.dtype)

@@ -109,7 +109,7 @@ def _own_data_dir(config: dict[str, Any]) -> Path:
     """Where the run found its data; a relative folder that is not here is where the run began."""
     here = Path(config["data_dir"])
     there = Path(str(config.get("working_dir", "")), here)
-    return there if there.exists() and not here.exists() else here
+    return here if here.exists() else there
 
 
 def _own_device(folder: Path, device: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from amdim_fast.checks import LARGEST_SEED, whole_number
 from amdim_fast.data.classes import with_labels_of
 from amdim_fast.data.datasets import ImageData, LeftOut, load_data, without_labels
-from amdim_fast.data.decoding import check_sides
+from amdim_fast.data.decoding import BadImage, OtherChannels, check_sides
 from amdim_fast.data.image_sets import FileImages, StoredImages
 from amdim_fast.devices import find_device
 from amdim_fast.distributed.ranks import Ranks
@@ -184,17 +185,35 @@ def check_data(setup: Setup, data: ImageData) -> None:
         for index in (shapes.amin(1) < least).nonzero()[:1].flatten().tolist():
             height, width = shapes[index].tolist()
             check_sides(data.train.name(index), width, height, least)
+    _check_first_image(data)
     before, now = setup.contents.get("data"), data_facts(data)
-    if before is not None and (
-        before["classes"] != now["classes"]
-        or before["images"] + setup.contents.get("left_out", 0)
-        != now["images"] + len(left_out_of(setup, data)["train"])
+    if before is not None and not (
+        before["classes"] == now["classes"] and _has_as_many(setup, data, before["images"])
     ):
         raise ValueError(
             f"the data set has {now['images']} training images of {now['classes']} classes, but"
             f" it had {before['images']} of {before['classes']} when the run began; give the same"
             " data set with --data-dir"
         )
+
+
+def _check_first_image(data: ImageData) -> None:
+    """Raise ValueError if it has other channels than are asked for; bad ones are told later."""
+    with contextlib.suppress(BadImage):
+        try:
+            data.train.batch(torch.tensor([0]))
+        except OtherChannels as error:
+            raise ValueError(f"{error}, or change --channels") from None
+
+
+def _has_as_many(setup: Setup, data: ImageData, images: int) -> bool:
+    """Whether a resumed run's data can be those it had ``images`` of, some left out.
+
+    Files may have been left out, repaired or removed since, and have other names in a store.
+    """
+    left_out, now = setup.contents.get("left_out", 0), len(data.train)
+    missing = len(left_out_of(setup, data)["train"])
+    return now in (images, images + left_out) or now + missing == images + left_out
 
 
 def left_out_of(setup: Setup, data: ImageData) -> dict[str, dict[str, str]]:

@@ -34,7 +34,8 @@ def as_batch(images: Picture | Sequence[Picture], channels: int = 3) -> Batch:
     Args:
         images: uint8 [N, H, W, C], [N, C, H, W], or a list of N pictures of any sizes: [H, W, C] or
             Pillow images of any mode, converted as when files are read. One picture is [H, W, C],
-            [C, H, W] or a Pillow image. Arrays are not copied, Pillow images are.
+            [C, H, W] or a Pillow image. If C is 1, it may be left out: [N, H, W] and [H, W]. Arrays
+            are not copied, Pillow images are.
         channels: C; Pillow images can have 1, 3 or 4.
 
     Raises:
@@ -44,8 +45,13 @@ def as_batch(images: Picture | Sequence[Picture], channels: int = 3) -> Batch:
         listed = [
             _as_tensor(f"images[{index}]", image, channels) for index, image in enumerate(images)
         ]
+        if channels == 1:
+            listed = [image[..., None] if image.dim() == 2 else image for image in listed]
         return Batch(listed, single=False)
     tensor = _as_tensor("images", images, channels)
+    is_flat = tensor.dim() == 2 or (tensor.dim() == 3 and 1 not in tensor.shape[::2])
+    if channels == 1 and is_flat:
+        tensor = tensor[..., None]
     if tensor.dim() == 3:
         return Batch(tensor[None], single=True)
     return Batch(tensor, single=False)
@@ -56,7 +62,10 @@ def _as_tensor(name: str, image: object, channels: int) -> Tensor:
         return image
     pillow = sys.modules.get("PIL.Image")  # whoever has an image of it has imported it
     if pillow is not None and isinstance(image, pillow.Image):
-        return torch.from_numpy(pixels_of(to_mode(image, channels)))
+        try:
+            return torch.from_numpy(pixels_of(to_mode(image, channels)))
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
             raise TypeError(f"{name} is an array of {image.dtype}; it must be of uint8")

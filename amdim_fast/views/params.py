@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amdim_fast.checks import whole_number
+
 LARGEST_SIDE = 2**24 - 1  # pixels of an image
 
 VIEW_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -174,6 +176,12 @@ class ViewPolicy:
     test_resize: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, Sequence) or not values or len(values) != len(self.mean):
+                raise ValueError(
+                    f"{name} is {values!r}; mean and std must have a number for each channel"
+                )
         for name in ("translate", "flip", "jitter", "gray"):
             value = getattr(self, f"{name}_probability")
             if not 0 <= value <= 1:
@@ -206,7 +214,14 @@ class ViewPolicy:
 
         ``test_resize`` keeps its ratio to the size. Channels other than the policy's own all get
         the mean of its means, and of its stds.
+
+        Raises:
+            ValueError: a number is not whole, or below 1.
         """
+        if size is not None:
+            whole_number("size", size)
+        if channels is not None:
+            whole_number("channels", channels)
         changed: dict[str, Any] = {}
         if size is not None and size != self.size:
             changed["size"] = size

@@ -7,7 +7,7 @@ from PIL import Image
 
 from amdim_fast.cli.main import main
 from amdim_fast.data.channels import decode_channels
-from amdim_fast.data.datasets import load_data
+from amdim_fast.data.datasets import describe_data, load_data
 from amdim_fast.data.decoding import BadImage
 from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.data.loader import ordered_batches
@@ -55,7 +55,10 @@ def test_files_are_gray_or_have_alpha(tmp_path):
     assert np.array_equal(
         decode_channels(tmp_path / "deep.png", channels=1)[..., 0], (deep // 257).astype(np.uint8)
     )
-    with pytest.raises(BadImage, match=r"color.png cannot have 5 channels; save uint8 arrays \[H,"):
+    with pytest.raises(
+        BadImage,
+        match=r"color.png is no .npy file, and others have 1, 3 or 4 channels, not 5; save uint8",
+    ):
         decode_channels(tmp_path / "color.png", channels=5)
 
 
@@ -88,6 +91,10 @@ def claiming(path, shape):
         (noise(0, 6, 2), r"is uint8 \[0, 6, 2\]"),
         (np.array([{"a": 1}], dtype=object), r"is object \[1\]"),
         (b"not an array", "is not a NumPy array"),
+        (
+            b"\x93NUMPY\x01\x00\x10\x00{'descr': '|u1',\n",
+            "is not a NumPy array, or its start is damaged",
+        ),
         (b"", "is not a NumPy array"),
         ((10**6, 10**6, 2), "is damaged or truncated: 100 bytes for uint8"),
         ((7, 7, 2), r"is damaged or truncated: 100 bytes for uint8 \[7, 7, 2\]"),
@@ -137,7 +144,10 @@ def test_folders_lists_and_stores_of_arrays(arrays, tmp_path, workers):
             found = all_images(images, workers=workers)
             assert all(map(np.array_equal, found, parts[split]))
             assert len(found) == 6
-    with pytest.raises(ValueError, match="has images of 5 channels, not 3; give --channels 5, or"):
+    with pytest.raises(
+        ValueError,
+        match="has images of C = 5 channels, but the model or --channels asks for 3; pack",
+    ):
         load_data("folder", tmp_path / "store")
 
 
@@ -186,3 +196,47 @@ def test_luma_is_pillows():
     for image, gray in zip(images[::50], found[::50], strict=True):
         expected = np.array(Image.fromarray(image.numpy()).convert("L"))
         assert np.array_equal(gray[..., 0].numpy(), expected)
+
+
+def test_damaged_headers_are_bad_images(tmp_path):
+    """NumPy parses them as Python, whose errors are of many types."""
+    path = tmp_path / "a.npy"
+    np.save(path, noise(4, 4, 2))
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    named = unchanged = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in generator.integers(0, 128, generator.integers(1, 5)):
+            damaged[place] = generator.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            found = decode_channels(path, channels=2)
+        except BadImage as error:
+            named += str(path) in str(error)
+        else:
+            unchanged += found.shape == (4, 4, 2)
+    assert named + unchanged == 300
+    assert named > 100
+
+
+def test_arrays_without_channels_asked_for_are_named(arrays, tmp_path):
+    root, _ = arrays
+    for name in ("fog", "sun"):
+        Image.fromarray(noise(8, 8, 3)).save(root / "train" / name / "a.png")
+    said = describe_data(load_data("folder", root / "train"))
+    assert "6 .npy files, which --channels other than 3 reads (fog/0.npy, fog/1.npy," in said
+    (tmp_path / "list.txt").write_text(str(root / "train" / "fog" / "0.npy"))
+    data = load_data("folder", tmp_path / "list.txt")
+    with pytest.raises(BadImage, match="is a NumPy array; such files are read where --channels is"):
+        data.train.batch(torch.tensor([0]))
+
+
+def test_a_store_whose_channels_were_changed_is_refused(arrays, tmp_path):
+    pack(arrays[0], tmp_path / "store", channels=5, workers=0, progress=False)
+    path = tmp_path / "store" / "manifest.json"
+    path.write_text(path.read_text().replace('"channels": 5', '"channels": 4'))
+    with pytest.raises(
+        ValueError, match=r"does not fit .* with images of 4 channels; pack the store"
+    ):
+        read_store(tmp_path / "store")

@@ -109,7 +109,10 @@ def test_a_policy_at_another_size_is_that_of_the_file(tmp_path):
             "size is 160; the paper's encoder takes 32, 64, 128: give one of them",
         ),
         (["--channels=0"], "channels is 0; it must be a whole number, 1 or more"),
-        (["--channels=4"], "channels is 4; images of digits can have 3 or, gray, 1"),
+        (
+            ["--channels=4"],
+            "channels is 4, by --channels or the model; images of digits can have 3 or",
+        ),
         (["--size=9000", "--backbone=resnet18"], "size is 9000; it must be"),
         (["--channels=1", "--backbone=resnet18"], "torchvision's networks take 3 channels"),
     ],
@@ -135,3 +138,14 @@ def test_a_model_and_images_of_other_channels(tmp_path):
     with pytest.raises(ValueError, match=r"must be \[N, H, W, 1\]"):
         embed(path, color, tmp_path / "out.npz", **QUIET)
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_files_of_other_channels_are_told_before_the_run_begins(bands, tmp_path, capsys):
+    flags = [
+        *("--recipe=folder", f"--data-dir={bands}", f"--runs-dir={tmp_path}", "--policy=stl10"),
+        *("--channels=4", "--batch-size=2", "--device=cpu", "--no-progress"),
+    ]
+    assert main(["pretrain", *flags]) == 2
+    said = capsys.readouterr().err
+    assert "0.npy is uint8 [170, 165, 5]; it must be uint8 [H, W, 4], or change --channels" in said
+    assert not list(tmp_path.iterdir())

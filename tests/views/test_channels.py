@@ -134,7 +134,9 @@ def test_pillow_images_take_the_mode_of_the_channels():
     opaque = center_view(color, mean=(0.0,) * 4, std=(1.0,) * 4, **normal)
     assert torch.equal(opaque[3], torch.ones(20, 20))
     assert torch.equal(opaque[:3], four[:3])
-    with pytest.raises(ValueError, match="Pillow images have 1, 3, 4 channels, not 2; give uint8"):
+    with pytest.raises(
+        ValueError, match="images is a Pillow image, and they have 1, 3, 4 channels, not 2; give"
+    ):
         center_view(color, mean=(0.0,) * 2, std=(1.0,) * 2, **normal)
 
 
@@ -165,5 +167,30 @@ def test_channels_that_do_not_fit_are_named():
         TwoViews(POLICY.adapted(channels=1))(list(images))
     with pytest.raises(ValueError, match="both must have one number a channel"):
         augment(images, params, size=SIZE, mean=(0.5,) * 2, std=(0.5,))
+    for name, value in (("mean", ()), ("std", (0.5, 0.5)), ("mean", 0.5)):
+        with pytest.raises(ValueError, match=f"{name} is .*; mean and std must have a number for"):
+            replace(POLICY, **{name: value})
+    for name, value in (("channels", 0), ("channels", 1.5), ("size", "64")):
+        with pytest.raises(
+            ValueError, match=f"{name} is {value!r}; it must be a whole number, 1 or"
+        ):
+            POLICY.adapted(**{name: value})
+    with pytest.raises(
+        ValueError, match=r"images\[1\] has floating-point pixels, of unknown range"
+    ):
+        TwoViews(POLICY)([Image.new("RGB", (20, 20)), Image.new("F", (20, 20))])
     with pytest.raises(ValueError, match="both must have one number a channel"):
         Preprocessing(SIZE, (0.5,), (0.5, 0.5), None)
+
+
+def test_gray_arrays_need_no_channel():
+    policy = POLICY.adapted(channels=1)
+    images = torch.stack(pictures(1, count=3))
+    two = TwoViews(policy)
+    expected = two(images, generator=seeded())
+    for given in (images[..., 0], images[..., 0].numpy(), list(images[..., 0].numpy())):
+        assert torch.equal(two(given, generator=seeded()), expected)
+    single = two(images[0], generator=seeded())
+    assert single.shape == (2, 1, SIZE, SIZE)
+    for given in (images[0, ..., 0], images[0].movedim(-1, 0), images[0, ..., 0].numpy()):
+        assert torch.equal(two(given, generator=seeded()), single)
