@@ -1,8 +1,10 @@
 """Tar shards of WebDataset's layout: what WebDataset itself reads, and what is wrong with them."""
 
 import gzip
+import importlib
 import io
 import os
+import re
 import tarfile
 
 import numpy as np
@@ -12,8 +14,8 @@ from PIL import Image
 
 from amdim_fast import load_data
 from amdim_fast.data.datasets import describe_data
-from amdim_fast.data.find import find_images
-from amdim_fast.data.tar_shards import read_tars
+from amdim_fast.data.find import find_images, is_images_file
+from amdim_fast.data.tar_shards import EXTENSIONS, read_tars
 from tests.data.archives import write_tar
 from tests.data.image_files import picture
 
@@ -69,18 +71,49 @@ def test_webdataset_reads_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("shards", "train", "test", "ignored"),
     [
-        (["b.tar", "a.TAR", ".c.tar"], ["a.TAR", "b.tar"], [], ()),
+        (
+            ["b.tar", "a.TAR", ".c.tar"],
+            ["a.TAR", "b.tar"],
+            [],
+            ("1 .tar files hidden or of the system (.c.tar)",),
+        ),
         (["x-train-0.tar", "x_val_0.tar"], ["x-train-0.tar"], ["x_val_0.tar"], ()),
         (["train2017_0.tar", "Test2017_0.tar"], ["train2017_0.tar"], ["Test2017_0.tar"], ()),
-        (["train/0.tar", "Val/0.tar", "x/0.tar"], ["train/0.tar"], ["Val/0.tar"], ()),
+        (
+            ["train/0.tar", "Val/0.tar", "x/0.tar"],
+            ["train/0.tar"],
+            ["Val/0.tar"],
+            ("1 .tar files in other folders (x/0.tar)",),
+        ),
+        (["a-0.tar", "s/a-1.tar"], ["a-0.tar"], [], ("1 .tar files in other folders (s/a-1.tar)",)),
+        (["s/a-train-0.tar", "s/a-val-1.tar"], ["s/a-train-0.tar"], ["s/a-val-1.tar"], ()),
+        (
+            ["my-test-set-train-00.tar", "my-test-set-val-00.tar"],
+            ["my-test-set-train-00.tar"],
+            ["my-test-set-val-00.tar"],
+            (
+                "2 names of several splits (my-test-set-train-00.tar is train,"
+                " my-test-set-val-00.tar is val)",
+            ),
+        ),
+        (["trainset-0.tar", "val-0.tar"], ["trainset-0.tar"], ["val-0.tar"], ()),
+        (["valley-0.tar", "valley-1.tar"], ["valley-0.tar", "valley-1.tar"], [], ()),
         (["a.tar", "val-a.tar"], ["a.tar"], ["val-a.tar"], ()),
         (["contest-1.tar", "test-1.tar"], ["contest-1.tar"], ["test-1.tar"], ()),
-        (["val-0.tar", "val-1.tar"], ["val-0.tar", "val-1.tar"], [], ()),
+        (
+            ["val-0.tar", "val-1.tar"],
+            ["val-0.tar", "val-1.tar"],
+            [],
+            ("the name of the only split (val)",),
+        ),
         (
             ["a.tar", "train.tar", "test.tar", "validation.tar", "other/train.tar"],
             ["train.tar"],
             ["validation.tar"],
-            ("tar files beside train and test (without a split's name, test)",),
+            (
+                "tar files beside train and test (without a split's name, test)",
+                "1 .tar files in other folders (other/train.tar)",
+            ),
         ),
     ],
 )  # fmt: skip
@@ -93,6 +126,22 @@ def test_splits(tmp_path, shards, train, test, ignored):
         for split, (names, _) in listing.splits.items()
     }
     assert (found["train"], found.get("test", []), listing.ignored) == (train, test, ignored)
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"),
+    [
+        (["trainset-0.tar", "valset-0.tar"], "valset-0.tar, of which 'valset' may mean a split"),
+        (["cocotrain-0.tar", "cocoval-0.tar"], "cocoval-0.tar, of which 'cocoval' may mean a"),
+        (["testset-0.tar", "val-0.tar"], "testset-0.tar, of which 'testset' may mean a split; h"),
+        (["cat/0.tar", "dog/0.tar"], "has .tar files in the folders cat, dog; give one of these"),
+    ],
+)
+def test_splits_that_cannot_be_told(tmp_path, shards, message):
+    for shard in shards:
+        write_tar(tmp_path / shard, sample(0))
+    with pytest.raises(ValueError, match=f"^{tmp_path} has.*{message}|^{tmp_path} {message}"):
+        find_images(tmp_path)
 
 
 def test_no_split_for_training(tmp_path):
@@ -141,6 +190,43 @@ def test_labels(tmp_path, members, names, classes, labels, ignored):
         (place / "classnames.txt").unlink(missing_ok=True)
 
 
+def test_suffixes_are_those_of_folders(tmp_path):
+    folder = importlib.import_module("torchvision.datasets.folder")
+    assert {f".{extension}" for extension in EXTENSIONS} == {*folder.IMG_EXTENSIONS, ".gif"}
+
+
+def test_links(tmp_path):
+    """Hard links are the members that they lead to; others are said, or stop if they are labels."""
+    write_tar(tmp_path / "a.tar", sample("a", 1) | sample("b", content=png(1)))
+
+    def link(kind, name, target):
+        with tarfile.open(tmp_path / "a.tar", "a") as tar:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+
+    link(tarfile.LNKTYPE, "b.cls", "a.cls")
+    link(tarfile.LNKTYPE, "c.png", "b.png")
+    link(tarfile.LNKTYPE, "c.cls", "b.cls")  # a link to a link
+    link(tarfile.SYMTYPE, "d.png", "a.png")
+    link(tarfile.LNKTYPE, "e.png", "later.png")
+    write_tar(tmp_path / "b.tar", sample("z", 0) | {".z.png": PNG})
+    data = load_data("folder", tmp_path)
+    assert data.train.names() == ["a.tar/a.png", "a.tar/b.png", "a.tar/c.png", "b.tar/z.png"]
+    assert data.train.labels.tolist() == [1, 1, 1, 0]
+    pixels = np.stack([picture(seed) for seed in (0, 1, 1, 0)])
+    np.testing.assert_array_equal(data.train.batch(torch.arange(4)).numpy(), pixels)
+    assert data.ignored == (
+        "2 members that are no regular files (a.tar/d.png, a.tar/e.png)",
+        "1 members hidden or of the system (b.tar/.z.png)",
+    )
+    link(tarfile.SYMTYPE, "f.cls", "a.cls")
+    with pytest.raises(
+        ValueError, match=r"a\.tar: f\.cls is no regular file but a link to a\.c"
+    ):
+        find_images(tmp_path)
+
+
 def test_a_test_split_without_labels_is_left_out(tmp_path):
     write_tar(tmp_path / "train.tar", sample(0, 0) | sample(1, 1))
     write_tar(tmp_path / "test.tar", sample(0) | sample(1, -1))
@@ -178,6 +264,15 @@ def test_a_test_split_without_labels_is_left_out(tmp_path):
         (sample(0) | {"0.json": b'{"label": 1.5}'}, "0.json has the label 1.5; it must be a whole"),
         (sample(0) | {"0.json": b'{"cls": true}'}, "0.json has the label True; it must be a whole"),
         ({"a.txt": b"", "b.npy": b""}, "a.tar holds no image; members must end in .jpg, "),
+        ({"img_0.1.png": PNG}, r"no image; .*; img_0.1.png has the extension .1.png, as ext"),
+        (
+            {"0.left.PNG": PNG, "0.cls": b"1"},
+            "0.cls has no image beside it .*; 0.left.PNG has the extension .left.png, as ext",
+        ),
+        (
+            {"apple.cls": b"1", "apple.npy": b""},
+            "apple.cls has no image beside it .*; apple.npy is an image only with --channels$",
+        ),
         ({}, "a.tar holds no image; members must end in .jpg, "),
         ({f"{'x' * 4100}.png": PNG}, "a.tar is no tar file, or damaged .*a name of 4,104 bytes"),
     ],
@@ -344,6 +439,44 @@ def test_a_tar_that_changes_is_not_read(tmp_path):
         data.train.batch(torch.tensor([0]))
 
 
+def test_what_lies_beside_tars_is_named(tmp_path):
+    for name in ("a-1.tar.gz", "x/a-2.tgz", "b.parquet", "train/cat/0.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b.tar").symlink_to("nothing")
+    write_tar(tmp_path / "a-0.tar", sample(0) | sample("i.1"))
+    assert find_images(tmp_path).ignored == (
+        "1 .tar files that are links to nothing, or no regular files (b.tar)",
+        "1 samples without an image (a-0.tar/i: i.1.png has the extension .1.png, as extensions"
+        " begin at the first dot of a name (WebDataset))",
+        "1 .parquet files (b.parquet)",
+        "2 compressed tar files (a-1.tar.gz, x/a-2.tgz)",
+        "1 .npy files (train/cat/0.npy)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "error", "message"),
+    [
+        (["a.tar.gz", "b.tgz"], "", FileNotFoundError, "no images but 2 compressed tar files (a.t"),
+        (["x/y/a.tar"], "", FileNotFoundError, "has no images, but {root}/x/y has files that may"),
+        (["x/y/state.json", "x/y/dataset_info.json"], "", FileNotFoundError, "but {root}/x/y has"),
+        ([], "no.tar", FileNotFoundError, "{root}/no.tar does not exist; give a file or folder"),
+        ([], "no.tgz", FileNotFoundError, "{root}/no.tgz does not exist; "),
+        ([], "no.csv", FileNotFoundError, "{root}/no.csv does not exist; "),
+        (["a.parquet"], "a.parquet", ValueError, "one file of a data set of Hugging Face; give it"),
+        (["a.arrow"], "a.arrow", ValueError, "give its folder, {root}"),
+    ],
+)
+def test_paths_that_hold_no_images(tmp_path, files, path, error, message):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(error, match=re.escape(message.format(root=tmp_path))):
+        find_images(tmp_path / path)
+    assert is_images_file(tmp_path / path) == path.startswith("a.")
+
+
 def test_tars_beside_images_are_named(tmp_path):
     """A folder of images stays one."""
     for name in "ab":
@@ -352,4 +485,4 @@ def test_tars_beside_images_are_named(tmp_path):
     write_tar(tmp_path / "train.tar", sample(0))
     listing = find_images(tmp_path)
     assert [name for name, _ in rows(listing)] == ["a/0.png", "b/0.png"]
-    assert listing.ignored == ("1 .tar or .parquet files",)
+    assert listing.ignored == ("1 .tar files (train.tar)",)
