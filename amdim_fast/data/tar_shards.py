@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -106,24 +106,25 @@ def read_tars(path: str | os.PathLike[str], *, arrays: bool = False) -> Listing 
     rows: list[Row] = []
     images: list[TarMember] = []
     left_out: dict[str, list[str]] = {}
-    hint = ""
     for split, key in (("train", train), ("test", test)):
         for shard in shards.splits[key] if key is not None else ():
             for sample in _samples(root / shard, shard, extensions, left_out):
                 if sample.image is None:
-                    hint = hint or sample.hint
                     shown = f"{shard}/{sample.key}" + (f": {sample.hint}" if sample.hint else "")
                     left_out.setdefault("samples without an image", []).append(shown)
                     continue
+                if sample.hint:
+                    shown = f"{shard}/{sample.key}: {sample.hint}"
+                    left_out.setdefault("samples with further images", []).append(shown)
                 name = _name(root, sample.image)
                 rows.append(Row(name, name, _named(sample, names), split))
                 images.append(sample.image)
+    phrases = [counted(what, found) for what, found in left_out.items()]
     if not any(row.split == "train" for row in rows):
         raise ValueError(
             f"{root / shards.splits[train][0]} holds no image; members must end in"
-            f" .{', .'.join(extensions)}{'; ' * bool(hint)}{hint}"
+            f" .{'; '.join([', .'.join(extensions), *phrases])}"
         )
-    phrases = [counted(what, found) for what, found in left_out.items()]
     ignored = (*ignored, *shards.ignored, *phrases)
     _check_unlike([row.name for row in rows], root)
     places = {name: place for place, name in enumerate(names or ())}
@@ -147,7 +148,7 @@ class _Sample:
         if part is None:
             if f".{suffix}" == ARRAYS:
                 self.hint = f"{member.name} is an image only with --channels"
-            elif suffix.endswith(tuple(f".{extension}" for extension in self.extensions)):
+            elif suffix.rpartition(".")[2] in self.extensions:
                 self.hint = (
                     f"{member.name} has the extension .{suffix}, as extensions begin at the first"
                     " dot of a name (WebDataset)"
@@ -166,10 +167,11 @@ def _samples(
 ) -> Iterator[_Sample]:
     """Samples; other members go to ``left_out``, by kind."""
     sample: _Sample | None = None
+    links: dict[str, str] = {}
     for member in members_of(tar):
         folder, slash, file = member.name.rpartition("/")
         stem, dot, suffix = file.partition(".")
-        end = file.rpartition(".")[2].lower()
+        key, end = f"{folder}{slash}{stem}", file.rpartition(".")[2].lower()
         if not stem and end in extensions:
             left_out.setdefault(f"members {HIDDEN}", []).append(f"{shard}/{member.name}")
         if isinstance(member, NoFile):
@@ -181,25 +183,26 @@ def _samples(
             left_out.setdefault("members that are no regular files", []).append(
                 f"{shard}/{member.name}"
             )
+            if end in extensions:
+                links[key] = f"{member.name} is no regular file"
             continue
         if not stem or not dot or _OTHERS.match(member.name):
             continue
-        key = f"{folder}{slash}{stem}"
         if sample is not None and key != sample.key:
-            yield _checked(sample)
+            yield _checked(sample, links)
             sample = None
         sample = sample or _Sample(tar, key, extensions)
         sample.add(suffix.lower(), member)
     if sample is not None:
-        yield _checked(sample)
+        yield _checked(sample, links)
 
 
-def _checked(sample: _Sample) -> _Sample:
+def _checked(sample: _Sample, links: Mapping[str, str]) -> _Sample:
     if sample.image is None and sample.label is not None:
-        cause = "the members of a sample must follow one another (tar --sort=name)"
+        order = "the members of a sample must follow one another (tar --sort=name)"
         raise ValueError(
             f"{sample.label} has no image beside it (.{', .'.join(sample.extensions)});"
-            f" {sample.hint or cause}"
+            f" {sample.hint or links.get(sample.key, order)}"
         )
     return sample
 

@@ -220,10 +220,15 @@ def test_links(tmp_path):
         "2 members that are no regular files (a.tar/d.png, a.tar/e.png)",
         "1 members hidden or of the system (b.tar/.z.png)",
     )
+    write_tar(tmp_path / "c.tar", {"0.cls": b"1"})
+    with tarfile.open(tmp_path / "c.tar", "a") as tar:
+        info = tarfile.TarInfo("0.png")
+        info.type = tarfile.SYMTYPE
+        tar.addfile(info)
+    with pytest.raises(ValueError, match=r"0.cls has no image .*; 0.png is no regular file$"):
+        find_images(tmp_path)
     link(tarfile.SYMTYPE, "f.cls", "a.cls")
-    with pytest.raises(
-        ValueError, match=r"a\.tar: f\.cls is no regular file but a link to a\.c"
-    ):
+    with pytest.raises(ValueError, match=r"a\.tar: f\.cls is no regular file but a link to a\.c"):
         find_images(tmp_path)
 
 
@@ -264,7 +269,7 @@ def test_a_test_split_without_labels_is_left_out(tmp_path):
         (sample(0) | {"0.json": b'{"label": 1.5}'}, "0.json has the label 1.5; it must be a whole"),
         (sample(0) | {"0.json": b'{"cls": true}'}, "0.json has the label True; it must be a whole"),
         ({"a.txt": b"", "b.npy": b""}, "a.tar holds no image; members must end in .jpg, "),
-        ({"img_0.1.png": PNG}, r"no image; .*; img_0.1.png has the extension .1.png, as ext"),
+        ({"img_0.1.png": PNG}, r"a.tar holds .*/img_0: img_0.1.png has the extension .1.png"),
         (
             {"0.left.PNG": PNG, "0.cls": b"1"},
             "0.cls has no image beside it .*; 0.left.PNG has the extension .left.png, as ext",
@@ -444,9 +449,11 @@ def test_what_lies_beside_tars_is_named(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b.tar").symlink_to("nothing")
-    write_tar(tmp_path / "a-0.tar", sample(0) | sample("i.1"))
+    write_tar(tmp_path / "a-0.tar", sample(0) | {"0.mask.png": PNG} | sample("i.1"))
     assert find_images(tmp_path).ignored == (
         "1 .tar files that are links to nothing, or no regular files (b.tar)",
+        "1 samples with further images (a-0.tar/0: 0.mask.png has the extension .mask.png, as"
+        " extensions begin at the first dot of a name (WebDataset))",
         "1 samples without an image (a-0.tar/i: i.1.png has the extension .1.png, as extensions"
         " begin at the first dot of a name (WebDataset))",
         "1 .parquet files (b.parquet)",
