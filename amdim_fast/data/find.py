@@ -75,11 +75,11 @@ def _with_others(listing: Listing, suffixes: tuple[str, ...], *, arrays: bool = 
         names = [
             os.path.relpath(os.path.join(folder, name), root)
             for folder, _, files in os.walk(root)
-            for name in sorted(files)
+            for name in files
             if name.lower().endswith(ARRAYS)
         ]
         if names:
-            phrases.append(counted(f"{ARRAYS} files", names))
+            phrases.append(counted(f"{ARRAYS} files, images only with --channels", sorted(names)))
     return replace(listing, ignored=tuple(phrases))
 
 
