@@ -161,7 +161,8 @@ class _Walk:
         if not names:
             raise FileNotFoundError(
                 f"{folder} has no images; files must end in {', '.join(self._extensions)}, or be"
-                " tar shards, or a data set of Hugging Face"
+                " tar shards (.tar), or a data set of Hugging Face (.parquet, or as save_to_disk"
+                " writes it)"
             )
         return names, labels
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amdim_fast.data.folders import Listing
+from amdim_fast.data.labels import SPLITS as LISTED
 from amdim_fast.data.labels import Row, archive_listing
-from amdim_fast.data.shards import choose_splits, find_shards
+from amdim_fast.data.shards import choose_splits, counted, find_shards
 from amdim_fast.files import LARGEST_READ, printable
 from amdim_fast.optional import require
 
 SPLITS, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 SUFFIX, PARQUET_FOLDER = ".parquet", "data"
+ROWS = (SUFFIX, ".arrow")
 IMAGES = ("image", "img")  # of several columns, the first of these
 LABELS = ("label", "labels", "fine_label")
 
@@ -83,10 +88,11 @@ def read_saved(root: str | os.PathLike[str]) -> Listing:
     """The images of a folder that ``save_to_disk`` of ``datasets`` wrote.
 
     A ``Dataset`` is the training set; of a ``DatasetDict``, ``choose_splits`` says which splits
-    count. Images are a column of type ``datasets.Image``: of several, ``image`` or ``img``. Labels
-    are the only column of type ``ClassLabel`` or, of several, ``label``, ``labels`` or
-    ``fine_label``; or else one of these of whole numbers or text. Nulls and -1 are no labels. Files
-    are mapped into memory; nothing is written, fetched or run.
+    count. Images are a column of type ``datasets.Image``: of several, ``image`` or ``img``; without
+    one, these may hold the bytes of files, as ``binary`` or in a struct ``bytes``. Labels are the
+    only column of type ``ClassLabel`` or, of several, ``label``, ``labels`` or ``fine_label``; or
+    else one of these of whole numbers, text or bool, which is 0 or 1. Nulls and -1 are no labels.
+    Files are mapped into memory; nothing is written, fetched, run or printed.
 
     Raises:
         ValueError: ``datasets`` cannot read the folder, or its columns or labels are not as they
@@ -95,20 +101,31 @@ def read_saved(root: str | os.PathLike[str]) -> Listing:
     root = Path(os.path.abspath(Path(root).expanduser()))
     package = _package()
     try:
-        loaded = package.load_from_disk(str(root))
+        with _quiet(package):
+            loaded = package.load_from_disk(str(root))
     except Exception as error:
         raise _unreadable(root, error) from None
-    is_single = isinstance(loaded, package.Dataset)
-    splits = {"train": loaded} if is_single else {str(k).lower(): loaded[k] for k in loaded}
-    return _listing(root, splits, _changed(root, ".arrow"))
+    splits: dict[str, Any] = {}
+    found = {"train": loaded} if isinstance(loaded, package.Dataset) else loaded
+    for name in found:
+        if str(name).lower() in splits:
+            raise ValueError(
+                f"{root} has the splits {', '.join(found)}, of which some differ in case alone;"
+                " save it with other names"
+            )
+        splits[str(name).lower()] = found[name]
+    train, test, ignored = choose_splits(root, splits, "splits")
+    chosen = {name: splits[name] for name in (train, test) if name is not None}
+    return _listing(root, chosen, _changed(root, ".arrow"), ignored)
 
 
 def read_parquet(root: str | os.PathLike[str]) -> Listing | None:
     """The images of Parquet files as on Hugging Face's hub; None without any.
 
-    They lie in the folder, its subfolder ``data`` or those named as splits; the split's name is a
-    word of the file's name (``train-00000-of-00004.parquet``). Columns are as ``read_saved`` says.
-    ``datasets`` writes the rows once to its cache (``HF_DATASETS_CACHE``), as Parquet cannot be
+    They lie in the folder, its subfolder ``data``, those named as splits or, if there are none
+    there, the only one that has such files; the split's name is a word of the file's name
+    (``train-00000-of-00004.parquet``). Columns are as ``read_saved`` says. ``datasets`` writes the
+    rows once to its cache (``HF_DATASETS_CACHE``), as Parquet cannot be
     read at random; nothing is fetched.
 
     Raises:
@@ -116,17 +133,38 @@ def read_parquet(root: str | os.PathLike[str]) -> Listing | None:
     """
     root = Path(os.path.abspath(Path(root).expanduser()))
     shards = find_shards(root, SUFFIX, (PARQUET_FOLDER,))
-    if not shards:
+    if not shards.splits:
         return None
+    train, test, ignored = choose_splits(root, shards.splits, f"{SUFFIX} files")
     package = _package()
     splits = {}
-    for split, names in shards.items():
+    for split in (train, test):
+        if split is None:
+            continue
         try:
-            files = [str(root / name) for name in names]
-            splits[split or "train"] = package.Dataset.from_parquet(files)
+            files = [str(root / name) for name in shards.splits[split]]
+            with _quiet(package):
+                splits[split or "train"] = package.Dataset.from_parquet(files)
         except Exception as error:
             raise _unreadable(root, error) from None
-    return _listing(root, splits, _changed(root, SUFFIX))
+    return _listing(root, splits, _changed(root, SUFFIX), (*ignored, *shards.ignored))
+
+
+@contextlib.contextmanager
+def _quiet(package: Any) -> Iterator[None]:
+    """A context without bars and log of ``datasets``; what was set comes back."""
+    logger = logging.getLogger(package.__name__)
+    level, had_bars = logger.level, not package.are_progress_bars_disabled()
+    with warnings.catch_warnings():  # of bars that the environment asks for
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL + 1)
+        package.disable_progress_bars()
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if had_bars:
+                package.enable_progress_bars()
 
 
 def _package() -> Any:
@@ -144,16 +182,14 @@ def _changed(root: Path, suffix: str) -> int:
     return max((path.stat().st_mtime_ns for path in files), default=0)
 
 
-def _listing(root: Path, splits: dict[str, Any], changed: int) -> Listing:
-    train, test, ignored = choose_splits(root, splits, "splits")
+def _listing(root: Path, splits: dict[str, Any], changed: int, ignored: tuple[str, ...]) -> Listing:
+    """Of the training split and, if there is one, the test split."""
     package = _package()
     archived: dict[str, Any] = {}
     rows: list[Row] = []
     order: dict[str, int] = {}
-    for split, key in (("train", train), ("test", test)):
-        if key is None:
-            continue
-        data = splits[key].with_format(None)
+    for split, (key, formatted) in zip(LISTED, splits.items(), strict=False):
+        data = formatted.with_format(None)
         place = f"{root}, {key}"
         image, label, others = _columns(place, data.features)
         ignored = (*ignored, *others) if split == "train" else ignored
@@ -164,7 +200,7 @@ def _listing(root: Path, splits: dict[str, Any], changed: int) -> Listing:
         encoded = data.select_columns([image])
         archived[key] = encoded.cast_column(image, package.Image(decode=False))
     if not any(row.split == "train" for row in rows):
-        raise ValueError(f"{root} has no rows in {train}")
+        raise ValueError(f"{root} has no rows in {next(iter(splits))}")
     place_of = order.__getitem__ if {row.label for row in rows} <= {"", *order} else None
     archive = RowImages(root, archived, changed)
     return archive_listing(root, rows, archive, order=place_of, ignored=ignored)
@@ -174,25 +210,52 @@ def _columns(place: str, features: Mapping[str, Any]) -> tuple[str, str | None, 
     """The columns of images and, if there is one, of labels, and phrases about others."""
     package = _package()
     images = [name for name, kind in features.items() if isinstance(kind, package.Image)]
+    if not images:
+        images = [name for name in IMAGES if _is_encoded(features.get(name))]
     image = images[0] if len(images) == 1 else next((n for n in IMAGES if n in images), None)
     if image is None:
         raise ValueError(
-            f"{place} has the columns {', '.join(features)}, of which"
-            f" {', '.join(images) or 'none'} hold images; one must, or be called image, and have"
-            " the type datasets.Image (cast_column)"
+            f"{place} has the columns {', '.join(map(_typed, features.items()))}, of which"
+            f" {', '.join(images) or 'none'} hold images; one must have the type datasets.Image"
+            f" (cast_column), or be called {' or '.join(IMAGES)} and have it or hold the bytes of"
+            " files"
         )
     classes = [name for name, kind in features.items() if isinstance(kind, package.ClassLabel)]
     plain = [name for name in LABELS if _is_plain(features.get(name))]
     label = next((name for name in LABELS if name in classes), None)
     if label is None and len(classes) < 2:
         label = next(iter([*classes, *plain]), None)
-    several = f"labels of several kinds ({', '.join(classes)})"
-    return image, label, (several,) if label is None and classes else ()
+    if label is not None:
+        return image, label, ()
+    if classes:
+        return image, None, (f"labels of several kinds ({', '.join(classes)})",)
+    others = [
+        _typed((name, kind))
+        for name, kind in features.items()
+        if name != image and not isinstance(kind, package.Image)
+    ]
+    return image, None, (counted("columns that are no labels", others),) if others else ()
+
+
+def _typed(column: tuple[str, Any]) -> str:
+    name, kind = column
+    if isinstance(kind, dict):
+        return f"{name} (struct of {', '.join(kind) or 'nothing'})"
+    is_value = isinstance(kind, _package().Value)
+    return f"{name} ({kind.dtype if is_value else type(kind).__name__})"
+
+
+def _is_encoded(kind: Any) -> bool:
+    kind = kind.get("bytes") if isinstance(kind, dict) else kind
+    return getattr(kind, "dtype", "") in ("binary", "large_binary")
 
 
 def _is_plain(kind: Any) -> bool:
     name = str(getattr(kind, "dtype", ""))
-    return name in ("string", "large_string") or name.lstrip("u").startswith("int")
+    is_text = name in ("string", "large_string")
+    return isinstance(kind, _package().Value) and (
+        is_text or name == "bool" or name.lstrip("u").startswith("int")
+    )
 
 
 def _labels(place: str, data: Any, column: str | None) -> list[str]:
@@ -203,7 +266,7 @@ def _labels(place: str, data: Any, column: str | None) -> list[str]:
     values = data.data.column(column).to_pylist()
     names = getattr(kind, "names", None)
     if names is None:
-        return ["" if value in (None, -1) else str(value) for value in values]
+        return [_named(value) for value in values]
     table: dict[int | None, str] = {None: "", -1: "", **dict(enumerate(names))}
     wrong = next((row for row, value in enumerate(values) if value not in table), None)
     if wrong is not None:
@@ -212,6 +275,12 @@ def _labels(place: str, data: Any, column: str | None) -> list[str]:
             f" {len(names) - 1}"
         )
     return [table[value] for value in values]
+
+
+def _named(value: Any) -> str:
+    if value is None or value == -1:
+        return ""
+    return str(int(value) if isinstance(value, bool) else value)
 
 
 def _order(kind: Any) -> dict[str, int]:

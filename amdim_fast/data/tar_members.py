@@ -6,7 +6,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,18 @@ class TarMember:
         return content
 
 
+@dataclass(frozen=True, slots=True)
+class NoFile:
+    """A member of a tar file that is neither a regular file nor a folder: a link, a device."""
+
+    tar: Path
+    name: str
+    link: str
+
+    def __str__(self) -> str:
+        return f"{self.tar}: {self.name}"
+
+
 class _Headers(io.FileIO):
     """A tar file of which only headers are read, whatever sizes they say."""
 
@@ -73,10 +85,11 @@ class _Headers(io.FileIO):
         return super().read(size) or b""
 
 
-def members_of(tar: Path) -> Iterator[TarMember]:
-    """The regular files in a tar file, in its order; nothing else in it counts.
+def members_of(tar: Path) -> Iterator[TarMember | NoFile]:
+    """What is in a tar file, in its order, without folders.
 
-    Reads headers alone. Names are text of UTF-8; other bytes of them are kept.
+    Hard links to earlier regular files are such files themselves; other links lead nowhere. Reads
+    headers alone. Names are text of UTF-8; other bytes of them are kept.
 
     Raises:
         ValueError: the file is compressed, damaged, truncated or not a tar file, members follow
@@ -100,10 +113,11 @@ def _check_kind(tar: Path, file: _Headers) -> None:
             )
 
 
-def _members(tar: Path, file: _Headers) -> Iterator[TarMember]:
+def _members(tar: Path, file: _Headers) -> Iterator[TarMember | NoFile]:
     status = os.fstat(file.fileno())
     stamp = status.st_size, status.st_mtime_ns
     end = 0
+    files: dict[str, TarMember] = {}
     try:
         opened: Any = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
         while (member := opened.next()) is not None:
@@ -118,7 +132,15 @@ def _members(tar: Path, file: _Headers) -> Iterator[TarMember]:
             if len(member.name) > _LONGEST_NAME:
                 raise tarfile.ReadError(f"a name of {len(member.name):,} bytes")
             if member.isreg():
-                yield TarMember(tar, member.name, member.offset_data, member.size, stamp)
+                found = TarMember(tar, member.name, member.offset_data, member.size, stamp)
+            elif member.islnk() and member.linkname in files:
+                found = replace(files[member.linkname], name=member.name)
+            else:
+                if not member.isdir():
+                    yield NoFile(tar, member.name, member.linkname)
+                continue
+            files[member.name] = found
+            yield found
         end = opened.offset
     # tarfile's readers may raise anything: ValueError, struct.error, RecursionError...
     except (tarfile.TarError, ValueError, LookupError, TypeError, RecursionError) as error:

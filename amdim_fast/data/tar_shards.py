@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from amdim_fast.data.folders import ARRAYS, NAMED, Listing
+from amdim_fast.data.folders import ARRAYS, HIDDEN, Listing
 from amdim_fast.data.labels import Row, archive_listing
-from amdim_fast.data.shards import choose_splits, find_shards
-from amdim_fast.data.tar_members import TarMember, members_of
-from amdim_fast.files import printable, read_whole
+from amdim_fast.data.shards import Shards, choose_splits, counted, find_shards
+from amdim_fast.data.tar_members import NoFile, TarMember, members_of
+from amdim_fast.files import read_whole
 
 SUFFIX = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 CLASS_NAMES = "classnames.txt"
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff")
 LABEL, RECORD = "cls", "json"
 _LARGEST_LABEL, _LARGEST_RECORD = 100, 1 << 20  # bytes
 _SHARD = re.compile(r"(.*?\.tar)/(.*)", re.IGNORECASE | re.DOTALL)
@@ -78,16 +78,18 @@ def _parts(name: str) -> tuple[str, str]:
 def read_tars(path: str | os.PathLike[str], *, arrays: bool = False) -> Listing | None:
     """The images of a tar file, or of those in a folder, in WebDataset's layout; None without any.
 
-    Tar files lie in the folder, and ``train``, ``val`` or another name of a split is a word of
-    their names (``imagenet-train-000000.tar``), or they lie in its subfolders of these names.
-    ``choose_splits`` says which count. They are read in the order of their names.
+    Tar files lie in the folder or its only subfolder that has any, and ``train``, ``val`` or
+    another name of a split is a word of their names (``imagenet-train-000000.tar``), or they lie
+    in subfolders of these names. ``choose_splits`` says which count. They are read in the order of
+    their names.
 
     Members that follow one another and have the same path up to the first dot of the file's name
     are a sample: an image, of one of ``EXTENSIONS`` or, with ``arrays``, ``.npy``, and, if it is
     labeled, ``.cls`` with a whole number, or ``.json`` with the whole number or the text ``label``
     or ``cls``. -1 is no label. Names of the numbers stand in the lines of ``classnames.txt`` in
-    the folder or the one around it; without it they are the numbers. Samples without an image and
-    what is no regular file are left out. Nothing is unpacked.
+    the folder or the one around it; without it they are the numbers. Hard links to earlier
+    members are read as these. Samples without an image and what is no regular file are left out.
+    Nothing is unpacked.
 
     Raises:
         ValueError: a tar file is not as it should be (``members_of``), or a sample is not; says
@@ -96,31 +98,34 @@ def read_tars(path: str | os.PathLike[str], *, arrays: bool = False) -> Listing 
     path = Path(os.path.abspath(Path(path).expanduser()))
     root = path.parent if is_tar(path) else path
     extensions = (*EXTENSIONS, *((ARRAYS[1:],) if arrays else ()))
-    shards = {"": [path.name]} if is_tar(path) else find_shards(path, SUFFIX)
-    if not shards:
+    shards = Shards({"": [path.name]}, ()) if is_tar(path) else find_shards(path, SUFFIX)
+    if not shards.splits:
         return None
-    train, test, ignored = choose_splits(root, shards, "tar files")
+    train, test, ignored = choose_splits(root, shards.splits, "tar files")
     names = _class_names(root)
     rows: list[Row] = []
     images: list[TarMember] = []
-    others: list[str] = []
+    left_out: dict[str, list[str]] = {}
     for split, key in (("train", train), ("test", test)):
-        for shard in shards[key] if key is not None else ():
-            for sample in _samples(root / shard, extensions):
+        for shard in shards.splits[key] if key is not None else ():
+            for sample in _samples(root / shard, shard, extensions, left_out):
                 if sample.image is None:
-                    others.append(f"{shard}/{sample.key}")
+                    shown = f"{shard}/{sample.key}" + (f": {sample.hint}" if sample.hint else "")
+                    left_out.setdefault("samples without an image", []).append(shown)
                     continue
+                if sample.hint:
+                    shown = f"{shard}/{sample.key}: {sample.hint}"
+                    left_out.setdefault("samples with further images", []).append(shown)
                 name = _name(root, sample.image)
                 rows.append(Row(name, name, _named(sample, names), split))
                 images.append(sample.image)
+    phrases = [counted(what, found) for what, found in left_out.items()]
     if not any(row.split == "train" for row in rows):
         raise ValueError(
-            f"{root / shards[train][0]} holds no image; members must end in"
-            f" .{', .'.join(extensions)}"
+            f"{root / shards.splits[train][0]} holds no image; members must end in"
+            f" .{'; '.join([', .'.join(extensions), *phrases])}"
         )
-    if others:
-        shown = ", ".join([*others[:NAMED], *["..."] * (len(others) > NAMED)])
-        ignored = (*ignored, printable(f"{len(others):,} samples without an image ({shown})"))
+    ignored = (*ignored, *shards.ignored, *phrases)
     _check_unlike([row.name for row in rows], root)
     places = {name: place for place, name in enumerate(names or ())}
     order = places.__getitem__ if places and {row.label for row in rows} <= {"", *places} else None
@@ -135,11 +140,19 @@ class _Sample:
     image: TarMember | None = None
     label: TarMember | None = None
     record: TarMember | None = None
+    hint: str = ""  # why a member that looks like an image is none
 
     def add(self, suffix: str, member: TarMember) -> None:
         part = {LABEL: "label", RECORD: "record"}.get(suffix)
         part = "image" if suffix in self.extensions else part
         if part is None:
+            if f".{suffix}" == ARRAYS:
+                self.hint = f"{member.name} is an image only with --channels"
+            elif suffix.rpartition(".")[2] in self.extensions:
+                self.hint = (
+                    f"{member.name} has the extension .{suffix}, as extensions begin at the first"
+                    " dot of a name (WebDataset)"
+                )
             return
         if (before := getattr(self, part)) is not None:
             raise ValueError(
@@ -149,28 +162,47 @@ class _Sample:
         setattr(self, part, member)
 
 
-def _samples(tar: Path, extensions: tuple[str, ...]) -> Iterator[_Sample]:
+def _samples(
+    tar: Path, shard: str, extensions: tuple[str, ...], left_out: dict[str, list[str]]
+) -> Iterator[_Sample]:
+    """Samples; other members go to ``left_out``, by kind."""
     sample: _Sample | None = None
+    links: dict[str, str] = {}
     for member in members_of(tar):
         folder, slash, file = member.name.rpartition("/")
         stem, dot, suffix = file.partition(".")
+        key, end = f"{folder}{slash}{stem}", file.rpartition(".")[2].lower()
+        if not stem and end in extensions:
+            left_out.setdefault(f"members {HIDDEN}", []).append(f"{shard}/{member.name}")
+        if isinstance(member, NoFile):
+            if dot and end in (LABEL, RECORD):
+                raise ValueError(
+                    f"{member} is no regular file but a link to {member.link or 'nothing'}, which"
+                    " is not followed; make the tar file with tar --dereference"
+                )
+            left_out.setdefault("members that are no regular files", []).append(
+                f"{shard}/{member.name}"
+            )
+            if end in extensions:
+                links[key] = f"{member.name} is no regular file"
+            continue
         if not stem or not dot or _OTHERS.match(member.name):
             continue
-        key = f"{folder}{slash}{stem}"
         if sample is not None and key != sample.key:
-            yield _checked(sample)
+            yield _checked(sample, links)
             sample = None
         sample = sample or _Sample(tar, key, extensions)
         sample.add(suffix.lower(), member)
     if sample is not None:
-        yield _checked(sample)
+        yield _checked(sample, links)
 
 
-def _checked(sample: _Sample) -> _Sample:
+def _checked(sample: _Sample, links: Mapping[str, str]) -> _Sample:
     if sample.image is None and sample.label is not None:
+        order = "the members of a sample must follow one another (tar --sort=name)"
         raise ValueError(
-            f"{sample.label} has no image beside it (.{', .'.join(sample.extensions)}); the members"
-            " of a sample must follow one another (tar --sort=name)"
+            f"{sample.label} has no image beside it (.{', .'.join(sample.extensions)});"
+            f" {sample.hint or links.get(sample.key, order)}"
         )
     return sample
 

@@ -4,6 +4,26 @@ import io
 import tarfile
 from pathlib import Path
 
+from PIL import Image
+
+from tests.data.image_files import picture
+
+
+def png(seed, **options):
+    """The PNG file of ``picture``."""
+    encoded = io.BytesIO()
+    Image.fromarray(picture(seed, **options)).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+PNG = png(0)
+
+
+def sample(key, label=None, content=PNG, extension="png"):
+    """{name: bytes} of a sample of WebDataset's layout."""
+    members = {f"{key}.{extension}": content}
+    return members if label is None else members | {f"{key}.cls": str(label).encode()}
+
 
 def write_tar(path, members, **options):
     """A tar file of {name: bytes}."""

@@ -1,6 +1,7 @@
 """Data sets of Hugging Face in a folder: what ``datasets`` itself decodes, and what is wrong."""
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -105,6 +106,67 @@ def test_parquet(tmp_path, images, names):
     assert_as_decoded(load_data("folder", root).train, [*first, *test])
 
 
+def test_parquet_in_a_subfolder(tmp_path, images):
+    """As hubs have configurations; without a word of the split beside with one, only the latter."""
+    for name, part in (("train", images[:3]), ("test", images[1:]), ("more", images)):
+        (tmp_path / "default").mkdir(exist_ok=True)
+        data_set(datasets, part, CLASSES).to_parquet(tmp_path / "default" / f"{name}-0.parquet")
+    data = load_data("folder", tmp_path)
+    assert_as_decoded(data.train, data_set(datasets, images[:3], CLASSES))
+    assert_as_decoded(data.test, data_set(datasets, images[1:], CLASSES))
+    assert data.ignored == (".parquet files beside train and test (without a split's name)",)
+
+
+@pytest.mark.parametrize("kind", ["struct", "binary", "large_binary"])
+def test_bytes_without_a_type(tmp_path, images, kind):
+    """Parquet that other libraries wrote."""
+    contents = [content for _, content, _ in images]
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    column_of = {
+        "struct": lambda: pa.array(column(images), struct),
+        "binary": lambda: pa.array(contents, pa.binary()),
+        "large_binary": lambda: pa.array(contents, pa.large_binary()),
+    }[kind]
+    table = pa.table({"img": column_of(), "label": pa.array([1, 0, 1, 0])})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    data = load_data("folder", tmp_path)
+    expected = data_set(datasets, images, CLASSES)
+    pixels = np.stack([np.asarray(row["image"].convert("RGB")) for row in expected])
+    np.testing.assert_array_equal(data.train.batch(torch.arange(4)).numpy(), pixels)
+    assert (data.classes, data.train.labels.tolist()) == (("0", "1"), [1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_nothing_is_printed(tmp_path, images, capfd, monkeypatch, shows):
+    """Not even of damage; the user's settings of ``datasets`` come back."""
+    data_set(datasets, images, CLASSES).to_parquet(tmp_path / "a.parquet")
+    logger = logging.getLogger("datasets")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    set_bars = {True: datasets.enable_progress_bars, False: datasets.disable_progress_bars}
+    before = datasets.are_progress_bars_disabled()
+    set_bars[shows]()
+    try:
+        capfd.readouterr()
+        find_images(tmp_path)
+        (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+        with pytest.raises(ValueError, match=f"{tmp_path} cannot be read by datasets"):
+            find_images(tmp_path)
+        assert capfd.readouterr() == ("", "")
+        assert datasets.are_progress_bars_disabled() == (not shows)
+        assert logger.level == logging.INFO
+    finally:
+        set_bars[not before]()
+
+
+def test_splits_that_differ_in_case(tmp_path, images, monkeypatch):
+    whole = data_set(datasets, images, CLASSES)
+    datasets.DatasetDict(Train=whole, train=whole).save_to_disk(tmp_path / "saved")
+    loaded = datasets.DatasetDict(Train=whole, train=whole)
+    monkeypatch.setattr(datasets, "load_from_disk", lambda path: loaded)  # on any file system
+    with pytest.raises(ValueError, match="saved has the splits Train, train, of which some differ"):
+        find_images(tmp_path / "saved")
+
+
 def saved(tmp_path, columns, kinds):
     kinds = datasets.Features({name: kinds[name] for name in columns})
     datasets.Dataset.from_dict(columns, features=kinds).save_to_disk(tmp_path / "saved")
@@ -117,6 +179,7 @@ def column(images):
 
 PICTURES = datasets.Image()
 TEXT, NUMBER = datasets.Value("string"), datasets.Value("uint8")
+BOOL = datasets.Value("bool")
 TWO = datasets.ClassLabel(names=["b", "a"])
 
 
@@ -128,8 +191,21 @@ TWO = datasets.ClassLabel(names=["b", "a"])
         ({"kind": [1, 0, 1, 1]}, {"kind": TWO}, ("b", "a"), [1, 0, 1, 1], ()),
         ({"label": [1, 1, 1, 1]}, {"label": TWO}, (), [-1] * 4, ("labels of a single class (a)",)),
         ({"label": [None, -1, -1, -1]}, {"label": TWO}, (), [-1] * 4, ()),
-        ({"label": [0.5] * 4}, {"label": datasets.Value("float32")}, (), [-1] * 4, ()),
-        ({"caption": list("xyxy")}, {"caption": TEXT}, (), [-1] * 4, ()),
+        ({"label": [True, False, True, False]}, {"label": BOOL}, ("0", "1"), [1, 0, 1, 0], ()),
+        (
+            {"label": [0.5] * 4, "labels": [[1]] * 4, "class": [0, 1, 0, 1]},
+            {"label": datasets.Value("float32"), "labels": [NUMBER], "class": NUMBER},
+            (),
+            [-1] * 4,
+            ("3 columns that are no labels (label (float32), labels (List), class (uint8))",),
+        ),
+        (
+            {"caption": list("xyxy")},
+            {"caption": TEXT},
+            (),
+            [-1] * 4,
+            ("1 columns that are no labels (caption (string))",),
+        ),
         (
             {"coarse_label": [0, 0, 0, 1], "fine_label": [0, 1, 0, 1]},
             {"coarse_label": TWO, "fine_label": TWO},
@@ -159,8 +235,14 @@ def test_columns(tmp_path, images, columns, kinds, classes, labels, ignored):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": list("xyxy")}, "saved, train has the columns text, of which none hold images"),
-        ({"mask": 0, "scan": 0}, "columns mask, scan, of which mask, scan hold images; one must"),
+        (
+            {"text": list("xyxy")},
+            r"saved, train has the columns text \(string\), of which none",
+        ),
+        (
+            {"mask": 0, "scan": 0},
+            r"mask \(Image\), scan \(Image\), of which mask, scan hold",
+        ),
         ({"image": 0, "label": [0, 1, None, 1]}, "saved: row 2 of train has no label, but the"),
     ],
 )

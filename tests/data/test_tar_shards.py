@@ -1,35 +1,20 @@
 """Tar shards of WebDataset's layout: what WebDataset itself reads, and what is wrong with them."""
 
 import gzip
+import importlib
 import io
-import os
 import tarfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from amdim_fast import load_data
 from amdim_fast.data.datasets import describe_data
 from amdim_fast.data.find import find_images
-from amdim_fast.data.tar_shards import read_tars
-from tests.data.archives import write_tar
+from amdim_fast.data.tar_shards import EXTENSIONS, read_tars
+from tests.data.archives import PNG, png, sample, write_tar
 from tests.data.image_files import picture
-
-
-def png(seed, **options):
-    encoded = io.BytesIO()
-    Image.fromarray(picture(seed, **options)).save(encoded, "PNG")
-    return encoded.getvalue()
-
-
-PNG = png(0)
-
-
-def sample(key, label=None, content=PNG, extension="png"):
-    members = {f"{key}.{extension}": content}
-    return members if label is None else members | {f"{key}.cls": str(label).encode()}
 
 
 def rows(listing, split="train"):
@@ -64,43 +49,6 @@ def test_webdataset_reads_the_same(tmp_path):
     assert data.train.labels.tolist() == [item["cls"] for item in found]
     assert (data.classes, data.test) == (("0", "1", "2"), None)
     assert data.train.name(0) == f"{tmp_path}/a.tar: v1.0/a/000.png"
-
-
-@pytest.mark.parametrize(
-    ("shards", "train", "test", "ignored"),
-    [
-        (["b.tar", "a.TAR", ".c.tar"], ["a.TAR", "b.tar"], [], ()),
-        (["x-train-0.tar", "x_val_0.tar"], ["x-train-0.tar"], ["x_val_0.tar"], ()),
-        (["train2017_0.tar", "Test2017_0.tar"], ["train2017_0.tar"], ["Test2017_0.tar"], ()),
-        (["train/0.tar", "Val/0.tar", "x/0.tar"], ["train/0.tar"], ["Val/0.tar"], ()),
-        (["a.tar", "val-a.tar"], ["a.tar"], ["val-a.tar"], ()),
-        (["contest-1.tar", "test-1.tar"], ["contest-1.tar"], ["test-1.tar"], ()),
-        (["val-0.tar", "val-1.tar"], ["val-0.tar", "val-1.tar"], [], ()),
-        (
-            ["a.tar", "train.tar", "test.tar", "validation.tar", "other/train.tar"],
-            ["train.tar"],
-            ["validation.tar"],
-            ("tar files beside train and test (without a split's name, test)",),
-        ),
-    ],
-)  # fmt: skip
-def test_splits(tmp_path, shards, train, test, ignored):
-    for number, shard in enumerate(shards):
-        write_tar(tmp_path / shard, sample(number, 0) | sample(f"{number}b", 1))
-    listing = find_images(tmp_path)
-    found = {
-        split: list(dict.fromkeys(os.path.dirname(name) for name in names))
-        for split, (names, _) in listing.splits.items()
-    }
-    assert (found["train"], found.get("test", []), listing.ignored) == (train, test, ignored)
-
-
-def test_no_split_for_training(tmp_path):
-    for name in ("val.tar", "test.tar"):
-        write_tar(tmp_path / name, sample(0))
-    message = rf"{tmp_path} has the splits test, val; one of them must be called train"
-    with pytest.raises(ValueError, match=message):
-        find_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +89,48 @@ def test_labels(tmp_path, members, names, classes, labels, ignored):
         (place / "classnames.txt").unlink(missing_ok=True)
 
 
+def test_suffixes_are_those_of_folders(tmp_path):
+    folder = importlib.import_module("torchvision.datasets.folder")
+    assert {f".{extension}" for extension in EXTENSIONS} == {*folder.IMG_EXTENSIONS, ".gif"}
+
+
+def test_links(tmp_path):
+    """Hard links are the members that they lead to; others are said, or stop if they are labels."""
+    write_tar(tmp_path / "a.tar", sample("a", 1) | sample("b", content=png(1)))
+
+    def link(kind, name, target):
+        with tarfile.open(tmp_path / "a.tar", "a") as tar:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+
+    link(tarfile.LNKTYPE, "b.cls", "a.cls")
+    link(tarfile.LNKTYPE, "c.png", "b.png")
+    link(tarfile.LNKTYPE, "c.cls", "b.cls")  # a link to a link
+    link(tarfile.SYMTYPE, "d.png", "a.png")
+    link(tarfile.LNKTYPE, "e.png", "later.png")
+    write_tar(tmp_path / "b.tar", sample("z", 0) | {".z.png": PNG})
+    data = load_data("folder", tmp_path)
+    assert data.train.names() == ["a.tar/a.png", "a.tar/b.png", "a.tar/c.png", "b.tar/z.png"]
+    assert data.train.labels.tolist() == [1, 1, 1, 0]
+    pixels = np.stack([picture(seed) for seed in (0, 1, 1, 0)])
+    np.testing.assert_array_equal(data.train.batch(torch.arange(4)).numpy(), pixels)
+    assert data.ignored == (
+        "2 members that are no regular files (a.tar/d.png, a.tar/e.png)",
+        "1 members hidden or of the system (b.tar/.z.png)",
+    )
+    write_tar(tmp_path / "c.tar", {"0.cls": b"1"})
+    with tarfile.open(tmp_path / "c.tar", "a") as tar:
+        info = tarfile.TarInfo("0.png")
+        info.type = tarfile.SYMTYPE
+        tar.addfile(info)
+    with pytest.raises(ValueError, match=r"0.cls has no image .*; 0.png is no regular file$"):
+        find_images(tmp_path)
+    link(tarfile.SYMTYPE, "f.cls", "a.cls")
+    with pytest.raises(ValueError, match=r"a\.tar: f\.cls is no regular file but a link to a\.c"):
+        find_images(tmp_path)
+
+
 def test_a_test_split_without_labels_is_left_out(tmp_path):
     write_tar(tmp_path / "train.tar", sample(0, 0) | sample(1, 1))
     write_tar(tmp_path / "test.tar", sample(0) | sample(1, -1))
@@ -178,6 +168,15 @@ def test_a_test_split_without_labels_is_left_out(tmp_path):
         (sample(0) | {"0.json": b'{"label": 1.5}'}, "0.json has the label 1.5; it must be a whole"),
         (sample(0) | {"0.json": b'{"cls": true}'}, "0.json has the label True; it must be a whole"),
         ({"a.txt": b"", "b.npy": b""}, "a.tar holds no image; members must end in .jpg, "),
+        ({"img_0.1.png": PNG}, r"a.tar holds .*/img_0: img_0.1.png has the extension .1.png"),
+        (
+            {"0.left.PNG": PNG, "0.cls": b"1"},
+            "0.cls has no image beside it .*; 0.left.PNG has the extension .left.png, as ext",
+        ),
+        (
+            {"apple.cls": b"1", "apple.npy": b""},
+            "apple.cls has no image beside it .*; apple.npy is an image only with --channels$",
+        ),
         ({}, "a.tar holds no image; members must end in .jpg, "),
         ({f"{'x' * 4100}.png": PNG}, "a.tar is no tar file, or damaged .*a name of 4,104 bytes"),
     ],
@@ -342,14 +341,3 @@ def test_a_tar_that_changes_is_not_read(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.tar: 0\.png cannot be read \(No such file"):
         data.train.batch(torch.tensor([0]))
-
-
-def test_tars_beside_images_are_named(tmp_path):
-    """A folder of images stays one."""
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "0.png").write_bytes(PNG)
-    write_tar(tmp_path / "train.tar", sample(0))
-    listing = find_images(tmp_path)
-    assert [name for name, _ in rows(listing)] == ["a/0.png", "b/0.png"]
-    assert listing.ignored == ("1 .tar or .parquet files",)
