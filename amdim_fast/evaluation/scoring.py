@@ -92,8 +92,8 @@ def check_task(
             )
     if model.encoder.in_channels != train.channels:
         raise ValueError(
-            f"the encoder takes images of {model.encoder.in_channels} channels; those of the data"
-            f" set have {train.channels}"
+            f"the encoder takes images of C = {model.encoder.in_channels} channels; those of the"
+            f" data set have {train.channels}"
         )
     methods = options.methods or ()
     if "stored" in methods:

@@ -131,7 +131,7 @@ def test_a_model_and_images_of_other_channels(tmp_path):
     )
     path = tmp_path / "run" / "checkpoint.pt"
     color = load_data("digits")
-    with pytest.raises(ValueError, match="takes images of 1 channels; those of the data set"):
+    with pytest.raises(ValueError, match="takes images of C = 1 channels; those of the"):
         evaluate(path, color, **QUIET)
     with pytest.raises(ValueError, match=r"must be \[N, H, W, 1\], \[N, 1, H, W\]"):
         load_pretrained(path).encode(color.test.images[:2])
