@@ -86,8 +86,8 @@ def segment_files(
         raise ValueError(f"{checkpoint} has no components; pre-train with --mixture K")
     if model.encoder.in_channels != 3:
         raise ValueError(
-            f"{checkpoint} takes images of C = {model.encoder.in_channels} channels; only color images"
-            " can be segmented from files: call segment with your own"
+            f"{checkpoint} takes images of C = {model.encoder.in_channels} channels; only color"
+            " images can be segmented from files: call segment with your own"
         )
     square = replace(preprocessing, resize=preprocessing.size)
     folder = Path(out_dir)

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amdim_fast.checks import whole_number
-
 LARGEST_SIDE = 2**24 - 1  # pixels of an image
 
 VIEW_FIELDS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -218,10 +216,9 @@ class ViewPolicy:
         Raises:
             ValueError: a number is not whole, or below 1.
         """
-        if size is not None:
-            whole_number("size", size)
-        if channels is not None:
-            whole_number("channels", channels)
+        for name, value in (("size", size), ("channels", channels)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
         changed: dict[str, Any] = {}
         if size is not None and size != self.size:
             changed["size"] = size

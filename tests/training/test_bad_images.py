@@ -11,7 +11,7 @@ import torch
 from amdim_fast import pretrain
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.main import main
-from amdim_fast.data import datasets
+from amdim_fast.data import channels, datasets
 from amdim_fast.data.decoding import decode
 from amdim_fast.data.loader import training_indices
 from amdim_fast.training.recipes import RECIPES
@@ -126,7 +126,7 @@ def test_want_of_memory_costs_no_step_and_no_image(tmp_path, capsys, bad, monkey
             raise MemoryError(f"there is no memory to decode {path}")
         return decode(path, **options)
 
-    monkeypatch.setattr(datasets, "decode", without_memory)
+    monkeypatch.setattr(channels, "decode", without_memory)
     error = stopped(tmp_path, capsys, "--workers=0")
     assert error.endswith(f"of step 2; go on with --resume {tmp_path / 'run'}")
     assert final(tmp_path / "run")["step"] == 2
