@@ -13,8 +13,10 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -85,21 +87,20 @@ def update(training: Training, method: str, head: nn.Module, views: Tensor, labe
 
 
 def train(method: str, seed: int, data: ImageData, recipe: Recipe) -> tuple[AnyEncoder, float]:
-    """The encoder after all steps, none for random weights, and the seconds that they took."""
+    """The encoder after all steps, of random weights none, and the seconds that they took."""
     seed_everything(seed)
     training = Training(build_model(recipe, None), recipe, len(data.train), seed)
-    head = make_head(method, recipe.n_rkhs, len(data.classes))
+    step: Callable[[Tensor, Tensor], object] = training.update
     if method in (SIMCLR, SUPERVISED):
+        head = make_head(method, recipe.n_rkhs, len(data.classes))
         training.optimizer.add_param_group({"params": list(head.parameters())})
+        step = partial(update, training, method, head)
+    steps = 0 if method == RANDOM else training.total_steps
     started = time.perf_counter()
     with training_batches(data.train, recipe.batch_size, seed=seed) as loader:
-        while method != RANDOM and training.step < training.total_steps:
+        while training.step < steps:
             batch = next(loader)
-            views = training.views(batch)
-            if method == AMDIM:
-                training.update(views, batch.labels)
-            else:
-                update(training, method, head, views, batch.labels)
+            step(training.views(batch), batch.labels)
     return training.model.encoder, time.perf_counter() - started
 
 
