@@ -44,7 +44,8 @@ TRAINED = (AMDIM, SIMCLR, SUPERVISED)
 METHODS = (*TRAINED, RANDOM, PIXELS)
 SEEDS = (0, 1, 2)
 RECIPE = replace(RECIPES["digits"], precision="float32", steps=300)
-PROJECTION, TAU = 128, 0.5  # of SimCLR, arXiv:2002.05709
+# Of SimCLR, arXiv:2002.05709; of 0.1, 0.2 and 0.5, this temperature was best with seed 3, 150 steps.
+PROJECTION, TAU = 128, 0.1
 AT_ONCE = 2
 simclr_loss = page_loss("simclr_loss")
 

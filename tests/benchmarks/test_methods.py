@@ -84,7 +84,7 @@ def test_losses_are_their_definitions():
     torch.testing.assert_close(found, sum(costs) / 14, rtol=1e-6, atol=0)
 
     features = F.normalize(torch.cat([first, second]), dim=1)
-    scores = (features @ features.T / 0.5).exp()
+    scores = (features @ features.T / 0.1).exp()
     costs = [
         (scores[i].sum() - scores[i, i]).log() - scores[i, (i + 7) % 14].log() for i in range(14)
     ]
