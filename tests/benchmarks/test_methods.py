@@ -92,6 +92,20 @@ def test_losses_are_their_definitions():
     torch.testing.assert_close(found, sum(costs) / 14, rtol=1e-6, atol=0)
 
 
+def test_heads_are_a_projection_and_a_layer_of_classes():
+    features = torch.randn(3, 16)
+    head = bench_methods.make_head(SIMCLR, 16, 10)
+    first, first_bias, second, second_bias = head.parameters()
+    hidden = (features @ first.T + first_bias).clamp(min=0)
+    torch.testing.assert_close(head(features), hidden @ second.T + second_bias)
+    assert first.shape == (16, 16)
+    assert second.shape == (128, 16)
+    layer = bench_methods.make_head(SUPERVISED, 16, 10)
+    weight, bias = layer.parameters()
+    torch.testing.assert_close(layer(features), features @ weight.T + bias)
+    assert weight.shape == (10, 16)
+
+
 @pytest.mark.parametrize("method", [SIMCLR, SUPERVISED])
 def test_a_step_is_adams_at_the_rate_of_the_recipe(method):
     """The first layer and the last move by the rate of the first step, as Adam moves them."""
