@@ -17,7 +17,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -113,31 +112,30 @@ def run(method: str, seed: int, recipe: Recipe = RECIPE) -> None:
     print(json.dumps({"accuracy": 100 * accuracy, "seconds": seconds}), flush=True)
 
 
-def run_apart(job: tuple[int, str]) -> dict[str, float]:
-    """What ``run`` prints of a seed and a method, in a process of its own."""
+def run_apart(seed: int, method: str) -> dict[str, float]:
+    """What ``run`` prints, in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.bench_{NAME}"]
-    command += ["--seed", str(job[0]), "--run", job[1]]
-    print(f"  {job[1]}, seed {job[0]}", flush=True)
+    command += ["--seed", str(seed), "--run", method]
     finished = subprocess.run(command, cwd=harness.ROOT, stdout=subprocess.PIPE, check=True)
     found: dict[str, float] = json.loads(finished.stdout)
     return found
 
 
 def measure(out: Path) -> None:
-    """Every method with every seed, two at a time; appends the rows."""
+    """Every method, two at a time, seed by seed; appends the rows of a seed once it is done."""
     torch.set_num_threads(1)  # as the processes have; rows name it with the device
-    jobs = list(product(SEEDS, METHODS))
-    other_work = harness.OtherWork()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(run_apart, jobs))
-    note = other_work.note()
     shapes = {**harness.sizes(RECIPE), "steps": RECIPE.steps}
-    for (seed, method), found in zip(jobs, results, strict=True):
-        provider = f"{method}, seed {seed}"
-        condition = harness.Condition(NAME, "composites", provider, "train", shapes, "float32")
-        harness.record(out, condition, "linear_probe", "%", [found["accuracy"]])
-        if method in TRAINED:
-            harness.record(out, condition, "time", "ms", [1e3 * found["seconds"]], note=note)
+    for seed in SEEDS:
+        other_work = harness.OtherWork()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            results = list(pool.map(partial(run_apart, seed), METHODS))
+        note = other_work.note()
+        for method, found in zip(METHODS, results, strict=True):
+            provider = f"{method}, seed {seed}"
+            condition = harness.Condition(NAME, "composites", provider, "train", shapes, "float32")
+            harness.record(out, condition, "linear_probe", "%", [found["accuracy"]])
+            if method in TRAINED:
+                harness.record(out, condition, "time", "ms", [1e3 * found["seconds"]], note=note)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -138,8 +138,7 @@ def test_a_run_prints_accuracy_and_seconds(method, data, monkeypatch, capsys):
 def test_rows_of_all_seeds_make_the_table(tmp_path, monkeypatch):
     """Every method with every seed in a process of its own, which is played here."""
 
-    def played(job):
-        seed, method = job
+    def played(seed, method):
         return {"accuracy": 50 + 10 * METHODS.index(method) + seed, "seconds": 60 + seed}
 
     monkeypatch.setattr(bench_methods, "run_apart", played)
