@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Measures on this machine, under ten minutes on two idle cores; appends to benchmarks/results/. Apart:
-# make bench-large_batch bench-quality, longer by themselves, and bench_demo, for the run of make demo.
+# make bench-large_batch bench-quality bench-methods, longer, and bench_demo, for the run of make demo.
 BENCHES := nce losses augment mixture train_step data
 bench: $(INSTALLED) $(BENCHES:%=bench-%)
 bench-%: $(INSTALLED)

@@ -22,10 +22,11 @@ SHIFT = 5
 
 
 class Composites(NamedTuple):
-    """Images uint8 [N, 32, 32, 3] and masks bool [N, 32, 32]."""
+    """Images uint8 [N, 32, 32, 3], masks bool [N, 32, 32] and labels int64 [N]."""
 
     images: Tensor
     masks: Tensor
+    labels: Tensor
 
 
 def load_composites(seed: int) -> tuple[Composites, Composites]:
@@ -72,7 +73,7 @@ def _compose(
         )
         patches[index] = photo[:, top : top + SIZE, left : left + SIZE].permute(1, 2, 0)
     blended = torch.lerp(patches, color, gray[..., None].float() / 255)
-    return Composites(blended.round().to(torch.uint8), gray >= OPAQUE)
+    return Composites(blended.round().to(torch.uint8), gray >= OPAQUE, digits.labels)
 
 
 def location_masks(masks: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import bench_train_step, traffic
 from benchmarks.report import cards, tables
 from benchmarks.report.goals import GOALS, goal_table
+from benchmarks.report.methods import methods
 from benchmarks.report.plots import DRAWN, PLOTS
 from benchmarks.report.rows import MARK, STALE, Rows, read_rows
 from benchmarks.report.steps import steps_table
@@ -47,6 +48,7 @@ BLOCKS: dict[str, Callable[[Rows], str]] = {
     "step_gpu": steps_table,
     "demo": partial(tables.small, name="demo"),
     "quality": tables.quality,
+    "methods": methods,
     "mixture": tables.mixture,
     "other_losses": tables.other_losses,
     "emergence": partial(tables.small, name="emergence"),
