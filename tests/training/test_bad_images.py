@@ -14,6 +14,7 @@ from amdim_fast.cli.main import main
 from amdim_fast.data import channels, datasets
 from amdim_fast.data.decoding import decode
 from amdim_fast.data.loader import training_indices
+from amdim_fast.data.packing import pack
 from amdim_fast.training.recipes import RECIPES
 from amdim_fast.training.run import Run
 from tests.data.image_files import write_folder
@@ -116,6 +117,22 @@ def test_a_run_that_skips_lists_what_it_left_out(tmp_path, bad):
     (tmp_path / "run" / "left_out.json").write_text("[]")
     with pytest.raises(ValueError, match=r"left_out\.json is damaged; remove it, and resume with"):
         pretrain(resume=tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_run_goes_on_with_a_store_of_its_other_images(tmp_path, bad, skip_bad):
+    """Files that were left out have other names there, or none."""
+    pretrain(replace(RECIPE, steps=1), "images", name="run", skip_bad=True, **WITHOUT)
+    assert final(tmp_path / "run")["left_out"] == 1
+    pack("images", "store", skip_bad=True, workers=0, progress=False)
+    options = {"data_dir": "store", "skip_bad": skip_bad, "progress": False}
+    pretrain(RECIPE, resume="run", **options)
+    contents = final(tmp_path / "run")
+    assert (contents["step"], contents["data"]["images"]) == (7, 39)
+    shutil.rmtree(tmp_path / "images" / "train" / "cat")
+    pack("images", "fewer", skip_bad=True, workers=0, progress=False)
+    with pytest.raises(ValueError, match="but it had 39 of"):
+        pretrain(resume="run", data_dir="fewer", progress=False)
 
 
 def test_want_of_memory_costs_no_step_and_no_image(tmp_path, capsys, bad, monkeypatch):

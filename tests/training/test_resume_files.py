@@ -46,11 +46,15 @@ def test_from_another_folder(monkeypatch, tmp_path):
     (tmp_path / "b" / "images").mkdir()
     pretrain(**resumed)
     pretrain(data_dir="other", **resumed)
+    (tmp_path / "a" / "images").rmdir()
+    (tmp_path / "b" / "images").rmdir()
+    pretrain(**resumed)  # missing in both: named where it was
     assert [str(root) for root in found] == [
         "images",
         str(tmp_path / "a" / "images"),
         "images",
         "other",
+        str(tmp_path / "a" / "images"),
     ]
 
 
