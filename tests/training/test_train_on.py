@@ -221,7 +221,7 @@ def test_components_come_too_where_both_have_them(tmp_path, capsys):
             AMDIM(32, 8, 24, 1),
             "another encoder than this run: ndf is 8, here 4 (--ndf); n_rkhs is 24, here 16",
         ),
-        (AMDIM(64, 4, 16, 1), "encoder_size is 64, here 32 (--policy)"),
+        (AMDIM(64, 4, 16, 1), "encoder_size is 64, here 32 (--policy or --size)"),
         (AMDIM(32, 4, 16, 1, use_bn=True), "use_bn is True, here False (--use-bn)"),
         (AMDIM(32, 4, 16, 2, in_channels=1), "n_depth is 2, here 1 (--depth); in_channels is 1"),
         (None, "weights.pt does not exist; give a checkpoint file or the folder of an export"),
