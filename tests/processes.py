@@ -5,9 +5,9 @@ import datetime
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -59,7 +59,8 @@ def found_by_ranks(script, parent, seconds, suffix="pt"):
 
     @functools.cache
     def of(world):
-        folder = Path(tempfile.mkdtemp(prefix=f"{world}-", dir=parent))  # if it failed, another
+        folder = parent / str(world)
+        shutil.rmtree(folder, ignore_errors=True)  # of ranks that failed
         run_ranks(script, world, folder, seconds)
         return [READERS[suffix](folder / f"{rank}.{suffix}") for rank in range(world)]
 

@@ -234,14 +234,14 @@ def _read_index(folder: Path, shard: Mapping[str, Any], classes: int, channels: 
     sides = table[:, 1:3]
     if (sides < 1).any() or (sides > LONGEST_SIDE).any() or (offset < 0).any():
         raise ValueError(f"{path} has impossible sizes or offsets; pack the store again")
+    # The difference cannot overflow as the sum could.
+    if (offset > shard["bytes"] - channels * height * width).any():
+        raise ValueError(f"{path} points outside {pixels.name}; pack the store again")
     if int((channels * height * width).sum()) != shard["bytes"]:
         raise ValueError(
             f"{path} does not fit {pixels.name} with images of {channels} channels; pack the store"
             " again"
         )
-    # The difference cannot overflow as the sum could.
-    if (offset > shard["bytes"] - channels * height * width).any():
-        raise ValueError(f"{path} points outside {pixels.name}; pack the store again")
     if (label < -1).any() or (label >= max(classes, 0)).any():
         raise ValueError(f"{path} has labels that belong to no class; pack the store again")
     return table
