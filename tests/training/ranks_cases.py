@@ -17,7 +17,7 @@ from amdim_fast import pretrain
 from amdim_fast.data.datasets import LOADERS, ImageData
 from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.distributed.ranks import Ranks
-from amdim_fast.model import probes
+from amdim_fast.model import probes, sync_batchnorm
 from amdim_fast.model.sync_batchnorm import synchronize_batchnorm
 from amdim_fast.training import checkpoints as run_checkpoints
 from amdim_fast.training import run as training_run
@@ -149,7 +149,7 @@ def own_views(rank):
 
 
 def own_statistics(rank):
-    return replaced(training_step, "synchronize_batchnorm", lambda *_: None)
+    return replaced(sync_batchnorm, "synchronize_batchnorm", lambda *_: None)
 
 
 PLANTED = (
