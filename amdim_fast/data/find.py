@@ -11,7 +11,8 @@ from amdim_fast.data.hugging_face import ROWS, is_saved, read_parquet, read_save
 from amdim_fast.data.hugging_face import SUFFIX as PARQUET
 from amdim_fast.data.lists import SUFFIXES as LISTS
 from amdim_fast.data.lists import is_list, read_list
-from amdim_fast.data.shards import counted, shard_files
+from amdim_fast.data.phrases import counted
+from amdim_fast.data.shards import shard_files
 from amdim_fast.data.tar_shards import PACKED, is_tar, read_tars
 from amdim_fast.data.tar_shards import SUFFIX as TARS
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amdim_fast.data.phrases import counted
 from amdim_fast.data.sources import Archive, Source, source_of
 from amdim_fast.files import printable
 from amdim_fast.optional import require
@@ -24,7 +25,6 @@ STRAY = "images beside the class folders"
 BESIDE = "beside the training folder"
 LOOPS = "links back to a folder around them"
 NO_FILES = "links to nothing, or no regular files"
-NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,8 @@ class _Walk:
         self._phrases.append(f"{what} {why} ({', '.join(names)})")
 
     def ignored(self) -> tuple[str, ...]:
-        phrases = list(self._phrases)
-        for kind, names in self._left_out.items():
-            shown = ", ".join([*sorted(names)[:NAMED], *["..."] * (len(names) > NAMED)])
-            phrases.append(f"{len(names):,} {kind} ({shown})")
-        return tuple(map(printable, phrases))
+        left_out = (counted(kind, sorted(names)) for kind, names in self._left_out.items())
+        return (*map(printable, self._phrases), *left_out)
 
     def find_splits(self) -> tuple[Path, Path | None]:
         """The folder of the training images and, if there is one, that of the test images."""

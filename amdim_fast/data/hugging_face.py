@@ -14,7 +14,8 @@ from typing import Any
 from amdim_fast.data.folders import Listing
 from amdim_fast.data.labels import SPLITS as LISTED
 from amdim_fast.data.labels import Row, archive_listing
-from amdim_fast.data.shards import choose_splits, counted, find_shards
+from amdim_fast.data.phrases import counted
+from amdim_fast.data.shards import choose_splits, find_shards
 from amdim_fast.files import LARGEST_READ, printable
 from amdim_fast.optional import require
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from amdim_fast.data.folders import (
     HIDDEN,
-    NAMED,
     NO_FILES,
     SYSTEM_FOLDERS,
     TEST_FOLDERS,
     TRAIN_FOLDERS,
 )
+from amdim_fast.data.phrases import counted, listed
 from amdim_fast.files import printable
 
 _SPLITS = (*TRAIN_FOLDERS, *TEST_FOLDERS)
@@ -75,16 +75,6 @@ def find_shards(root: Path, suffix: str, plain: Sequence[str] = ()) -> Shards:
     phrases = [counted(kind, names) for kind, names in left_out.items()]
     phrases += [counted("names of several splits", guessed)] if guessed else []
     return Shards({split: found[split] for split in sorted(found)}, tuple(phrases))
-
-
-def counted(what: str, names: Sequence[str]) -> str:
-    """A phrase, fit to print: how many of what, and the first names."""
-    return printable(f"{len(names):,} {what} ({listed(names)})")
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names."""
-    return ", ".join([*names[:NAMED], *["..."] * (len(names) > NAMED)])
 
 
 def shard_files(root: Path, suffixes: tuple[str, ...], without: Collection[str] = ()) -> list[str]:

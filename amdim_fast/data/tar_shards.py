@@ -14,7 +14,8 @@ import numpy as np
 
 from amdim_fast.data.folders import ARRAYS, HIDDEN, Listing
 from amdim_fast.data.labels import Row, archive_listing
-from amdim_fast.data.shards import Shards, choose_splits, counted, find_shards
+from amdim_fast.data.phrases import counted
+from amdim_fast.data.shards import Shards, choose_splits, find_shards
 from amdim_fast.data.tar_members import NoFile, TarMember, members_of
 from amdim_fast.files import read_whole
 
