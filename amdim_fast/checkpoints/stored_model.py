@@ -15,7 +15,6 @@ from amdim_fast.views.preprocessing import Preprocessing
 
 # The public code has one policy per size; it uses ImageNet's for Places205 too.
 POLICY_OF_SIZE = {32: "cifar", 64: "stl10", 128: "imagenet128"}
-LARGEST_POLICY = "imagenet128"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class StoredModel:
                 raise CheckpointError(
                     f"{self.source} states a policy that cannot be: {error}; name another"
                 ) from None
-        return preprocessing_of(policy or POLICY_OF_SIZE.get(image[0], LARGEST_POLICY), *image)
+        return preprocessing_of(policy or POLICY_OF_SIZE.get(image[0], POLICY_OF_SIZE[128]), *image)
 
 
 def preprocessing_of(

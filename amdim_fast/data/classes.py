@@ -10,8 +10,7 @@ import torch
 
 from amdim_fast.data.datasets import ImageData
 from amdim_fast.data.image_sets import ImageSet
-
-NAMED = 3
+from amdim_fast.data.phrases import listed
 
 
 def with_labels_of(data: ImageData, names: Sequence[str], owner: str, advice: str) -> ImageData:
@@ -33,7 +32,10 @@ def with_labels_of(data: ImageData, names: Sequence[str], owner: str, advice: st
         for some, others in ((data.classes, names), (names, data.classes))
     )
     if new or missing or len(names) != len(data.classes):
-        said = [f"{what} {_named(some)}" for what, some in (("new", new), ("missing", missing))]
+        said = [
+            f"{what} {listed([*map(repr, some)]) or 'none'}"
+            for what, some in (("new", new), ("missing", missing))
+        ]
         raise ValueError(
             f"the classes of the data set are not those of {owner}: {', '.join(said)}; {advice}"
         )
@@ -52,8 +54,3 @@ def with_labels_of(data: ImageData, names: Sequence[str], owner: str, advice: st
         test=None if data.test is None else relabelled(data.test),
         classes=tuple(names),
     )
-
-
-def _named(names: Sequence[str]) -> str:
-    shown = [repr(name) for name in names[:NAMED]]
-    return ", ".join([*shown, *["..."] * (len(names) > NAMED)]) or "none"
