@@ -13,22 +13,39 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parents[1]
-# One thread each; the scripts import what else is under tests/.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+from tests.forked import ENVIRONMENT, Process
+
+# Forks have no environment of their own as they start, and are not followed by coverage.
+FORKS = sys.platform == "linux" and "COVERAGE_PROCESS_CONFIG" not in os.environ
 READERS = {"pt": torch.load, "json": lambda path: json.loads(path.read_text())}
 
 
-def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE):
-    """``python ARGUMENTS`` in ``folder``, its output in pipes."""
+def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE, fork=FORKS):
+    """``python ARGUMENTS`` in ``folder``, its output in pipes; a new interpreter or a fork of one.
+
+    With ``variables`` of the environment it is new.
+    """
+    words = [*map(str, arguments)]
+    if fork and variables is None:
+        return Process(words, folder, stderr=stderr)
     return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, *words],
         cwd=folder,
         env=os.environ | ENVIRONMENT | (variables or {}),
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
     )
+
+
+def run(arguments, folder, seconds=240):
+    """What ``python ARGUMENTS`` in ``folder`` came to, a ``subprocess.CompletedProcess``."""
+    with start(arguments, folder) as process:
+        try:
+            said = process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(arguments, process.returncode, *said)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from amdim_fast.data.datasets import load_data
 from amdim_fast.data.packed_store import read_store, verify_store
 from amdim_fast.data.packing import pack
 from tests.data.image_files import assert_group_ends, picture, write_folder
+from tests.processes import run
 
 
 def packed(*arguments, **options):
@@ -134,8 +135,12 @@ def test_every_interruption_resumes_to_the_same_bytes(source, tmp_path, small_sh
         assert contents(folder) == expected
 
 
+def pack_words(*arguments):
+    return ["-m", "amdim_fast", "pack", *map(str, arguments)]
+
+
 def command(*arguments):
-    return [sys.executable, "-m", "amdim_fast", "pack", *map(str, arguments)]
+    return [sys.executable, *pack_words(*arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -197,16 +202,16 @@ def test_killed_worker_is_one_sentence(many, tmp_path):
 
 def test_command_end_to_end(source, tmp_path):
     (source / "train" / "dog" / "003.png").write_bytes(b"")
-    run = command(source, tmp_path / "store", "--workers", 1, "--size", 16)
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    words = pack_words(source, tmp_path / "store", "--workers", 1, "--size", 16)
+    done = run(words, tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         f"amdim-fast: {source}/train/dog/003.png is empty; --skip-bad leaves such files out"
     )
-    done = subprocess.run([*run, "--skip-bad"], capture_output=True, text=True, check=False)
+    done = run([*words, "--skip-bad"], tmp_path)
     assert done.returncode == 0, done.stderr
-    run = command(source, tmp_path / "other", "--workers", 0, "--size", 16, "--skip-bad")
-    done = subprocess.run([*run, "--verify"], capture_output=True, text=True, check=False)
+    words = pack_words(source, tmp_path / "other", "--workers", 0, "--size", 16, "--skip-bad")
+    done = run([*words, "--verify"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"packed 21 images into {tmp_path / 'other'}",

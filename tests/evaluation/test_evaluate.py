@@ -4,8 +4,6 @@ import copy
 import io
 import json
 import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -31,7 +29,7 @@ from amdim_fast.training.recipes import RECIPES
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sheets import GAP
 from tests.data.image_files import write_folder
-from tests.processes import start
+from tests.processes import run, start
 
 QUICK = EvaluationOptions(k=5, schedule=ProbeSchedule(30, (20,), learning_rate=1e-2, batch_size=50))
 
@@ -264,10 +262,10 @@ def test_a_picture_that_fails_costs_no_accuracy(checkpoint, tmp_path, capsys, mo
 def test_as_a_process(checkpoint, tmp_path):
     write_folder(tmp_path / "data", train=20, test=8, sizes=((32, 32),))
     command = [
-        sys.executable, "-m", "amdim_fast", "evaluate", str(checkpoint), "--data=folder",
+        "-m", "amdim_fast", "evaluate", checkpoint, "--data=folder",
         "--data-dir=data", "--out=out", "--knn-k=3", "--probe-epochs=3", "--workers=0",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("linear", "mlp", "knn", "logistic", "test images", "top-1"):
         assert word in done.stdout
@@ -277,7 +275,7 @@ def test_as_a_process(checkpoint, tmp_path):
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert result["provenance"] == {"recipe": "digits", "step": 7}
     assert result["options"]["schedule"]["epochs"] == 3
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = run(command, tmp_path)
     assert again.returncode == 2
     assert again.stderr == "amdim-fast: out exists already; choose another name or move it away\n"
 

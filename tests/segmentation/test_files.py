@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +8,7 @@ from amdim_fast.segmentation.files import segment_files
 from amdim_fast.segmentation.posterior import colors, segment
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.preprocessing import Preprocessing
+from tests.processes import run
 
 
 @pytest.fixture
@@ -117,9 +115,7 @@ def test_an_export_carries_the_components(checkpoint, tmp_path):
 
 def test_command(checkpoint, tmp_path):
     pictures = write_pictures(tmp_path / "in", (32, 32), (32, 40))
-    command = [sys.executable, "-m", "amdim_fast", "segment", checkpoint, *pictures]
-    finished = subprocess.run(
-        [*map(str, command), "--out-dir", str(tmp_path / "out")], capture_output=True, text=True
-    )
+    command = ["-m", "amdim_fast", "segment", checkpoint, *pictures]
+    finished = run([*command, "--out-dir", tmp_path / "out"], tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert len(finished.stdout.splitlines()) == len(list((tmp_path / "out").iterdir())) == 7

@@ -1,8 +1,5 @@
 """``amdim-fast views`` and the sheets it writes."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +10,7 @@ from amdim_fast.cli.main import main
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sheets import GAP, sheet
 from tests.data.image_files import picture
+from tests.processes import run
 
 SIZES = ((20, 30), (50, 40))
 
@@ -67,21 +65,21 @@ def test_tiles_are_what_augment_makes(files, tmp_path, name):
 
 def test_as_a_process(files, tmp_path):
     paths, _ = files
-    command = [sys.executable, "-m", "amdim_fast", "views", *paths, "--policy=digits"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = ["-m", "amdim_fast", "views", *paths, "--policy=digits"]
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "wrote views.png: 2 images, 4 views of each" in done.stdout
     with Image.open(tmp_path / "views.png") as image:
         assert image.size == (5 * (32 + 2 * GAP), 2 * (32 + 2 * GAP))
     before = (tmp_path / "views.png").read_bytes()
-    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    refused = run(command, tmp_path)
     assert refused.returncode == 2
     assert refused.stderr == (
         "amdim-fast: views.png exists already; choose another name or allow --overwrite\n"
     )
     assert (tmp_path / "views.png").read_bytes() == before
     command += ["--overwrite", "--seed=1"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert run(command, tmp_path).returncode == 0
     assert (tmp_path / "views.png").read_bytes() != before
 
 
