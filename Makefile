@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO := $(VENV)/.demo
 
 .PHONY: demo test lint bench coverage dist smoke smoke-clean gpu tune kernels-linked report clean
 
 # Pre-train on 4,000 embedded digits, judge on 1,000, and show every command; minutes on two cores,
 # less on a GPU, which is used if there is one.
-demo: $(INSTALLED)
+demo: $(DEMO)
 	$(BIN)/python -m benchmarks.demo
 
 # Files of tests side by side, one thread each: threads of several processes only hinder one another.
@@ -77,8 +78,17 @@ clean:
 
 # The extensions are built against the torch that is installed, not against one fetched for the build.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+$(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch ninja pybind11 'setuptools>=77'
 	$(PIP) --no-build-isolation --editable '.[data,demo,backbones,parquet,huggingface,onnx,dev]'
+	touch $@ $(DEMO)
+
+# What the demo needs alone: without a GPU, no library for CUDA.
+$(DEMO): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch ninja 'setuptools>=77'
+	AMDIM_FAST_BUILD="$$(nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo cpu)" \
+		$(PIP) --no-build-isolation --editable '.[data,demo]'
 	touch $@

@@ -1,6 +1,7 @@
 """Maps kernels/ to amdim_fast.kernels and builds csrc/; all else is in pyproject.toml.
 
-AMDIM_FAST_BUILD=0 leaves out the library of views, and with it the need of a compiler.
+AMDIM_FAST_BUILD=0 leaves out the libraries of views, and with them the need of a compiler;
+AMDIM_FAST_BUILD=cpu leaves out the one for CUDA.
 TORCH_CUDA_ARCH_LIST has the compute capabilities to build for: if not set, those of the GPUs here
 or, where there is none, of all that the kernels run on.
 """
@@ -16,7 +17,8 @@ from types import ModuleType
 from setuptools import find_packages, setup
 from setuptools.command.build import build
 
-VIEWS = os.environ.get("AMDIM_FAST_BUILD") != "0"
+ASKED = os.environ.get("AMDIM_FAST_BUILD")
+VIEWS = ASKED != "0"
 ALL_GPUS = "8.0;9.0;10.0+PTX"
 HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
 # No product may be fused with a sum: the views are exact to the bit.
@@ -98,7 +100,7 @@ def views_extensions() -> tuple[list, dict]:
             **common,
         ),
     ]
-    for_cuda = torch.version.cuda is not None
+    for_cuda = torch.version.cuda is not None and ASKED != "cpu"
     with_cuda = (home is not None and for_cuda) or os.environ.get("FORCE_CUDA") == "1"
     if with_cuda:
         extensions.append(
@@ -120,6 +122,8 @@ def views_extensions() -> tuple[list, dict]:
                 say(f"views are built for CPUs and for compute capabilities {listed}, {whose}")
             elif for_cuda:
                 say("views are built for CPUs only, because nvcc, which CUDA needs, is not found")
+            elif ASKED == "cpu":
+                say("views are built for CPUs only, because AMDIM_FAST_BUILD is cpu")
             super().run()
 
     return extensions, {"build": Build, "build_ext": BuildViews}

@@ -8,6 +8,7 @@ one of ours that disagrees gets no row, and the exit status is then 1.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ COUNTED_IMAGES, COUNTED_WIDTH = 64, 8
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes, and what is measured; ``checked_images`` is B of the equality check, B if None."""
+    """Sizes, and what is measured; ``checked_images`` is B of the equality check, B if None.
+
+    ``taken`` is the number of cores that other processes take while it is timed.
+    """
 
     device: str
     images: int
@@ -59,11 +63,13 @@ class Case:
     seconds: float = float("inf")
     checked_images: int | None = None
     calculate_reference: bool = False
+    taken: int = 0
 
     @property
     def key(self) -> str:
         """Its name in the rows."""
-        return f"{self.device}-b{self.images}-d{self.width}-{self.dtype}"
+        taken = f"-taken{self.taken}" if self.taken else ""
+        return f"{self.device}-b{self.images}-d{self.width}-{self.dtype}{taken}"
 
     def inputs(self, images: int) -> Inputs:
         """Like those of the case, of any batch size."""
@@ -86,6 +92,7 @@ def _on_gpu(images: int, width: int, dtype: str) -> Case:
 LARGEST_TRUTH, CHECKED = 1024, 256
 CASES = [
     _on_cpu(480, *PRODUCTS, modes=MODES),
+    _on_cpu(480, taken=1),
     *map(_on_cpu, (64, 128, 256)),
     Case(
         device="cpu",
@@ -162,9 +169,12 @@ def measure_case(case: Case, out: Path) -> set[str]:
         named = {p: partial(run, p, mode, inputs) for p in case.providers if p not in wrong}
         calls = fitting(named, case.warm_ups)
         clock = stopwatch(case.device, idle=True)
-        samples, busy = harness.timed(
-            calls, warm_ups=0, measure=clock, repeats=case.repeats, seconds=case.seconds
-        )
+        with harness.taken_cores(case.taken):
+            samples, busy = harness.timed(
+                calls, warm_ups=0, measure=clock, repeats=case.repeats, seconds=case.seconds
+            )
+        if case.taken:
+            busy = f"{case.taken} of {os.cpu_count()} cores taken on purpose"
         for provider, times in samples.items():
             more = {"note": busy, "clock": harness.WALL, "beside": samples}
             record(provider, mode, "time", "ms", *times, **more)

@@ -3,21 +3,22 @@
     python -m benchmarks.demo [--folder DIR] [--device cpu] [options of amdim-fast pretrain]
 
 Images of digits are written as files first, for the commands that read files. The commands use a
-GPU if there is one.
+GPU if there is one; they run in this process, so that torch is imported once.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from PIL import Image
 
+from amdim_fast.cli.main import main as amdim_fast
 from amdim_fast.data.datasets import load_digits
 from amdim_fast.data.image_sets import TensorImages
 
@@ -40,25 +41,35 @@ def write_digits(folder: Path) -> list[str]:
 
 def commands(
     folder: Path, probe_epochs: int, device: str | None, options: list[str]
-) -> Iterator[list[str]]:
-    """The arguments of each command; what a command writes, later ones read."""
+) -> Iterator[tuple[int, list[str]]]:
+    """The share of each command in the time of all, and its arguments.
+
+    What a command writes, later ones read.
+    """
     files = write_digits(folder / "digits")
     where = [] if device is None else [f"--device={device}"]
     pretrain = ["pretrain", "--recipe=digits", f"--runs-dir={folder}", *where]
     checkpoint, mixture = (str(folder / run / "checkpoint.pt") for run in ("run", "mixture"))
     evaluate = ["evaluate", checkpoint, "--data=digits", f"--probe-epochs={probe_epochs}"]
     steps = [] if any(o.startswith("--steps") for o in options) else [f"--steps={MIXTURE_STEPS}"]
-    yield ["info"]
-    yield ["bench", "--seconds=10", "--dim=64", f"--out={folder / 'bench'}", *where]
-    yield ["views", *files[:5], "--policy=digits", f"--out={folder / 'views.png'}"]
-    yield ["pack", str(folder / "digits"), str(folder / "packed")]
-    yield [*pretrain, "--name=run", *options]
-    yield [*evaluate, f"--out={folder / 'evaluation'}", *where]
-    yield ["embed", checkpoint, str(folder / "digits"), str(folder / "features.npz"), *where]
-    yield ["export", checkpoint, str(folder / "encoder")]
-    yield ["info", str(folder / "encoder")]
-    yield [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *options, *steps]
-    yield ["segment", mixture, *files[::4], f"--out-dir={folder / 'segments'}", *where]
+    yield 1, ["info"]
+    yield 7, ["bench", "--seconds=5", "--dim=64", f"--out={folder / 'bench'}", *where]
+    yield 1, ["views", *files[:5], "--policy=digits", f"--out={folder / 'views.png'}"]
+    yield 3, ["pack", str(folder / "digits"), str(folder / "packed")]
+    yield 65, [*pretrain, "--name=run", *options]
+    yield 10, [*evaluate, f"--out={folder / 'evaluation'}", *where]
+    yield 2, ["embed", checkpoint, str(folder / "digits"), str(folder / "features.npz"), *where]
+    yield 1, ["export", checkpoint, str(folder / "encoder")]
+    yield 1, ["info", str(folder / "encoder")]
+    yield 8, [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *options, *steps]
+    yield 1, ["segment", mixture, *files[::4], f"--out-dir={folder / 'segments'}", *where]
+
+
+def progress(number: int, seconds: float, shares: list[int]) -> str:
+    """Which command is next and, after the first, how long all that are left may take."""
+    done, left = sum(shares[:number]), sum(shares[number:])
+    time_left = f", about {seconds * left / done:.0f} s left" if done else ""
+    return f"command {number + 1} of {len(shares)}{time_left}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,11 +82,17 @@ def main(arguments: list[str] | None = None) -> int:
     parsed, options = parser.parse_known_args(arguments)
     if parsed.folder.exists():
         parser.error(f"{parsed.folder} exists; name another --folder")
-    for command in commands(parsed.folder, parsed.probe_epochs, parsed.device, options):
-        print(f"\n$ amdim-fast {shlex.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", "amdim_fast", *command], check=False)
-        if done.returncode:
-            return done.returncode
+    shares, command_lines = zip(
+        *commands(parsed.folder, parsed.probe_epochs, parsed.device, options), strict=True
+    )
+    start = time.monotonic()
+    for number, command in enumerate(command_lines):
+        print(f"\n{progress(number, time.monotonic() - start, list(shares))}")
+        print(f"$ amdim-fast {shlex.join(command)}", flush=True)
+        status = amdim_fast(command)
+        if status:
+            return status
+    print(f"\nall {len(shares)} commands took {time.monotonic() - start:.0f} s")
     return 0
 
 

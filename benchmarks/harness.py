@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from amdim_fast.bench.measure import (
     Stopwatch,
@@ -79,6 +82,17 @@ def end_compile_workers() -> None:
     compiler = sys.modules.get("torch._inductor.async_compile")
     if compiler is not None:
         compiler.shutdown_compile_workers()
+
+
+@contextlib.contextmanager
+def taken_cores(count: int) -> Iterator[None]:
+    """As many processes that do nothing else than take a core each."""
+    with contextlib.ExitStack() as exits:
+        for _ in range(count):
+            process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            exits.callback(process.wait)
+            exits.callback(process.kill)
+        yield
 
 
 def timed(
@@ -195,6 +209,8 @@ def record(
     if device == "cuda" and is_timed(unit) and "clock" not in more:
         raise ValueError(f"clock is missing for {metric}; on a GPU it must be named")
     row = make_row(condition, metric, unit, samples, device=device_name(device), **more)
+    if device == "cpu":
+        row["instructions"] = torch.backends.cpu.get_cpu_capability()
     append_row(row, out)
     what = f"{condition.case} {condition.provider} {condition.mode} {metric}"
     print(f"  {what}: {row['q50']:,.4g} {unit}, n = {row['n']} {row['note']}", flush=True)

@@ -144,8 +144,8 @@ def _forked(ends, arguments, folder, environment):
     for end, number in ((out, 1), (err, 2)):
         os.dup2(end, number)
         os.close(end)
-    sys.stdout = open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

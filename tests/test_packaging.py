@@ -165,6 +165,13 @@ def test_views_are_left_out_on_purpose(tree, tmp_path):
         (None, [], {}, None, None),
         (
             "13.0",
+            [(9, 0)],
+            {"CUDA_HOME": "/no", "AMDIM_FAST_BUILD": "cpu"},
+            "CPUs only, because AMDIM_FAST_BUILD is cpu",
+            None,
+        ),
+        (
+            "13.0",
             [],
             {"CUDA_HOME": "/no"},
             "8.0;9.0;10.0+PTX, all of them, as no GPU is here",

@@ -33,6 +33,8 @@ MOST_WORKERS = 1024
 _main_lock = threading.Lock()
 # Unlike fork, safe beside threads and CUDA.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+# Imported once, by the server, and not by each worker.
+PRELOADED = ("torch.utils.data", "amdim_fast.data.loader")
 
 
 def worker_count(workers: int | None) -> int:
@@ -79,6 +81,7 @@ def _in_workers(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, ahead: int
 ) -> Generator[Result, None, None]:
     context = multiprocessing.get_context(START_METHOD)
+    _preload()
     lifeline, held_open = context.Pipe(duplex=False)
     loader: DataLoader[Any] = DataLoader(
         Calls(function, held=workers * ahead),
@@ -114,6 +117,17 @@ def _in_workers(
             "a worker process died; if memory ran out, use fewer workers"
             + (importing if imports_main else "")
         )
+
+
+def _preload() -> None:
+    """Let the fork server import torch, unless the program has chosen what it imports."""
+    if START_METHOD != "forkserver":
+        return
+    from multiprocessing import forkserver
+
+    chosen = getattr(forkserver._forkserver, "_preload_modules", None)
+    if chosen == ["__main__"]:
+        multiprocessing.set_forkserver_preload([*chosen, *PRELOADED])
 
 
 def check_not_importing() -> None:

@@ -22,8 +22,8 @@ def product_library(device: torch.device, dtype: torch.dtype, backend: str = "to
     """Which library multiplies: "onednn" for float32 on CPUs if torch has it, else "aten".
 
     "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS has its own name, "cublas".
-    On AMD CPUs with AVX-512 oneDNN is about twice as fast as MKL, which runs its AVX2 code there;
-    on Intel's MKL is faster, and writes where it is told to.
+    On AMD CPUs with AVX-512 oneDNN is about twice as fast as MKL, which runs its AVX2 code there.
+    On Intel's, and without AVX-512, MKL is faster, and it writes where it is told to.
     """
     if backend == "triton":
         return "cublas" if device.type == "cuda" else "aten"
@@ -32,14 +32,19 @@ def product_library(device: torch.device, dtype: torch.dtype, backend: str = "to
     return _cpu_library()
 
 
+def _is_intel() -> bool:
+    """Whether this is known to be Intel's CPU."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
 @functools.cache
 def _cpu_library() -> str:
-    """The faster library for float32 on this CPU; where its maker is not known, oneDNN."""
-    try:
-        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        intel = False
-    if intel and torch.backends.mkl.is_available():
+    """The faster library for float32, by the CPU alone, so that runs on one agree to the bit."""
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if torch.backends.mkl.is_available() and (_is_intel() or not wide):
         return "aten"
     onednn = torch.backends.mkldnn.is_available()
     return "onednn" if onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "aten"

