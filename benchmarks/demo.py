@@ -23,7 +23,9 @@ from amdim_fast.data.datasets import load_digits
 from amdim_fast.data.image_sets import TensorImages
 
 FILES_PER_CLASS = 3
-MIXTURE_STEPS = 60
+# Half of the recipe's steps with a larger rate that falls: as accurate, in half the time.
+TRAINING = ("--steps=300", "--learning-rate=1e-3", "--warmup-steps=30", "--milestones", "7", "9")
+MIXTURE = ("--steps=40", "--warmup-steps=4")
 
 
 def write_digits(folder: Path) -> list[str]:
@@ -51,17 +53,16 @@ def commands(
     pretrain = ["pretrain", "--recipe=digits", f"--runs-dir={folder}", *where]
     checkpoint, mixture = (str(folder / run / "checkpoint.pt") for run in ("run", "mixture"))
     evaluate = ["evaluate", checkpoint, "--data=digits", f"--probe-epochs={probe_epochs}"]
-    steps = [] if any(o.startswith("--steps") for o in options) else [f"--steps={MIXTURE_STEPS}"]
     yield 1, ["info"]
-    yield 7, ["bench", "--seconds=5", "--dim=64", f"--out={folder / 'bench'}", *where]
+    yield 6, ["bench", "--seconds=5", "--dim=64", f"--out={folder / 'bench'}", *where]
     yield 1, ["views", *files[:5], "--policy=digits", f"--out={folder / 'views.png'}"]
-    yield 3, ["pack", str(folder / "digits"), str(folder / "packed")]
-    yield 65, [*pretrain, "--name=run", *options]
-    yield 10, [*evaluate, f"--out={folder / 'evaluation'}", *where]
+    yield 2, ["pack", str(folder / "digits"), str(folder / "packed")]
+    yield 110, [*pretrain, "--name=run", *TRAINING, *options]
+    yield 11, [*evaluate, f"--out={folder / 'evaluation'}", *where]
     yield 2, ["embed", checkpoint, str(folder / "digits"), str(folder / "features.npz"), *where]
     yield 1, ["export", checkpoint, str(folder / "encoder")]
     yield 1, ["info", str(folder / "encoder")]
-    yield 8, [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *options, *steps]
+    yield 20, [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *MIXTURE, *options]
     yield 1, ["segment", mixture, *files[::4], f"--out-dir={folder / 'segments'}", *where]
 
 

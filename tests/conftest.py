@@ -13,6 +13,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.interpreter import remember_builtins
+
+    remember_builtins()
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

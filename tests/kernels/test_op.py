@@ -36,11 +36,11 @@ def _small_tiles(request, monkeypatch):
 
 def op_inputs(dtype=torch.float32, budget=0, clip=20.0, same_location=False, grad=True):
     """Two pairings share their given sources, and one draws from the other's targets."""
-    srcs = [torch.randn(s, 5, 8, device=DEVICE).to(dtype) for s in (2, 1)]
-    trgs = [torch.randn(5, n, 8, device=DEVICE).to(dtype) for n in (4, 6, 3)]
+    srcs = [torch.randn(s, 3, 8, device=DEVICE).to(dtype) for s in (2, 1)]
+    trgs = [torch.randn(3, n, 8, device=DEVICE).to(dtype) for n in (8, 4, 2)]
     for tensor in (*srcs, *trgs):
         tensor.requires_grad_(grad)
-    picks = [torch.tensor([0, 5, 2, 3, 1], device=DEVICE)]
+    picks = [torch.tensor([0, 3, 1], device=DEVICE)]
     where = [0, 0, 1], [1, NO_ORIGIN, NO_ORIGIN]
     options = clip, same_location, 3, 0.5, 0.05, "triton", "auto", budget
     return Inputs(srcs, trgs, picks, *where, *options)
@@ -50,7 +50,7 @@ def op_inputs(dtype=torch.float32, budget=0, clip=20.0, same_location=False, gra
 @pytest.mark.parametrize("name", ["nce_forward", "nce_objective"])
 @pytest.mark.parametrize(
     ("budget", "clip", "same_location"),
-    [(0, 20.0, False), (2**20, 20.0, False), (3_500, None, True)],
+    [(0, 20.0, False), (2**20, 20.0, False), (1_500, None, True)],
 )
 def test_opcheck(monkeypatch, name, budget, clip, same_location):
     """Padding of kept scores and gaps between gradients are never written: here they are 0."""
@@ -79,12 +79,12 @@ def test_opcheck_scale():
 @pytest.mark.parametrize("kind", ["parts", "objective"])
 def test_compiled_equals_eager_bit_for_bit(kind):
     maps = [
-        torch.randn(6, 16, side, side, device=DEVICE)
+        torch.randn(3, 16, side, side, device=DEVICE)
         .contiguous(memory_format=torch.channels_last)
         .requires_grad_()
         for side in (1, 5, 7) * 2
     ]
-    locations = (torch.arange(6, device=DEVICE), torch.arange(6, device=DEVICE) + 7)
+    locations = (torch.arange(3, device=DEVICE), torch.arange(3, device=DEVICE) + 7)
     loss = LossMultiNCE(tclip=20.0, backend="triton")
 
     def alone(*maps, locations):
@@ -112,7 +112,7 @@ def test_autocast_changes_nothing(autocast_dtype):
 @pytest.mark.parametrize("budget", [0, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_two_backwards_agree_and_runs_repeat_bit_for_bit(budget, dtype):
-    src, trg = features(21, 5, 24, sets=2, dtype=dtype)
+    src, trg = features(11, 3, 24, sets=2, dtype=dtype)
     grads = []
     for _ in range(2):
         loss, mean_sq = nce_loss(src, trg, memory_budget=budget, backend="triton")
