@@ -6,7 +6,10 @@ imported already and for the variables of the environment that are read then.
 
 import array
 import atexit
+import contextlib
 import functools
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -15,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as ReadersTimeout
@@ -23,6 +27,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # One thread each; the scripts import what else is under tests/.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+# What most processes import, and what takes longest of that.
+IMPORTED = (
+    *("torch._dynamo", "torch.distributed", "torch.optim", "torchvision.transforms"),
+    *("matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.mathtext", "tqdm"),
+    *("amdim_fast.cli.main", "amdim_fast.training.run", "amdim_fast.evaluation.evaluate"),
+)
 NUMBER_BYTES = array.array("i").itemsize
 
 
@@ -97,6 +107,10 @@ class Process:
         """As by ``kill -9``."""
         self.send_signal(signal.SIGKILL)
 
+    def terminate(self):
+        """As by ``kill``."""
+        self.send_signal(signal.SIGTERM)
+
     def __enter__(self):
         return self
 
@@ -167,8 +181,24 @@ def _run(arguments):
         runpy.run_path(first, run_name="__main__")
 
 
-if __name__ == "__main__":
-    import torch._dynamo
-    import torch.distributed  # noqa: F401
+def _run_and_leave(arguments):
+    """End as an interpreter does, but without clearing the modules, which takes a second."""
+    status = 0
+    try:
+        _run(arguments)
+    except SystemExit as error:
+        if not isinstance(error.code, int | None):
+            raise
+        status = error.code or 0
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(status)
 
-    _run(_serve(socket.socket(fileno=int(sys.argv[1]))))
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    gc.freeze()  # collections leave the memory of what is there shared
+    _run_and_leave(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,8 @@ CONFIG, LOG, LEFT_OUT, SUMMARY, CURVES, EVENTS = (
     "curves.png",
     "tensorboard",
 )
+# Of a run with frequent checkpoints; a picture takes a second or so.
+CURVES_SECONDS = 30.0
 _PANELS = {
     ("contrastive losses", "NCE loss, nats"): {
         "loss_1t5": "1 -> 5",
@@ -73,6 +77,7 @@ class RunLog:
         self._log = open(self.folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
         self._events: Any = None
         self._server: TensorBoardServer | None = None
+        self._last_drawn = -math.inf
         if tensorboard or tensorboard_port is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -130,6 +135,12 @@ class RunLog:
         """Write ``summary.json`` and the curves."""
         self._write_json(SUMMARY, summary)
         self.draw_curves()
+
+    def update_curves(self) -> None:
+        """Draw the curves, unless that was done within the last ``CURVES_SECONDS``."""
+        if time.monotonic() - self._last_drawn >= CURVES_SECONDS:
+            self.draw_curves()
+            self._last_drawn = time.monotonic()
 
     def draw_curves(self) -> None:
         """Losses, regularizer and online accuracies against steps, into ``curves.png``.

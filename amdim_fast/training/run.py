@@ -232,7 +232,7 @@ class Run:
             self._save()
             if self.log is not None:
                 with self._clock.paused(), self.ranks.telling():
-                    self.log.draw_curves()
+                    self.log.update_curves()
 
     def _next_views(self) -> tuple[Tensor, Tensor]:
         device = self.training.device

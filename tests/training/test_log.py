@@ -5,10 +5,11 @@
 
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from amdim_fast.training.log import RunLog
+from amdim_fast.training.log import CURVES_SECONDS, RunLog
 from amdim_fast.training.tensorboard import check_tensorboard
 from tests.processes import start
 
@@ -27,6 +28,18 @@ def test_curves_that_cannot_be_written_stop_nothing(tmp_path, capsys):
     said = f"amdim-fast: {path} could not be drawn ({reason}); the run goes on"
     assert capsys.readouterr().err.splitlines() == [said, said]
     assert (tmp_path / "summary.json").exists()
+
+
+def test_curves_are_drawn_at_times_and_at_the_end(tmp_path, monkeypatch):
+    drawn, now = [], [100.0]
+    monkeypatch.setattr(RunLog, "draw_curves", lambda self: drawn.append(now[0]))
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("amdim_fast.training.log.time", clock)
+    with RunLog(tmp_path, {}) as log:
+        for now[0] in (100.0, 101.0, 100.0 + CURVES_SECONDS, 101.0 + CURVES_SECONDS):
+            log.update_curves()
+        log.finish({"step": 1})
+    assert drawn == [100.0, 100.0 + CURVES_SECONDS, 101.0 + CURVES_SECONDS]
 
 
 def test_a_record_without_room_names_the_log(tmp_path):
