@@ -7,13 +7,13 @@ DEMO := $(VENV)/.demo
 
 .PHONY: demo test lint bench coverage dist smoke smoke-clean gpu tune kernels-linked report clean
 
-# Pre-train on 4,000 embedded digits, judge on 1,000, and show every command; minutes on two cores,
-# less on a GPU, which is used if there is one.
+# Pre-train on 4,000 embedded digits, judge on 1,000, and show every command and the time left; a GPU is
+# used if there is one.
 demo: $(DEMO)
 	$(BIN)/python -m benchmarks.demo
 
 # Files of tests side by side, one thread each: threads of several processes only hinder one another.
-TESTS := pytest -n auto --maxprocesses=4 --dist loadfile
+TESTS := pytest -n auto --maxprocesses=4 --dist loadfile --durations=10
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
 

@@ -34,7 +34,7 @@ _main_lock = threading.Lock()
 # Unlike fork, safe beside threads and CUDA.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 # Imported once, by the server, and not by each worker.
-PRELOADED = ("torch.utils.data", "amdim_fast.data.loader")
+PRELOADED = ("torch.utils.data", __name__)
 
 
 def worker_count(workers: int | None) -> int:
