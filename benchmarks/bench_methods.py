@@ -1,6 +1,6 @@
 """What frozen encoders know of digits on photographs: AMDIM, SimCLR, supervised, untrained.
 
-    python -m benchmarks.bench_methods    # a quarter of an hour on two idle cores
+    python -m benchmarks.bench_methods    # about twenty minutes on two idle cores
 
 The encoder of the recipe digits in float32. With one seed, all methods begin with the same weights
 and get the same images, batches and views. Two runs at a time, each in a process with one thread.

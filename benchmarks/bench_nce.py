@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_nce --device cpu
 
-About eight minutes on two cores. Every provider is compared with the reference in float64 first;
+About ten minutes on two cores. Every provider is compared with the reference in float64 first;
 one of ours that disagrees gets no row, and the exit status is then 1.
 """
 
