@@ -12,7 +12,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def commands(
     yield 1, ["segment", mixture, *files[::4], f"--out-dir={folder / 'segments'}", *where]
 
 
-def progress(number: int, seconds: float, shares: list[int]) -> str:
+def progress(number: int, seconds: float, shares: Sequence[int]) -> str:
     """Which command is next and, after the first, how long all that are left may take."""
     done, left = sum(shares[:number]), sum(shares[number:])
     time_left = f", about {seconds * left / done:.0f} s left" if done else ""
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     start = time.monotonic()
     for number, command in enumerate(command_lines):
-        print(f"\n{progress(number, time.monotonic() - start, list(shares))}")
+        print(f"\n{progress(number, time.monotonic() - start, shares)}")
         print(f"$ amdim-fast {shlex.join(command)}", flush=True)
         status = amdim_fast(command)
         if status:

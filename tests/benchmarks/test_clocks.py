@@ -57,8 +57,16 @@ def test_a_case_beside_other_work_says_so(tmp_path):
     (time,) = (row for row in rows if row["metric"] == "time")
     assert time["case"] == "cpu-b4-d8-float32-taken1"
     assert re.fullmatch(r"1 of \d+ cores taken on purpose", time["note"])
-    with harness.taken_cores(1), harness.taken_cores(0):
-        pass
+
+
+def test_processes_that_take_cores_are_ended(monkeypatch):
+    started, popen = [], harness.subprocess.Popen
+    monkeypatch.setattr(
+        harness.subprocess, "Popen", lambda *a, **o: started.append(popen(*a, **o)) or started[-1]
+    )
+    with harness.taken_cores(2):
+        assert [process.poll() for process in started] == [None, None]
+    assert [process.returncode for process in started] == [-9, -9]
 
 
 def test_unknown_clock_is_refused():

@@ -19,6 +19,7 @@ from amdim_fast.data.packing import pack
 from tests.data.archives import data_set, images_of, write_saved, write_shards, write_tar
 from tests.data.image_files import write_folder
 
+# An extra that users may lack; `make test` installs it.
 HAS_DATASETS = importlib.util.find_spec("datasets") is not None
 NEEDS_DATASETS = pytest.mark.skipif(not HAS_DATASETS, reason="datasets is not installed")
 KINDS = ["tar", pytest.param("saved", marks=NEEDS_DATASETS)]

@@ -16,6 +16,7 @@ from amdim_fast.data.find import find_images
 from tests.data.archives import data_set, images_of
 from tests.data.image_files import write_folder
 
+# Extras that users may lack; `make test` installs them.
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

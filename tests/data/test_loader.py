@@ -1,6 +1,5 @@
 """Batches: a pure function of seed and step; errors arrive; nothing is left behind."""
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -17,6 +16,9 @@ from amdim_fast.data.image_sets import FileImages, TensorImages
 from amdim_fast.data.loader import Loader, ordered_batches, training_batches, training_indices
 from amdim_fast.data.packing import pack
 from tests.data.image_files import write_folder
+from tests.data.leftovers import assert_nothing_is_left
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def numbered(count=40):
@@ -35,23 +37,6 @@ def sources(tmp_path_factory):
         "files": load_data("folder", folder / "files").train,
         "packed": load_data("folder", folder / "store").train,
     }
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left():
-    before = set(threading.enumerate())
-    yield
-    assert_nothing_is_left(before)
-
-
-def assert_nothing_is_left(before, seconds=10):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        threads = set(threading.enumerate()) - before
-        if not threads and not multiprocessing.active_children():
-            return
-        time.sleep(0.02)
-    pytest.fail(f"left behind: {threads}, {multiprocessing.active_children()}")
 
 
 def take(iterator, count):

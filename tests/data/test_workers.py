@@ -13,6 +13,8 @@ from amdim_fast.data.workers import ordered_map
 from tests.data.image_files import assert_group_ends, write_folder
 from tests.processes import start
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 
 class TwoWords(Exception):  # noqa: N818
     def __init__(self, first, second):
