@@ -23,7 +23,13 @@ from amdim_fast.nce.clip import (
 from amdim_fast.nce.operands import Operand, operand, row_count, write_products
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
 from amdim_fast.nce.plan import PairingPlan, PairingShape, Way, piece_images
-from amdim_fast.nce.products import packed, product, product_into, product_library
+from amdim_fast.nce.products import (
+    columns_product_into,
+    packed,
+    product,
+    product_into,
+    product_library,
+)
 
 # Exponent of the largest gradient of a product in float16, and the largest shift of a row.
 HALF_EXPONENT = 15
@@ -292,7 +298,7 @@ def write_source_gradient(
 ) -> None:
     """As ``operands.write_source_gradient``, by the faster library."""
     if isinstance(trg, Tensor) and exponents is None and grads.dtype == trg.dtype:
-        product_into(out, grads, trg.t(), add=add)
+        columns_product_into(out, grads.t(), trg, add=add)
     else:
         operands.write_source_gradient(out, grads, exponents, trg, add=add)
 
