@@ -15,9 +15,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
-    from tests.interpreter import remember_builtins
+    from tests.interpreter import remember
 
-    remember_builtins()
+    remember()
 
 GOLDEN = Path(__file__).parent / "golden"
 
