@@ -16,6 +16,8 @@ from torch import Tensor
 PACKED_FOR_ROWS = 1024
 # Temporary memory where a library cannot write into the output itself.
 PART_BYTES = 4 * 2**20
+# And where products are scaled before they are added, which float16 on GPUs needs.
+SCALED_PART_BYTES = 64 * 2**20
 
 
 def product_library(device: torch.device, dtype: torch.dtype, backend: str = "torch") -> str:
@@ -175,7 +177,7 @@ def folded(src: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
 
 def add_scaled(total: Tensor, a: Tensor, b: Tensor, factor: Tensor, *, add: bool) -> None:
     """``total (+)= factor * (a @ b)``, accumulated in float32, some rows at a time."""
-    rows = max(1, 16 * PART_BYTES // (total.shape[1] * 4))
+    rows = max(1, SCALED_PART_BYTES // (total.shape[1] * 4))
     for part, left in zip(total.split(rows), a.split(rows), strict=True):
         found = torch.empty_like(part, dtype=torch.float32)
         multiply_into(found, left, b)

@@ -87,7 +87,8 @@ def prepare(monkeypatch):
         lower_floors(monkeypatch)
         monkeypatch.setattr(plan, "PIECE_BYTES", piece_bytes)
         monkeypatch.setattr(plan, "PREFERRED_BLOCK_BYTES", block_bytes)
-        monkeypatch.setattr(products, "PART_BYTES", 256)
+        for part in ("PART_BYTES", "SCALED_PART_BYTES"):
+            monkeypatch.setattr(products, part, 4096)
         if way != "torch":
             monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
             monkeypatch.setattr(launch, "launch", lambda *arguments, **constants: None)
