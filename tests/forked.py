@@ -54,12 +54,12 @@ def _server():
 class Process:
     """``python ARGUMENTS`` in ``folder``, with what tests use of ``subprocess.Popen``."""
 
-    def __init__(self, arguments, folder, *, stderr=subprocess.PIPE):
+    def __init__(self, arguments, folder, *, stderr=subprocess.PIPE, session=False):
         self.args, self.returncode = arguments, None
         out, out_end = os.pipe()
         err, err_end = os.pipe() if stderr == subprocess.PIPE else (None, out_end)
         self._status, status_end = os.pipe()
-        request = json.dumps([arguments, str(folder), os.environ | ENVIRONMENT]).encode()
+        request = json.dumps([arguments, str(folder), os.environ | ENVIRONMENT, session]).encode()
         socket.send_fds(_server(), [request], [out_end, err_end, status_end])
         for end in {out_end, err_end, status_end}:
             os.close(end)
@@ -142,7 +142,7 @@ def _serve(connection):
             os.close(end)
 
 
-def _forked(ends, arguments, folder, environment):
+def _forked(ends, arguments, folder, environment, session):
     """Fork once more: one process waits for the other and reports how it ended."""
     out, err, status = ends
     pid = os.fork()
@@ -155,6 +155,8 @@ def _forked(ends, arguments, folder, environment):
         os.write(status, array.array("i", [ended]))
         os._exit(0)
     os.close(status)
+    if session:
+        os.setsid()
     for end, number in ((out, 1), (err, 2)):
         os.dup2(end, number)
         os.close(end)

@@ -20,14 +20,14 @@ FORKS = sys.platform == "linux" and "COVERAGE_PROCESS_CONFIG" not in os.environ
 READERS = {"pt": torch.load, "json": lambda path: json.loads(path.read_text())}
 
 
-def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE, fork=FORKS):
+def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE, session=False, fork=FORKS):
     """``python ARGUMENTS`` in ``folder``, its output in pipes; a new interpreter or a fork of one.
 
-    With ``variables`` of the environment it is new.
+    With ``variables`` of the environment it is new. With ``session`` it begins one of its own.
     """
     words = [*map(str, arguments)]
     if fork and variables is None:
-        return Process(words, folder, stderr=stderr)
+        return Process(words, folder, stderr=stderr, session=session)
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=folder,
@@ -35,6 +35,7 @@ def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE, fork=FOR
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
+        start_new_session=session,
     )
 
 

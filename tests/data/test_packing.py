@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -20,7 +18,7 @@ from amdim_fast.data.datasets import load_data
 from amdim_fast.data.packed_store import read_store, verify_store
 from amdim_fast.data.packing import pack
 from tests.data.image_files import assert_group_ends, picture, write_folder
-from tests.processes import run
+from tests.processes import run, start
 
 
 def packed(*arguments, **options):
@@ -139,10 +137,6 @@ def pack_words(*arguments):
     return ["-m", "amdim_fast", "pack", *map(str, arguments)]
 
 
-def command(*arguments):
-    return [sys.executable, *pack_words(*arguments)]
-
-
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Enough pictures for a few seconds and several shards, and the uninterrupted store."""
@@ -160,24 +154,23 @@ def many(tmp_path_factory):
 
 def test_kill_9_and_the_same_command_again(many, tmp_path):
     """The main process is killed; its workers must not live on."""
-    run = command(many / "source", tmp_path / "store", "--size", 64, "--workers", 2)
+    words = pack_words(many / "source", tmp_path / "store", "--size", 64, "--workers", 2)
     for shards in (0, 1, 3):
-        process = subprocess.Popen(run, stderr=subprocess.DEVNULL, start_new_session=True)
-        waited_for = ("plan.json", *(f"train-{k:05d}.bin" for k in range(shards)))
-        while not all((tmp_path / "store" / name).exists() for name in waited_for):
-            assert process.poll() is None
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        with start(words, tmp_path, session=True) as process:
+            waited_for = ("plan.json", *(f"train-{k:05d}.bin" for k in range(shards)))
+            while not all((tmp_path / "store" / name).exists() for name in waited_for):
+                assert process.poll() is None
+                time.sleep(0.002)
+            process.kill()
         assert_group_ends(process.pid)
         assert not (tmp_path / "store" / "manifest.json").exists()
-    subprocess.run(run, check=True, capture_output=True)
+    assert run(words, tmp_path).returncode == 0
     assert contents(tmp_path / "store") == contents(many / "whole")
 
 
 def test_killed_worker_is_one_sentence(many, tmp_path):
-    run = command(many / "source", tmp_path / "store", "--workers", 2)
-    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    words = pack_words(many / "source", tmp_path / "store", "--workers", 2)
+    process = start(words, tmp_path, session=True)
     worker = None
     while worker is None and process.poll() is None:
         # A worker holds the temporary file of its shard open.

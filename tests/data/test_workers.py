@@ -2,8 +2,6 @@
 
 import multiprocessing.forkserver
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -52,16 +50,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("end", "code"), [("sys.stdin.read()", -9), ("sys.exit(3)", 3), ("1 / 0", 1)]
+    ("end", "code"), [("import time; time.sleep(60)", -9), ("sys.exit(3)", 3), ("1 / 0", 1)]
 )
 def test_processes_end_with_the_program(tmp_path, end, code):
     write_folder(tmp_path / "images", train=30, test=0)
     (tmp_path / "script.py").write_text(SCRIPT.format(end=end))
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "images")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    process = start(["script.py", "images"], tmp_path, session=True)
     assert process.stdout.readline() == "ready\n"
     if code == -9:
         process.kill()
