@@ -11,6 +11,9 @@ from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.training.recipes import RECIPES
 
 TINY = replace(RECIPES["digits"], ndf=4, n_rkhs=16, depth=1, batch_size=16, steps=4, warmup_steps=2)
+# In a type that every CPU has, and as flags.
+SMALL = replace(TINY, precision="float32")
+SMALL_FLAGS = ("--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16", "--steps=3")
 # Long enough to be stopped, with every kind of checkpoint.
 SIXTY_STEPS = replace(
     TINY,
