@@ -77,18 +77,15 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache
 
 # The extensions are built against the torch that is installed, not against one fetched for the build.
+# The demo needs few extras and, without a GPU, no library for CUDA; Python compiles what it imports.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
-$(INSTALLED): $(SOURCES)
+$(INSTALLED): EXTRAS = data,demo,backbones,parquet,huggingface,onnx,dev
+$(DEMO): EXTRAS = data,demo
+$(DEMO): PIP += --no-compile
+$(DEMO): LIBRARIES = AMDIM_FAST_BUILD=$$(nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo cpu)
+$(INSTALLED) $(DEMO): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch ninja pybind11 'setuptools>=77'
-	$(PIP) --no-build-isolation --editable '.[data,demo,backbones,parquet,huggingface,onnx,dev]'
-	touch $@ $(DEMO)
-
-# What the demo needs alone: without a GPU, no library for CUDA.
-$(DEMO): $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch ninja 'setuptools>=77'
-	AMDIM_FAST_BUILD="$$(nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo cpu)" \
-		$(PIP) --no-build-isolation --editable '.[data,demo]'
-	touch $@
+	$(LIBRARIES) $(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
+	touch $@ $(if $(filter $@,$(INSTALLED)),$(DEMO))

@@ -23,9 +23,9 @@ from amdim_fast.data.datasets import load_digits
 from amdim_fast.data.image_sets import TensorImages
 
 FILES_PER_CLASS = 3
-# Half of the recipe's steps with a larger rate that falls: as accurate, in half the time.
-TRAINING = ("--steps=300", "--learning-rate=1e-3", "--warmup-steps=30", "--milestones", "7", "9")
-MIXTURE = ("--steps=40", "--warmup-steps=4")
+# Fewer of the recipe's steps, with a larger rate that falls: as accurate, in less than half the time.
+TRAINING = ("--steps=250", "--learning-rate=1e-3", "--warmup-steps=30", "--milestones", "7", "9")
+MIXTURE = ("--steps=25", "--warmup-steps=3")
 
 
 def write_digits(folder: Path) -> list[str]:
@@ -57,12 +57,12 @@ def commands(
     yield 6, ["bench", "--seconds=5", "--dim=64", f"--out={folder / 'bench'}", *where]
     yield 1, ["views", *files[:5], "--policy=digits", f"--out={folder / 'views.png'}"]
     yield 2, ["pack", str(folder / "digits"), str(folder / "packed")]
-    yield 110, [*pretrain, "--name=run", *TRAINING, *options]
+    yield 80, [*pretrain, "--name=run", *TRAINING, *options]
     yield 11, [*evaluate, f"--out={folder / 'evaluation'}", *where]
     yield 2, ["embed", checkpoint, str(folder / "digits"), str(folder / "features.npz"), *where]
     yield 1, ["export", checkpoint, str(folder / "encoder")]
     yield 1, ["info", str(folder / "encoder")]
-    yield 20, [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *MIXTURE, *options]
+    yield 12, [*pretrain, "--name=mixture", "--mixture=4", "--no-baselines", *MIXTURE, *options]
     yield 1, ["segment", mixture, *files[::4], f"--out-dir={folder / 'segments'}", *where]
 
 

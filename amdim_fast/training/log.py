@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -77,7 +76,7 @@ class RunLog:
         self._log = open(self.folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
         self._events: Any = None
         self._server: TensorBoardServer | None = None
-        self._last_drawn = -math.inf
+        self._last_drawn = time.monotonic()
         if tensorboard or tensorboard_port is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -137,7 +136,7 @@ class RunLog:
         self.draw_curves()
 
     def update_curves(self) -> None:
-        """Draw the curves, unless that was done within the last ``CURVES_SECONDS``."""
+        """Draw the curves, ``CURVES_SECONDS`` after that was done last, or the log was opened."""
         if time.monotonic() - self._last_drawn >= CURVES_SECONDS:
             self.draw_curves()
             self._last_drawn = time.monotonic()

@@ -36,10 +36,11 @@ def test_curves_are_drawn_at_times_and_at_the_end(tmp_path, monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr("amdim_fast.training.log.time", clock)
     with RunLog(tmp_path, {}) as log:
-        for now[0] in (100.0, 101.0, 100.0 + CURVES_SECONDS, 101.0 + CURVES_SECONDS):
+        first, last = 100.0 + CURVES_SECONDS, 100.0 + 2 * CURVES_SECONDS
+        for now[0] in (100.0, first - 1, first, first + 1, last - 1, last, last + 1):
             log.update_curves()
         log.finish({"step": 1})
-    assert drawn == [100.0, 100.0 + CURVES_SECONDS, 101.0 + CURVES_SECONDS]
+    assert drawn == [first, last, last + 1]
 
 
 def test_a_record_without_room_names_the_log(tmp_path):

@@ -51,8 +51,9 @@ def test_files_of_a_run(run):
 
 def test_same_seed_same_weights(run, tmp_path):
     _, folder = run
-    pretrain(SMALL, name="two", runs_dir=tmp_path, log_every=1, progress=False)
-    pretrain(SMALL, name="three", runs_dir=tmp_path, seed=1, progress=False)
+    recipe = replace(SMALL, baselines=False)
+    pretrain(recipe, name="two", runs_dir=tmp_path, log_every=1, progress=False)
+    pretrain(recipe, name="three", runs_dir=tmp_path, seed=1, progress=False)
     weights = [
         load_checkpoint(path / "checkpoint.pt").state_dict()
         for path in (folder, tmp_path / "two", tmp_path / "three")
@@ -292,7 +293,8 @@ def test_unlabeled_images_need_no_probes(tmp_path, monkeypatch):
     [{"clip_grad_norm": 1e-3}, {"precision": "bfloat16"}, {"deterministic": True}],
 )
 def test_options_of_the_step_run(run, tmp_path, change):
-    pretrain(replace(SMALL, **change), name="x", runs_dir=tmp_path, progress=False)
+    recipe = replace(SMALL, baselines=False, **change)
+    pretrain(recipe, name="x", runs_dir=tmp_path, progress=False)
     found = load_checkpoint(tmp_path / "x" / "checkpoint.pt").encoder.state_dict()
     plain = load_checkpoint(run[1] / "checkpoint.pt").encoder.state_dict()
     same = all(torch.equal(found[name], plain[name]) for name in plain)

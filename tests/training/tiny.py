@@ -1,5 +1,6 @@
 """The tiny run of the tests; as a script, ``amdim-fast pretrain`` of it: python tiny.py FLAGS."""
 
+import functools
 import re
 import sys
 import time
@@ -27,6 +28,7 @@ SIXTY_STEPS = replace(
 )
 
 
+@functools.cache
 def few_digits(_root=None, _download=False):
     """Every tenth digit, so that probes and epochs take no time."""
     data = load_digits()
