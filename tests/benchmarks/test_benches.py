@@ -317,6 +317,11 @@ def test_rows_of_the_demo_say_what_ran(tmp_path, precision):
 def test_step_bench_on_few_steps(tmp_path, monkeypatch):
     for name, value in {"ROUNDS": 1, "STEPS": 6, "RECORD": 1}.items():
         monkeypatch.setattr(bench_train_step, name, value)
+    small = ("--ndf=4", "--n-rkhs=16", "--depth=1", "--batch-size=16")
+    pretrain = harness.pretrain
+    monkeypatch.setattr(
+        harness, "pretrain", lambda *flags, **more: pretrain(*flags, *small, **more)
+    )
     out = tmp_path / "rows.jsonl"
     assert bench_train_step.main(["--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
