@@ -10,6 +10,7 @@ from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--probe-epochs=1", "--steps=4", "--batch-size=16", "--ndf=4", "--n-rkhs=16", "--depth=1"]
+SMALL += ["--no-baselines"]
 
 
 def demo(folder, *options):
