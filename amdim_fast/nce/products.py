@@ -24,9 +24,9 @@ def product_library(device: torch.device, dtype: torch.dtype, backend: str = "to
     """Which library multiplies: "onednn" for float32 on CPUs if torch has it, else "aten".
 
     "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS has its own name, "cublas".
-    On AMD CPUs with AVX-512 oneDNN is faster than MKL, which runs its AVX2 code there: a tenth, or
-    twice where the units are 512 bits wide.
-    On Intel's, and without AVX-512, MKL is faster, and it writes where it is told to.
+    On AMD CPUs with AVX-512 oneDNN is faster than MKL, which runs its AVX2 code there: a tenth on
+    some, twice on others. On Intel's, and without AVX-512, MKL is faster, and it writes where it is
+    told to.
     """
     if backend == "triton":
         return "cublas" if device.type == "cuda" else "aten"
@@ -83,7 +83,7 @@ def product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> Non
 def columns_product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
     """``out = a.T @ b`` or, with ``add``, ``+=``, for a [k, m] and b [k, n] of one dtype.
 
-    oneDNN takes rows only: some k at a time, a is copied to them, beside a product of the rest.
+    oneDNN takes rows, to which a is copied, some k at a time.
     """
     if product_library(a.device, a.dtype) == "aten":
         multiply_into(out, a.t(), b, add=add)
