@@ -22,8 +22,9 @@ ROW_UNIT = 16
 LEAST_ROWS = 1024
 LEAST_COLUMNS = 4096
 LEAST_CPU_BYTES = 8 * 2**20
-# Larger chunks gain nothing on a CPU where gradients of targets add up in their place.
-CPU_CHUNK_BYTES = 24 * 2**20
+# On a CPU, where gradients of targets add up in their place, larger chunks gain nothing; in smaller
+# ones threads wait for one another more often, longest where another process takes a core.
+CPU_CHUNK_BYTES = 64 * 2**20
 # Fewer chunks read and write sums of gradients less often.
 GPU_CHUNK_BYTES = 2 * 2**30
 # Blocks of gradients of this size or more gain nothing.

@@ -14,8 +14,9 @@ from torch import Tensor
 
 # Number of rows of ``a`` that oneDNN optimizes packed weights for; others work too.
 PACKED_FOR_ROWS = 1024
-# Temporary memory where a library cannot write into the output itself.
-PART_BYTES = 4 * 2**20
+# Temporary memory where a library cannot write into the output itself, beside what plans count;
+# threads wait for one another after each part.
+PART_BYTES = 8 * 2**20
 # And where products are scaled before they are added, which float16 on GPUs needs.
 SCALED_PART_BYTES = 64 * 2**20
 
@@ -89,7 +90,7 @@ def columns_product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False
         multiply_into(out, a.t(), b, add=add)
         return
     columns = a.shape[1]
-    step = max(1, PART_BYTES // (2 * columns * a.element_size()))
+    step = max(1, PART_BYTES // (4 * columns * a.element_size()))
     work = a.new_empty(columns * min(step, len(a)))
     for part, factor in zip(a.split(step), b.split(step), strict=True):
         rows = work[: part.numel()].view(columns, -1)
