@@ -11,7 +11,7 @@ from PIL import Image
 from amdim_fast.data.datasets import load_digits
 from amdim_fast.nce.reference_mixture import multiscale_mixture
 from benchmarks import bench_mixture, emergence
-from benchmarks.composites import Composites, load_composites, location_masks, overlaps
+from benchmarks.composites import load_composites, location_masks, overlaps
 from benchmarks.report import tables
 from benchmarks.report.goals import goal_table
 from benchmarks.report.rows import Rows
@@ -71,12 +71,7 @@ def test_perfect_labels_reach_everything():
     assert found["swapped"]["IoU, one for all"] < 80
 
 
-def few_composites(seed):
-    return tuple(Composites(*(part[::20] for part in split)) for split in load_composites(seed))
-
-
 def test_a_tiny_run_makes_rows_and_a_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(emergence, "load_composites", few_composites)
     small = {"steps": 2, "ndf": 2, "n_rkhs": 8, "depth": 1, "batch_size": 4, "mixture": 3}
     monkeypatch.setattr(emergence, "RECIPE", replace(emergence.RECIPE, **small))
     for seed in ("0", "1"):
@@ -87,8 +82,7 @@ def test_a_tiny_run_makes_rows_and_a_figure(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len({row["provider"] for row in rows}) == 9
     assert all(row["n"] == 2 and row["shapes"]["seeds"] == [0, 1] for row in rows)
-    rounded = 100 * (1 + 1e-6)  # the entropy of equal shares, in float32
-    assert all(0 <= row["q20"] <= row["q80"] <= rounded for row in rows)
+    assert all(0 <= row["q20"] <= row["q80"] <= 100 for row in rows)
     assert np.asarray(Image.open(figure)).shape == (312, 1248, 3)
     table = tables.small(Rows(rows), "emergence")
     assert "| components, trained encoder |" in table
