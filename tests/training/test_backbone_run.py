@@ -21,11 +21,10 @@ from amdim_fast import (
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.info import describe_model
 from amdim_fast.cli.main import main
-from amdim_fast.data.datasets import LOADERS
 from amdim_fast.evaluation.probe_training import ProbeSchedule
 from amdim_fast.segmentation.posterior import segment
 from tests.model.backbone_cases import make_over
-from tests.training.tiny import TINY, few_digits
+from tests.training.tiny import TINY
 
 BACKBONE = "mobilenet_v3_small"
 RECIPE = replace(
@@ -42,11 +41,7 @@ RECIPE = replace(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_digits():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(LOADERS, "digits", few_digits)
-        yield
+pytestmark = pytest.mark.usefixtures("few_digits_loaded")
 
 
 @pytest.fixture(scope="module")

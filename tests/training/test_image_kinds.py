@@ -12,20 +12,16 @@ from amdim_fast import EvaluationOptions, evaluate, export_encoder, load_pretrai
 from amdim_fast.checkpoints.torch_files import read_checkpoint
 from amdim_fast.cli.info import describe_model
 from amdim_fast.cli.main import main
-from amdim_fast.data.datasets import LOADERS, load_data
+from amdim_fast.data.datasets import load_data
 from amdim_fast.evaluation.embed import embed
 from tests.data.test_channels import noise
-from tests.training.tiny import TINY, few_digits
+from tests.training.tiny import TINY
 
 BACKBONE = "timm/resnet10t"
 QUIET = {"device": "cpu", "progress": False}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_digits():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(LOADERS, "digits", few_digits)
-        yield
+pytestmark = pytest.mark.usefixtures("few_digits_loaded")
 
 
 def test_gray_digits_from_the_run_to_the_features(tmp_path):

@@ -20,12 +20,7 @@ from amdim_fast.training.recipes import RECIPES, Recipe
 from amdim_fast.training.step import LOSS_TERMS, build_model, uses_bfloat16
 from tests.training.tiny import SMALL, SMALL_FLAGS, few_digits
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_digits():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(LOADERS, "digits", few_digits)
-        yield
+pytestmark = pytest.mark.usefixtures("few_digits_loaded")
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,10 @@ import pytest
 
 from amdim_fast import pretrain
 from amdim_fast.cli.main import main
-from amdim_fast.data.datasets import LOADERS
 from amdim_fast.training.log import RunLog
-from tests.training.tiny import SMALL, SMALL_FLAGS, few_digits
+from tests.training.tiny import SMALL, SMALL_FLAGS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_digits():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(LOADERS, "digits", few_digits)
-        yield
+pytestmark = pytest.mark.usefixtures("few_digits_loaded")
 
 
 def test_tensorboard_has_what_the_log_has(tmp_path):
