@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
 def digest(name: str, root: Path = ROOT) -> str:
     """Sixteen hexadecimal digits that name the sources of one bench."""
     paths = {path for pattern in FOLDERS.get(name, STEP) for path in root.glob(pattern)}
-    parts = sorted(part for path in paths for part in _parts(path))
+    parts = sorted(
+        part for path in paths for part in _parts(path.read_text(encoding="utf-8"), path.suffix)
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -48,12 +50,11 @@ def stale(row: Mapping[str, Any]) -> bool:
     return row.get("source") != digest(str(row["name"]))
 
 
-def _parts(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".py":
-        yield from map(_canonical, _code(ast.parse(text).body))
-    else:
-        yield text
+@functools.cache
+def _parts(text: str, suffix: str) -> tuple[str, ...]:
+    if suffix == ".py":
+        return tuple(map(_canonical, _code(ast.parse(text).body)))
+    return (text,)
 
 
 def _code(statements: list[Any]) -> list[Any]:

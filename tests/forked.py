@@ -1,4 +1,4 @@
-"""Python processes that start at once: forks of one that has imported torch and the package.
+"""Python processes that start at once: forks of one that has imported torch, or the package too.
 
 That one runs no op and has no threads, so that its forks are as new processes are, but for what is
 imported already and for the variables of the environment that are read then.
@@ -27,8 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # One thread each; the scripts import what else is under tests/.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-# What most processes import, and what takes longest of that.
-IMPORTED = (
+# What takes longest to import: all of it, unless a test is about what the package imports.
+TORCH = ("torch",)
+PACKAGE = (
     *("torch._dynamo", "torch.distributed", "torch.optim", "torchvision.transforms"),
     *("matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.mathtext", "tqdm"),
     *("amdim_fast.cli.main", "amdim_fast.training.run", "amdim_fast.evaluation.evaluate"),
@@ -37,11 +38,11 @@ NUMBER_BYTES = array.array("i").itemsize
 
 
 @functools.cache
-def _server():
+def _server(imported):
     """The connection to the process that forks; it ends with this one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server = subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno())],
+        [sys.executable, __file__, str(theirs.fileno()), *imported],
         env=os.environ | ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
@@ -54,13 +55,13 @@ def _server():
 class Process:
     """``python ARGUMENTS`` in ``folder``, with what tests use of ``subprocess.Popen``."""
 
-    def __init__(self, arguments, folder, *, stderr=subprocess.PIPE, session=False):
+    def __init__(self, arguments, folder, environment, *, stderr, session, imported):
         self.args, self.returncode = arguments, None
         out, out_end = os.pipe()
         err, err_end = os.pipe() if stderr == subprocess.PIPE else (None, out_end)
         self._status, status_end = os.pipe()
-        request = json.dumps([arguments, str(folder), os.environ | ENVIRONMENT, session]).encode()
-        socket.send_fds(_server(), [request], [out_end, err_end, status_end])
+        request = json.dumps([arguments, str(folder), environment, session]).encode()
+        socket.send_fds(_server(imported), [request], [out_end, err_end, status_end])
         for end in {out_end, err_end, status_end}:
             os.close(end)
         self.stdout = os.fdopen(out)
@@ -199,7 +200,7 @@ def _run_and_leave(arguments):
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
+    for name in sys.argv[2:]:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
     gc.freeze()  # collections leave the memory of what is there shared

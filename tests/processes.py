@@ -13,25 +13,32 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.forked import ENVIRONMENT, Process
+from tests.forked import ENVIRONMENT, PACKAGE, Process
 
 # Forks have no environment of their own as they start, and are not followed by coverage.
 FORKS = sys.platform == "linux" and "COVERAGE_PROCESS_CONFIG" not in os.environ
 READERS = {"pt": torch.load, "json": lambda path: json.loads(path.read_text())}
 
 
-def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE, session=False, fork=FORKS):
-    """``python ARGUMENTS`` in ``folder``, its output in pipes; a new interpreter or a fork of one.
+def start(
+    arguments, folder, *, variables=None, stderr=subprocess.PIPE, session=False, imported=PACKAGE
+):
+    """``python ARGUMENTS`` in ``folder``, its output in pipes: a fork of one that has ``imported``.
 
-    With ``variables`` of the environment it is new. With ``session`` it begins one of its own.
+    With nothing imported it is a new interpreter. ``variables`` change the environment, None
+    removes; what is imported already has not seen them. With ``session`` it begins one of its own.
     """
     words = [*map(str, arguments)]
-    if fork and variables is None:
-        return Process(words, folder, stderr=stderr, session=session)
+    changed = os.environ | ENVIRONMENT | (variables or {})
+    environment = {name: value for name, value in changed.items() if value is not None}
+    if FORKS and imported:
+        return Process(
+            words, folder, environment, stderr=stderr, session=session, imported=imported
+        )
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=folder,
-        env=os.environ | ENVIRONMENT | (variables or {}),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
@@ -39,9 +46,9 @@ def start(arguments, folder, *, variables=None, stderr=subprocess.PIPE, session=
     )
 
 
-def run(arguments, folder, seconds=240):
+def run(arguments, folder, seconds=240, **options):
     """What ``python ARGUMENTS`` in ``folder`` came to, a ``subprocess.CompletedProcess``."""
-    with start(arguments, folder) as process:
+    with start(arguments, folder, **options) as process:
         try:
             said = process.communicate(timeout=seconds)
         finally:

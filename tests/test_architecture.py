@@ -2,11 +2,13 @@
 
 import ast
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import TORCH
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "amdim_fast"
@@ -165,10 +167,8 @@ def test_planted_violations_are_caught(sources, module, planted, expected):
     assert any(expected in sentence for sentence in violations(changed))
 
 
-def run_python(code, **options):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, **options
-    )
+def run_python(code, folder="."):
+    return run(["-c", code], folder, imported=TORCH)
 
 
 LOADED = """
@@ -215,7 +215,7 @@ def test_every_public_name_resolves():
 
 
 def test_kernels_are_refused_under_another_name():
-    done = run_python("import kernels", cwd=ROOT)
+    done = run_python("import kernels", ROOT)
     assert done.returncode == 1
     assert "it must be imported as amdim_fast.kernels" in done.stderr
     assert run_python("import amdim_fast.kernels").returncode == 0

@@ -1,10 +1,7 @@
 """One version, a citation, an sdist that holds everything, workflows that run what there is."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +9,8 @@ import pytest
 import yaml
 
 import amdim_fast
+from tests.forked import TORCH
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -75,9 +74,7 @@ def test_citation_is_of_this_version_and_of_the_paper():
 
 def test_sdist_holds_every_source(tree):
     before = files_of(tree)
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD_SDIST], cwd=tree, capture_output=True, text=True, check=False
-    )
+    done = run(["-c", BUILD_SDIST], tree, imported=TORCH)
     assert done.returncode == 0, done.stderr
     with tarfile.open(next((tree / "made").iterdir())) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -89,9 +86,7 @@ def test_sdist_holds_every_source(tree):
 
 
 def test_a_user_installs_the_compiled_ops_and_nothing_of_the_tests(tree):
-    done = subprocess.run(
-        [sys.executable, "-c", READ_SETUP], cwd=tree, capture_output=True, text=True, check=False
-    )
+    done = run(["-c", READ_SETUP], tree, imported=TORCH)
     assert done.returncode == 0, done.stderr
     extensions, packages = (set(line.split()) for line in done.stdout.splitlines()[-2:])
     assert extensions - {"amdim_fast._cuda"} == {"amdim_fast._cpu"}
@@ -121,15 +116,8 @@ def build(tree, tmp_path, arguments, *, compiler=None, **variables):
         (tmp_path / "bin" / "c++").write_text(f"#!/bin/sh\n{compiler}\n")
         (tmp_path / "bin" / "c++").chmod(0o755)
     left_out = ("CXX", "CUDA_HOME", "FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "AMDIM_FAST_BUILD")
-    kept = {name: value for name, value in os.environ.items() if name not in left_out}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=tree,
-        env=kept | {"PATH": str(tmp_path / "bin"), "TORCH_CPP_LOG_LEVEL": "ERROR"} | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    given = {"PATH": str(tmp_path / "bin"), "TORCH_CPP_LOG_LEVEL": "ERROR"} | variables
+    return run(arguments, tree, variables=dict.fromkeys(left_out) | given, imported=TORCH)
 
 
 @pytest.mark.parametrize(

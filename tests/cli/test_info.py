@@ -1,6 +1,5 @@
 """``amdim-fast info``."""
 
-import subprocess
 import sys
 from dataclasses import asdict
 
@@ -13,11 +12,11 @@ from amdim_fast.cli.info import describe_installation, describe_model
 from amdim_fast.cli.main import main
 from amdim_fast.training.recipes import RECIPES
 from amdim_fast.views import compiled
+from tests.processes import run
 
 
 def test_installation_as_a_process():
-    command = [sys.executable, "-m", "amdim_fast", "info"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(["-m", "amdim_fast", "info"], ".")
     assert done.returncode == 0, done.stderr
     for name, value in {"amdim_fast": amdim_fast.__version__, "torch": torch.__version__}.items():
         line = next(line for line in done.stdout.splitlines() if line.startswith(name + " "))

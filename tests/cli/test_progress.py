@@ -47,6 +47,7 @@ def test_tqdm_disable_hides_bars_alone(tmp_path):
         ["-m", "amdim_fast", "pack", "images", "store", "--workers=0"],
         tmp_path,
         variables={"TQDM_DISABLE": "1"},
+        imported=(),
     )
     said = done.communicate(timeout=120)
     assert done.returncode == 0

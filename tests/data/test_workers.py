@@ -85,10 +85,10 @@ def test_a_script_without_the_guard(tmp_path):
     """Workers import it only for what is in it; then the sentence says what is amiss."""
     write_folder(tmp_path / "images", train=4, test=0)
     (tmp_path / "script.py").write_text(UNGUARDED)
-    plain = start(["script.py", "images", "files"], tmp_path, fork=False)
+    plain = start(["script.py", "images", "files"], tmp_path, imported=())
     assert plain.communicate(timeout=60) == ("2\n", "")
     assert (tmp_path / "imports").read_text() == "x"
-    own = start(["script.py", "images", "own"], tmp_path, fork=False)
+    own = start(["script.py", "images", "own"], tmp_path, imported=())
     said, error = own.communicate(timeout=60)
     guard = 'it must start its work below `if __name__ == "__main__":`'
     assert said == ""

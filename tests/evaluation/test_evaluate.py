@@ -232,7 +232,8 @@ def test_names_that_are_not_utf8_cost_nothing(checkpoint, tmp_path):
     out = os.fsdecode(b"out\xe9")
     flags = ["--data=folder", "--data-dir=data", "--workers=0", "--methods", "knn", f"--out={out}"]
     command = ["-m", "amdim_fast", "evaluate", checkpoint, *flags]
-    process = start(command, tmp_path, variables={"PYTHONIOENCODING": "ascii"})
+    variables = {"PYTHONIOENCODING": "ascii"}
+    process = start(command, tmp_path, variables=variables, imported=())
     said, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "out\\udce9" in said

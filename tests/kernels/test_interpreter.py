@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_same_bits_as_an_interpreter_that_forgets(tmp_path):
     words = ["-m", "tests.kernels.interpreted_cases", tmp_path / "results.pt"]
-    with start(words, ".", fork=False) as process:
+    with start(words, ".", imported=()) as process:
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     expected = torch.load(tmp_path / "results.pt")

@@ -1,7 +1,6 @@
 """Encoders as programs of torch.export and of ONNX: their features, and what stops an export."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +9,8 @@ import torch
 from amdim_fast import AMDIM, BackboneEncoder, export_program, load_checkpoint, save_checkpoint
 from amdim_fast.cli.main import main
 from tests.checkpoints.export_cases import write_small_checkpoint
+from tests.forked import TORCH
+from tests.processes import run
 
 BATCHES = (1, 5)  # the program was made with another
 MARGIN = 4  # times the rounding of the encoder in float32
@@ -20,15 +21,15 @@ def checkpoint(tmp_path):
     return write_small_checkpoint(tmp_path)
 
 
-def assert_equal_features(run, checkpoint):
-    """``run`` gives r1, r5 and r7 of a batch: as exact as the encoder in float32 is."""
+def assert_equal_features(called, checkpoint):
+    """``called`` gives r1, r5 and r7 of a batch: as exact as the encoder in float32 is."""
     model = load_checkpoint(checkpoint).eval()
     truth = load_checkpoint(checkpoint).eval().double()
     for images in BATCHES:
         x = torch.randn(images, 3, model.encoder.size, model.encoder.size)
         with torch.no_grad():
             expected, plain = truth.encoder(x.double()), model.encoder(x)
-        found = run(x)
+        found = called(x)
         assert len(found) == 3
         for part, exact, rounded in zip(found, expected, plain, strict=True):
             part = torch.as_tensor(part)
@@ -58,7 +59,8 @@ def test_torch_export(checkpoint, tmp_path, capsys):
     assert_equal_features(program, checkpoint)
     torch.save(torch.zeros(3, 3, 32, 32), tmp_path / "x")
     arguments = map(str, (out / "encoder.pt2", tmp_path / "x", tmp_path / "y"))
-    subprocess.run([sys.executable, "-c", LOADED, *arguments], check=True)
+    done = run(["-c", LOADED, *arguments], tmp_path, imported=TORCH)
+    assert done.returncode == 0, done.stderr
     assert [len(part) for part in torch.load(tmp_path / "y")] == [3, 3, 3]
     save_checkpoint(tmp_path / "other.pt", AMDIM(32, 4, 8, 1, use_bn=True))
     with pytest.raises(AssertionError):  # another model's features are not these

@@ -1,14 +1,13 @@
 """FlopCounterMode counts the products that the ops make."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from amdim_fast import LossMultiNCE, last_plan, nce_loss, nce_objective
+from tests.forked import TORCH
 from tests.nce.cases import lower_floors
+from tests.processes import run
 
 ONE = 2 * 2 * 7 * 7 * 9 * 16  # 2 S B N L D
 
@@ -65,5 +64,5 @@ with FlopCounterMode(display=False) as counter:
     amdim_fast.nce_loss(torch.randn(4, 8), torch.randn(4, 3, 8))
 print(counter.get_total_flops())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run(["-c", code], ".", imported=TORCH)
     assert done.stdout.split() == [str(2 * 4 * 4 * 3 * 8)], done.stderr

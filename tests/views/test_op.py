@@ -1,9 +1,6 @@
 """The registered augmentation ops: schema, fake, torch.compile, bad input, not built."""
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,6 +14,8 @@ from amdim_fast.views.op import RECORD_WORDS
 from amdim_fast.views.params import POLICIES, ViewParams
 from amdim_fast.views.preprocessing import center_view
 from amdim_fast.views.two_views import TwoViews
+from tests.forked import TORCH
+from tests.processes import run
 from tests.views.cases import HALF, any_params, plain, white_noise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -287,13 +286,6 @@ def test_a_package_that_is_not_built_says_so_and_keeps_its_reference(tmp_path):
     )
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "amdim_fast", tmp_path / "amdim_fast", ignore=ignore)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
+    done = run(["-c", code], tmp_path, imported=TORCH)
     assert done.stdout.strip() == "torch.Size([2, 2, 3, 64, 64])", done.stderr
     assert "RuntimeError: the compiled library of amdim_fast is not built" in done.stderr
