@@ -18,8 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LOSS = (
     *(f"kernels/{files}.py" for files in ("__init__", "launch", "nce_*")),
     "amdim_fast/nce/*.py",
+    "csrc/cpu/products.cpp",
 )
-VIEWS = ("amdim_fast/views/*.py", *(f"csrc/**/*.{suffix}" for suffix in ("h", "cpp", "cu")))
+VIEWS = (
+    "amdim_fast/views/*.py",
+    *(f"csrc/**/*.{suffix}" for suffix in ("h", "cu")),
+    *(f"csrc/{name}.cpp" for name in ("library", "cpu/augment", "cpu/records", "cpu/sampling")),
+)
 MODEL = ("amdim_fast/model/**/*.py", "kernels/residual.py")
 STEP = (*LOSS, *VIEWS, *MODEL, *(f"amdim_fast/training/{name}.py" for name in ("step", "graph")))
 # By name of a bench; all others measure whole training steps.

@@ -16,4 +16,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(amdim_fast, m) {
   m.def(
       "draw_records(Tensor images, Tensor sizes, Tensor sample_index, Tensor policy, int seed, "
       "int views, int size) -> (Tensor records, Tensor layout)");
+  m.def("rows_product_(Tensor(a!) out, Tensor a, Tensor b, bool add) -> ()");
+  m.def("columns_product_(Tensor(a!) out, Tensor a, Tensor b, bool add) -> ()");
 }

@@ -12,22 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from amdim_fast.libraries import load_cpu
+
 # Number of rows of ``a`` that oneDNN optimizes packed weights for; others work too.
 PACKED_FOR_ROWS = 1024
-# Temporary memory where a library cannot write into the output itself, beside what plans count;
-# threads wait for one another after each part.
+# Temporary memory of products that are converted, beside what plans count.
 PART_BYTES = 8 * 2**20
 # And where products are scaled before they are added, which float16 on GPUs needs.
 SCALED_PART_BYTES = 64 * 2**20
 
 
 def product_library(device: torch.device, dtype: torch.dtype, backend: str = "torch") -> str:
-    """Which library multiplies: "onednn" for float32 on CPUs if torch has it, else "aten".
+    """Which library multiplies: "onednn" for float32 on some CPUs, else "aten".
 
     "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS has its own name, "cublas".
     On AMD CPUs with AVX-512 oneDNN is faster than MKL, which runs its AVX2 code there: a tenth on
-    some, twice on others. On Intel's, and without AVX-512, MKL is faster, and it writes where it is
-    told to.
+    some, twice on others. It is called in parts by the compiled library, and needs that. On
+    Intel's, and without AVX-512, MKL is faster, and it writes where it is told to.
     """
     if backend == "triton":
         return "cublas" if device.type == "cuda" else "aten"
@@ -44,27 +45,34 @@ def _is_intel() -> bool:
         return False
 
 
+def has_onednn() -> bool:
+    """Whether torch has the library, and the compiled library is there to call it."""
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return known and load_cpu()
+
+
 @functools.cache
 def _cpu_library() -> str:
     """The faster library for float32, by the CPU alone, so that runs on one agree to the bit."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     if torch.backends.mkl.is_available() and (_is_intel() or not wide):
         return "aten"
-    onednn = torch.backends.mkldnn.is_available()
-    return "onednn" if onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "aten"
+    return "onednn" if has_onednn() else "aten"
 
 
 def packed(b: Tensor) -> Tensor:
-    """``b`` [n, k] in the layout that its library multiplies fastest; only ``product`` takes it."""
+    """``b`` [n, k] in the layout that its library multiplies fastest, for ``product``."""
     if product_library(b.device, b.dtype) == "onednn":
         return torch.ops.mkldnn._reorder_linear_weight(b.contiguous(), PACKED_FOR_ROWS)
     return b
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.T`` for a [m, k] and b [n, k] or packed b, one dtype, any strides; no autograd."""
+    """``a @ b.T`` for a [m, k], any strides, and packed b [n, k], of one dtype; no autograd."""
     if product_library(a.device, a.dtype) == "onednn":
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        out = a.new_empty(len(a), b.shape[0])
+        torch.ops.amdim_fast.rows_product_(out, a.detach(), b, False)
+        return out
     return torch.mm(a, b.t())
 
 
@@ -72,6 +80,9 @@ def product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> Non
     """``out[...] = product(a, b)`` or, with ``add``, ``+=``; rounded to the dtype of ``out``."""
     if product_library(a.device, a.dtype) == "aten":
         multiply_into(out, a, b.t(), add=add)
+        return
+    if out.dtype == torch.float32:
+        torch.ops.amdim_fast.rows_product_(out, a.detach(), b, add)
         return
     rows = max(1, PART_BYTES // (out.shape[1] * a.element_size()))
     for part, factor in zip(out.split(rows), a.split(rows), strict=True):
@@ -82,21 +93,11 @@ def product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> Non
 
 
 def columns_product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
-    """``out = a.T @ b`` or, with ``add``, ``+=``, for a [k, m] and b [k, n] of one dtype.
-
-    oneDNN takes rows, to which a is copied, some k at a time.
-    """
+    """``out = a.T @ b`` or, with ``add``, ``+=``, for a [k, m] and b [k, n] of one dtype."""
     if product_library(a.device, a.dtype) == "aten":
         multiply_into(out, a.t(), b, add=add)
-        return
-    columns = a.shape[1]
-    step = max(1, PART_BYTES // (4 * columns * a.element_size()))
-    work = a.new_empty(columns * min(step, len(a)))
-    for part, factor in zip(a.split(step), b.split(step), strict=True):
-        rows = work[: part.numel()].view(columns, -1)
-        torch.mul(part.t(), 1.0, out=rows)  # copy_ of a transposed matrix runs on one core
-        product_into(out, rows, factor.t(), add=add)
-        add = True
+    else:
+        torch.ops.amdim_fast.columns_product_(out, a.detach(), b.detach(), add)
 
 
 def multiply_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:

@@ -1,37 +1,15 @@
-"""The compiled libraries, found beside the package and loaded once, and the choice of a backend."""
+"""Whether the compiled library of views can run, and the choice of a backend."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
+
+from amdim_fast.libraries import load_cpu, load_cuda
 
 # Ops that are written in Python are registered here.
 LIBRARY = torch.library.Library("amdim_fast", "FRAGMENT")
-FOLDER = Path(__file__).resolve().parents[1]
 HOW_TO_BUILD = "pip install . (or make test, in a clone) builds it and needs a C++20 compiler"
 BACKENDS = ("compiled", "reference")
-_FOUND: dict[str, bool] = {}
-
-
-def load_cpu() -> bool:
-    """Load the schemas and the CPU ops; False if they are not built."""
-    return _load("_cpu.so")
-
-
-def load_cuda() -> bool:
-    """Load the CUDA ops; False if they are not built or torch has no CUDA."""
-    return load_cpu() and torch.version.cuda is not None and _load("_cuda.so")
-
-
-def _load(name: str) -> bool:
-    # torch.compile can trace a look-up here, but not functools.cache.
-    if name not in _FOUND:
-        path = FOLDER / name
-        if path.exists():
-            torch.ops.load_library(path)
-        _FOUND[name] = path.exists()
-    return _FOUND[name]
 
 
 def require(device_type: str) -> None:

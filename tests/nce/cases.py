@@ -10,7 +10,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLIPS = (5.0, 20.0, 43.0, 100.0, None)
 # Libraries of float32 products on CPUs, as far as this torch has them.
 LIBRARIES = ["aten"]
-if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+if products.has_onednn():
     LIBRARIES.append("onednn")
 # Small enough that a few dozen images make several tiles, strips and bands of row tiles.
 TILE = Tile(rows=16, columns=32, width=16, swizzle=2, warps=4, stages=2)

@@ -6,7 +6,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::_linear_pointwise")
+PRODUCTS = (
+    *("aten::mm", "aten::addmm", "aten::addmm_"),
+    *("amdim_fast::rows_product_", "amdim_fast::columns_product_"),
+)
 
 
 class LargeTensors(TorchDispatchMode):

@@ -1,0 +1,168 @@
+// oneDNN's float32 products into a matrix. Each thread multiplies a part alone and takes the next one:
+// nothing waits until all are done, so a process that takes a core slows only what it displaces.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace amdim {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using torch::stable::transpose;
+
+// Memory: 8 MiB for sums, unless one is more, and four parts a thread, 11 MiB in all while these are
+// of 256 KiB or more.
+constexpr int64_t kAllFloats = 1 << 21, kLeastFloats = 1 << 16, kMostFloats = 1 << 19;
+constexpr int64_t kSums = 8;
+constexpr int64_t kPartsPerThread = 4, kSumsPerThread = 2;
+constexpr int64_t kLeastRows = 64, kLeastColumns = 64, kLeastInner = 512;
+
+int64_t divided(int64_t count, int64_t by) { return (count + by - 1) / by; }
+
+Tensor cut(Tensor tensor, int64_t dim, int64_t first, int64_t count) {
+  return torch::stable::narrow(tensor, dim, first, count);
+}
+
+int64_t threads() { return torch::stable::get_num_threads(); }
+
+// Rows of so many floats that make a part, which stays in the cache of a core.
+int64_t part_rows(int64_t columns) {
+  const int64_t floats = std::clamp(kAllFloats / (3 * threads()), kLeastFloats, kMostFloats);
+  return std::max<int64_t>(1, floats / columns);
+}
+
+struct Matrix {
+  float* data;
+  int64_t rows, columns, row;  // the last is a stride
+
+  explicit Matrix(const Tensor& tensor)
+      : data(static_cast<float*>(tensor.data_ptr())),
+        rows(tensor.size(0)),
+        columns(tensor.size(1)),
+        row(tensor.stride(0)) {}
+};
+
+Matrix output(const Tensor& out, int64_t rows, int64_t columns) {
+  STD_TORCH_CHECK(out.dim() == 2 && out.size(0) == rows && out.size(1) == columns,
+                  "out must have the shape of the product");
+  STD_TORCH_CHECK(out.scalar_type() == ScalarType::Float && (columns == 1 || out.stride(1) == 1),
+                  "out must be float32, its columns side by side");
+  return Matrix(out);
+}
+
+// Calls task(i) for each i < count, in whichever thread is free.
+template <class Task>
+void hand_out(int64_t count, const Task& task) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min(count, threads()), 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1)) < count;) task(i);
+  });
+}
+
+// a @ b.T, where b may be packed; on this thread alone inside of hand_out.
+Tensor product(const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(a),
+                                    from(b),
+                                    from(std::optional<Tensor>()),
+                                    from(std::string("none")),
+                                    from(std::vector<double>()),
+                                    from(std::optional<std::string>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mkldnn::_linear_pointwise", "",
+                                                      stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+void add_rows(float* out, int64_t stride, const float* found, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) out[i * stride + j] += found[i * columns + j];
+  }
+}
+
+void rows_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  const Matrix to = output(out, a.size(0), b.size(0));
+  if (to.rows * to.columns == 0) return;
+  const int64_t even = divided(to.rows, kPartsPerThread * threads());
+  const int64_t most = part_rows(to.columns);
+  const int64_t step = std::clamp(even, std::min(kLeastRows, most), most);
+  hand_out(divided(to.rows, step), [&](int64_t part) {
+    const int64_t first = part * step, count = std::min(step, to.rows - first);
+    const Tensor found = product(cut(a, 0, first, count), b);
+    const float* from = static_cast<const float*>(found.data_ptr());
+    for (int64_t i = 0; i < count; ++i) {
+      float* row = to.data + (first + i) * to.row;
+      if (add) {
+        add_rows(row, 0, from + i * to.columns, 1, to.columns);
+      } else {
+        std::copy_n(from + i * to.columns, to.columns, row);
+      }
+    }
+  });
+}
+
+// The inner dimension is cut in groups, each of which has a sum of its own, and the columns where
+// these are few. Which sums there are depends on sizes alone.
+void columns_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  const Matrix to = output(out, a.size(1), b.size(1));
+  const int64_t inner = a.size(0), size = to.rows * to.columns;
+  if (size == 0) return;
+  const int64_t fitting = std::min(kSums, kAllFloats / size);
+  const int64_t groups = std::max<int64_t>(1, std::min(fitting, inner / kLeastInner));
+  const int64_t each = divided(inner, groups);
+  const int64_t wanted = divided(kSumsPerThread * threads(), groups);
+  const int64_t cuts = std::clamp<int64_t>(to.columns / kLeastColumns, 1, wanted);
+  const int64_t width = std::min(divided(to.columns, cuts), 2 * part_rows(to.rows));
+  const int64_t strips = divided(to.columns, width), step = part_rows(std::max(to.rows, width));
+  const Tensor sums = torch::stable::new_empty(out, {groups, to.rows, to.columns});
+  float* const all = static_cast<float*>(sums.data_ptr());
+  hand_out(groups * strips, [&](int64_t part) {
+    const int64_t group = part / strips, column = part % strips * width;
+    const int64_t columns = std::min(width, to.columns - column);
+    const int64_t last = std::min(inner, (group + 1) * each);
+    float* const sum = all + group * size + column;
+    for (int64_t i = 0; i < to.rows; ++i) std::fill_n(sum + i * to.columns, columns, 0.0f);
+    for (int64_t first = group * each; first < last; first += step) {
+      const int64_t count = std::min(step, last - first);
+      Tensor rows = torch::stable::new_empty(out, {to.rows, count});
+      torch::stable::copy_(rows, transpose(cut(a, 0, first, count), 0, 1));
+      // With gaps between rows oneDNN takes its slowest way.
+      const Tensor right = torch::stable::contiguous(cut(cut(b, 0, first, count), 1, column, columns));
+      const Tensor found = product(rows, transpose(right, 0, 1));
+      add_rows(sum, to.columns, static_cast<const float*>(found.data_ptr()), to.rows, columns);
+    }
+  });
+  torch::stable::parallel_for(0, to.rows, kLeastRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float* row = to.data + i * to.row;
+      if (!add) std::fill_n(row, to.columns, 0.0f);
+      for (int64_t group = 0; group < groups; ++group) {
+        add_rows(row, 0, all + group * size + i * to.columns, 1, to.columns);
+      }
+    }
+  });
+}
+
+void fake_product(const Tensor&, const Tensor&, const Tensor&, bool) {}
+
+}  // namespace
+}  // namespace amdim
+
+// Not for CPU tensors alone: packed weights have a layout of their own.
+STABLE_TORCH_LIBRARY_IMPL(amdim_fast, CompositeExplicitAutograd, m) {
+  m.impl("rows_product_", TORCH_BOX(&amdim::rows_product));
+  m.impl("columns_product_", TORCH_BOX(&amdim::columns_product));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(amdim_fast, Meta, m) {
+  m.impl("rows_product_", TORCH_BOX(&amdim::fake_product));
+  m.impl("columns_product_", TORCH_BOX(&amdim::fake_product));
+}
