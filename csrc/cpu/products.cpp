@@ -19,12 +19,12 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using torch::stable::transpose;
 
-// Memory: 8 MiB for sums, unless one is more, and four parts a thread, 11 MiB in all while these are
-// of 256 KiB or more.
+// Memory: at most 8 MiB for sums, and seven parts a thread, 14 MiB in all while these are of 256 KiB or
+// more.
 constexpr int64_t kAllFloats = 1 << 21, kLeastFloats = 1 << 16, kMostFloats = 1 << 19;
 constexpr int64_t kSums = 8;
 constexpr int64_t kPartsPerThread = 4, kSumsPerThread = 2;
-constexpr int64_t kLeastRows = 64, kLeastColumns = 64, kLeastInner = 512;
+constexpr int64_t kMostRows = 512, kLeastRows = 64, kLeastColumns = 64, kLeastInner = 512;
 
 int64_t divided(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
@@ -36,7 +36,7 @@ int64_t threads() { return torch::stable::get_num_threads(); }
 
 // Rows of so many floats that make a part, which stays in the cache of a core.
 int64_t part_rows(int64_t columns) {
-  const int64_t floats = std::clamp(kAllFloats / (3 * threads()), kLeastFloats, kMostFloats);
+  const int64_t floats = std::clamp(kAllFloats / (4 * threads()), kLeastFloats, kMostFloats);
   return std::max<int64_t>(1, floats / columns);
 }
 
@@ -109,37 +109,44 @@ void rows_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add)
   });
 }
 
-// The inner dimension is cut in groups, each of which has a sum of its own, and the columns where
-// these are few. Which sums there are depends on sizes alone.
+// The output is cut in tiles and the inner dimension in groups, each of which has a sum of its own.
+// Which groups there are depends on sizes alone.
 void columns_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   const Matrix to = output(out, a.size(1), b.size(1));
   const int64_t inner = a.size(0), size = to.rows * to.columns;
   if (size == 0) return;
   const int64_t fitting = std::min(kSums, kAllFloats / size);
   const int64_t groups = std::max<int64_t>(1, std::min(fitting, inner / kLeastInner));
-  const int64_t each = divided(inner, groups);
-  const int64_t wanted = divided(kSumsPerThread * threads(), groups);
+  const int64_t bands = divided(to.rows, kMostRows), height = divided(to.rows, bands);
+  const int64_t wanted = divided(kSumsPerThread * threads(), groups * bands);
   const int64_t cuts = std::clamp<int64_t>(to.columns / kLeastColumns, 1, wanted);
-  const int64_t width = std::min(divided(to.columns, cuts), 2 * part_rows(to.rows));
-  const int64_t strips = divided(to.columns, width), step = part_rows(std::max(to.rows, width));
-  const Tensor sums = torch::stable::new_empty(out, {groups, to.rows, to.columns});
-  float* const all = static_cast<float*>(sums.data_ptr());
-  hand_out(groups * strips, [&](int64_t part) {
-    const int64_t group = part / strips, column = part % strips * width;
+  const int64_t width = std::min(divided(to.columns, cuts), 2 * part_rows(height));
+  const int64_t strips = divided(to.columns, width), tiles = bands * strips;
+  const int64_t each = divided(inner, groups), step = part_rows(std::max(height, width / 2));
+  std::optional<Tensor> sums;
+  if (groups > 1) sums = torch::stable::new_empty(out, {groups, to.rows, to.columns});
+  float* const all = sums ? static_cast<float*>(sums->data_ptr()) : to.data;
+  const int64_t stride = sums ? to.columns : to.row;
+  hand_out(groups * tiles, [&](int64_t part) {
+    const int64_t group = part / tiles, row = part % tiles / strips * height;
+    const int64_t column = part % strips * width;
+    const int64_t rows = std::min(height, to.rows - row);
     const int64_t columns = std::min(width, to.columns - column);
+    if (rows <= 0) return;
     const int64_t last = std::min(inner, (group + 1) * each);
-    float* const sum = all + group * size + column;
-    for (int64_t i = 0; i < to.rows; ++i) std::fill_n(sum + i * to.columns, columns, 0.0f);
+    float* const sum = all + group * size + row * stride + column;
+    for (int64_t i = 0; i < rows && (sums || !add); ++i) std::fill_n(sum + i * stride, columns, 0.0f);
     for (int64_t first = group * each; first < last; first += step) {
       const int64_t count = std::min(step, last - first);
-      Tensor rows = torch::stable::new_empty(out, {to.rows, count});
-      torch::stable::copy_(rows, transpose(cut(a, 0, first, count), 0, 1));
+      Tensor left = torch::stable::new_empty(out, {rows, count});
+      torch::stable::copy_(left, transpose(cut(cut(a, 0, first, count), 1, row, rows), 0, 1));
       // With gaps between rows oneDNN takes its slowest way.
       const Tensor right = torch::stable::contiguous(cut(cut(b, 0, first, count), 1, column, columns));
-      const Tensor found = product(rows, transpose(right, 0, 1));
-      add_rows(sum, to.columns, static_cast<const float*>(found.data_ptr()), to.rows, columns);
+      const Tensor found = product(left, transpose(right, 0, 1));
+      add_rows(sum, stride, static_cast<const float*>(found.data_ptr()), rows, columns);
     }
   });
+  if (!sums) return;
   torch::stable::parallel_for(0, to.rows, kLeastRows, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       float* row = to.data + i * to.row;
