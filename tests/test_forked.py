@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.forked import PACKAGE, TORCH
 from tests.processes import run, start
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere none are forked")
@@ -25,12 +26,14 @@ def last_lines(done):
 
 
 @LINUX
-@pytest.mark.parametrize("how", ["code", "script", "module"])
+@pytest.mark.parametrize(
+    ("how", "imported"), [("code", PACKAGE), ("script", PACKAGE), ("module", TORCH)]
+)
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_as_a_new_interpreter(tmp_path, ending, how):
+def test_as_a_new_interpreter(tmp_path, ending, how, imported):
     (tmp_path / "ends.py").write_text(ENDINGS[ending])
     words = {"code": ["-c", ENDINGS[ending]], "script": ["ends.py"], "module": ["-m", "ends"]}[how]
-    forked = run([*words, "--flag", 7], tmp_path)
+    forked = run([*words, "--flag", 7], tmp_path, imported=imported)
     assert last_lines(forked) == last_lines(run([*words, "--flag", 7], tmp_path, imported=()))
 
 
@@ -46,3 +49,13 @@ def test_signals_and_waiting(tmp_path):
     process.kill()
     with process:
         pass
+
+
+def test_variables(tmp_path, monkeypatch):
+    """Added, changed and removed."""
+    monkeypatch.setenv("REMOVED", "1")
+    code = "import os; print(*map(os.environ.get, ('ADDED', 'REMOVED', 'OMP_NUM_THREADS')))"
+    variables = {"ADDED": "2", "REMOVED": None, "OMP_NUM_THREADS": "3"}
+    for imported in (PACKAGE, TORCH, ()):
+        done = run(["-c", code], tmp_path, variables=variables, imported=imported)
+        assert done.stdout == "2 None 3\n"

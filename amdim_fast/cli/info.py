@@ -14,6 +14,7 @@ from amdim_fast.cli.options import DefaultsFormatter
 from amdim_fast.model.encoder import Encoder
 from amdim_fast.model.pretrained import read_pretrained
 from amdim_fast.nce.backend import resolve_backend
+from amdim_fast.nce.products import product_library
 from amdim_fast.version import __version__
 from amdim_fast.views import compiled
 
@@ -67,7 +68,8 @@ def describe_installation() -> Facts:
         facts["CUDA devices"] = "none"
     facts["views, CPU library"] = "built" if compiled.load_cpu() else "not built"
     facts["views, CUDA library"] = _cuda_library()
-    facts["loss, torch backend"] = "runs"
+    library = product_library(torch.device("cpu"), torch.float32)
+    facts["loss, torch backend"] = f"runs; float32 products on CPUs by {library}"
     facts["loss, triton backend"] = _triton(torch.device("cuda" if devices else "cpu"))
     return facts
 

@@ -25,7 +25,10 @@ def test_installation_as_a_process():
 
 
 def test_what_is_missing_is_said(monkeypatch):
-    assert describe_installation()["views, CPU library"] == "built"
+    monkeypatch.setattr("amdim_fast.nce.products._cpu_library", lambda: "onednn")
+    facts = describe_installation()
+    assert facts["views, CPU library"] == "built"
+    assert facts["loss, torch backend"] == "runs; float32 products on CPUs by onednn"
     monkeypatch.setattr(compiled, "load_cpu", lambda: False)
     monkeypatch.setattr(compiled, "load_cuda", lambda: False)
     monkeypatch.setattr("amdim_fast.cli.info.PACKAGES", ("numpy", "no-such-package"))
