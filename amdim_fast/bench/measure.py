@@ -116,8 +116,9 @@ def relative_errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[fl
 def allocated_peak(call: Call, device_type: str) -> int:
     """Peak bytes of torch's allocator during a call, above those allocated before it.
 
-    What the call returns counts. On a CPU torch's profiler lists the allocations of this process;
-    scratch memory of libraries such as oneDNN is not among them.
+    What the call returns counts. On a CPU torch's profiler lists the allocations of this thread;
+    scratch memory of libraries such as oneDNN is not among them, nor are the parts of products in
+    the other threads of a call, a few MiB each.
     """
     gc.collect()
     if device_type == "cuda":
