@@ -53,7 +53,7 @@ def has_onednn() -> bool:
 
 @functools.cache
 def _cpu_library() -> str:
-    """The faster library for float32, by CPU and build alone, so that runs on one agree to the bit."""
+    """The faster library for float32, by CPU and build alone: runs on one agree to the bit."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     if torch.backends.mkl.is_available() and (_is_intel() or not wide):
         return "aten"
