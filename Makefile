@@ -13,8 +13,7 @@ demo: $(DEMO)
 	$(BIN)/python -m benchmarks.demo
 
 # Files of tests side by side, one thread each: threads of several processes only hinder one another.
-# The slowest begin first, as tests/conftest.py orders them.
-TESTS := pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --durations=10
+TESTS := pytest -n auto --maxprocesses=4 --dist loadfile --durations=10
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
 
