@@ -1,4 +1,4 @@
-"""Importing optional packages, and making matplotlib figures."""
+"""What an installation may lack: optional packages, matplotlib's figures, compiled libraries."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent
+_FOUND: dict[str, bool] = {}
 
 
 def require(module: str, purpose: str, extra: str = "data") -> Any:
@@ -51,3 +56,23 @@ def may_fail(picture: Path, rest: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"amdim-fast: {picture} could not be drawn ({reason}); {rest}", file=sys.stderr)
+
+
+def load_cpu() -> bool:
+    """Load the schemas and the CPU ops; False if they are not built."""
+    return _load("_cpu.so")
+
+
+def load_cuda() -> bool:
+    """Load the CUDA ops; False if they are not built or torch has no CUDA."""
+    return load_cpu() and torch.version.cuda is not None and _load("_cuda.so")
+
+
+def _load(name: str) -> bool:
+    # torch.compile can trace a look-up here, but not functools.cache.
+    if name not in _FOUND:
+        path = FOLDER / name
+        if path.exists():
+            torch.ops.load_library(path)
+        _FOUND[name] = path.exists()
+    return _FOUND[name]

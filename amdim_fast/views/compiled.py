@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from amdim_fast.libraries import load_cpu, load_cuda
+from amdim_fast.optional import load_cpu, load_cuda
 
 # Ops that are written in Python are registered here.
 LIBRARY = torch.library.Library("amdim_fast", "FRAGMENT")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss, nce_objective
-from amdim_fast.nce import products, reference, tiles
+from amdim_fast.nce import reference, tiles
 from amdim_fast.nce.candidates import positives_first
 from amdim_fast.nce.inputs import NEGATIVES
 from tests.nce.cases import WAYS, check, evaluate, lower_floors, relative_error, tile_set
@@ -110,7 +110,6 @@ def test_the_objective(backend, budget):
 
 def test_a_queue_that_wants_no_gradient_costs_no_product(monkeypatch):
     """Where only it is detached, the positives get theirs."""
-    monkeypatch.setattr(products, "PART_BYTES", 2**20)  # of a product there is one part
     src, keys = features(6, 6, 1, dtype=torch.float32)
     queue = torch.randn(20, 1, 17)
     for keys_learn, count in ((False, 2), (True, 3)):

@@ -61,7 +61,6 @@ def test_saved_for_backward_is_what_the_plan_says(budget, same_location):
 @pytest.mark.parametrize("mode", ["keep", "recompute"])
 def test_frozen_inputs_cost_no_product(monkeypatch, mode, library):
     monkeypatch.setattr(products, "_cpu_library", lambda: library)
-    monkeypatch.setattr(products, "PART_BYTES", 2**20)
     monkeypatch.setattr(plan, "LEAST_CPU_BYTES", 2**20)
     counted = Products()
     for name in ("forward", "backward"):

@@ -8,6 +8,7 @@ import torch
 
 from amdim_fast.views.augment import augment
 from amdim_fast.views.preprocessing import center_view
+from tests.threads import torch_threads
 from tests.views.cases import HALF, any_params, plain, seeded, smooth_noise, white_noise
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,10 +29,8 @@ def pictures(sizes, seed=0):
 
 @pytest.fixture(params=[1, 2])
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield
 
 
 def layouts(images):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
-from amdim_fast import libraries
+from amdim_fast import optional
 from amdim_fast.views import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ def test_the_host_compiler_may_not_fuse_either():
 @needs_nvcc
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
 def test_the_library_is_built_and_registers_without_a_gpu():
-    assert compiled.load_cuda(), f"no {libraries.FOLDER / '_cuda.so'}: {compiled.HOW_TO_BUILD}"
+    assert compiled.load_cuda(), f"no {optional.FOLDER / '_cuda.so'}: {compiled.HOW_TO_BUILD}"
     for key in ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key("amdim_fast::augment", key)
     assert not torch._C._dispatch_has_kernel_for_dispatch_key("amdim_fast::augment", "MPS")
@@ -123,7 +123,7 @@ def test_the_library_holds_code_for_each_architecture():
 
         cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     assert os.access(cuobjdump, os.X_OK), f"no cuobjdump beside nvcc or in triton: {cuobjdump}"
-    library = libraries.FOLDER / "_cuda.so"
+    library = optional.FOLDER / "_cuda.so"
     done = subprocess.run(
         [cuobjdump, "--list-elf", library], capture_output=True, text=True, check=True
     )

@@ -6,6 +6,7 @@ import torch
 from amdim_fast.views import reference_sampling, sampling
 from amdim_fast.views.params import POLICIES, ViewParams
 from amdim_fast.views.sampling import sample_view_params
+from tests.threads import torch_threads
 
 STRANGE = replace(
     POLICIES["stl10"],
@@ -73,12 +74,8 @@ def test_exponential_to_a_part_in_ten_to_the_twelve():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_draws_do_not_depend_on_threads(threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         assert differing(*both(POLICIES["imagenet128"], 1000, 4)) == []
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_backend_is_chosen_by_name():
