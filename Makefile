@@ -13,7 +13,9 @@ demo: $(DEMO)
 	$(BIN)/python -m benchmarks.demo
 
 # Files of tests side by side, one thread each: threads of several processes only hinder one another.
-TESTS := pytest -n auto --maxprocesses=4 --dist loadfile --durations=10
+# One process more than cores, as some tests wait, four at most; the slowest files first (tests/conftest.py).
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
+TESTS := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
 

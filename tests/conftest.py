@@ -20,6 +20,12 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     remember()
 
 GOLDEN = Path(__file__).parent / "golden"
+# Begun first, so that no worker is left with one of them at the end.
+SLOWEST = """
+nce/test_compile training/test_ranks training/test_resume kernels/test_aot kernels/test_kernels
+kernels/test_op views/test_block_threads data/test_workers data/test_packing benchmarks/test_benches
+nce/test_group benchmarks/test_emergence
+""".split()
 
 
 def pytest_addoption(parser):
@@ -29,6 +35,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    places = {GOLDEN.parent / f"{name}.py": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     if torch.cuda.is_available() or config.getoption("--require-gpu"):
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; --require-gpu makes this a failure")

@@ -134,6 +134,10 @@ int64_t enough(const Job& job, const View& requested, int threads, int strip) {
 
 int64_t elements(const Job& job) { return 3LL * job.size * job.size; }
 
+Rows rows_of(const Job& job, int tile) {
+  return {tile * job.tile_rows, smaller((tile + 1) * job.tile_rows, job.size)};
+}
+
 // What the phases leave for one another, and a block's own shared memory.
 template <int LANES>
 struct Launch {
@@ -148,6 +152,12 @@ struct Launch {
         pitch((job.size + LANES - 1) / LANES),
         waiting(kViews * 3 * job.size * pitch),
         luma_totals(kViews * tiles) {}
+
+  void plan_view(const Job& job, int view, int tile, int threads, char* memory, int64_t bytes) {
+    plan = plan_of(job.image, job.views[view], job.size);
+    scratch = split_scratch<LANES>(memory, bytes, plan.view, job.size, rows_of(job, tile).count(),
+                                   threads);
+  }
 };
 
 // The tiles of a job one after the other in the same memory, as a CUDA block makes them, each phase a
@@ -160,16 +170,12 @@ void make_views(const Team& team, const Job& job, Launch<LANES>& launch, char* m
   for (int item = 0; item < 2 * kViews * launch.tiles; ++item) {
     const int tile = item % launch.tiles, view = item / launch.tiles % kViews;
     const bool first_phase = item < kViews * launch.tiles;
-    const Rows rows{tile * job.tile_rows, smaller((tile + 1) * job.tile_rows, job.size)};
+    const Rows rows = rows_of(job, tile);
     const Canvas<uint16_t> canvas{out + view * elements(job), table, job.size, job.channels_last};
     const Waiting<LANES> waiting{launch.waiting.data() + view * 3 * job.size * launch.pitch,
                                  job.size, launch.pitch};
     long long* totals = launch.luma_totals.data() + view * launch.tiles;
-    if (team.index == 0) {
-      launch.plan = plan_of(job.image, job.views[view], job.size);
-      launch.scratch = split_scratch<LANES>(memory, bytes, launch.plan.view, job.size, rows.count(),
-                                            team.count);
-    }
+    if (team.index == 0) launch.plan_view(job, view, tile, team.count, memory, bytes);
     team.sync(static_cast<Site>(kPlanned));
     if (first_phase) {
       begin_rows<LANES>(team, launch.plan, rows, canvas, waiting, launch.scratch, totals + tile);
@@ -206,6 +212,8 @@ bool team_agrees(Random& random, const Job& job, bool any, int threads, int left
   std::memset(memory.get(), 0xA5, bytes);
   Output out(kViews * elements(job), kUnwritten);
   Launch<LANES> launch(job);
+  // A thread that waits for no plan then reads this one, not what its memory held before.
+  launch.plan_view(job, 0, 0, threads, memory.get(), bytes);
   std::barrier barrier(threads);
   std::vector<std::thread> team;
   for (int index = 0; index < threads; ++index) {
