@@ -11,7 +11,7 @@ from PIL import Image
 from amdim_fast.data.datasets import load_digits
 from amdim_fast.nce.reference_mixture import multiscale_mixture
 from benchmarks import bench_mixture, emergence
-from benchmarks.composites import load_composites, location_masks, overlaps
+from benchmarks.composites import Composites, load_composites, location_masks, overlaps
 from benchmarks.report import tables
 from benchmarks.report.goals import goal_table
 from benchmarks.report.rows import Rows
@@ -71,9 +71,15 @@ def test_perfect_labels_reach_everything():
     assert found["swapped"]["IoU, one for all"] < 80
 
 
+def few_composites(seed):
+    train, test = load_composites(seed)
+    return train, Composites(*(part[:60] for part in test))
+
+
 def test_a_tiny_run_makes_rows_and_a_figure(tmp_path, monkeypatch):
     small = {"steps": 2, "ndf": 2, "n_rkhs": 8, "depth": 1, "batch_size": 4, "mixture": 3}
     monkeypatch.setattr(emergence, "RECIPE", replace(emergence.RECIPE, **small))
+    monkeypatch.setattr(emergence, "load_composites", few_composites)
     for seed in ("0", "1"):
         assert emergence.main(["--runs", str(tmp_path), "train", "--seed", seed]) == 0
     out, figure = tmp_path / "rows.jsonl", tmp_path / "figure.png"

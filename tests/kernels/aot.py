@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -124,12 +125,14 @@ class Variant(NamedTuple):
         return " ".join([self.of.kernel, ", ".join(part for part in parts if part)]).strip()
 
 
-def all_variants(archs: Iterable[str] = tuple(CAPABILITIES)) -> list[Variant]:
+@cache
+def all_variants(archs: tuple[str, ...] = tuple(CAPABILITIES)) -> list[Variant]:
     """Every launch on every architecture."""
     return [Variant(arch, of) for arch in archs for of in compilations(arch)]
 
 
-def variants(archs: Iterable[str] = tuple(CAPABILITIES)) -> list[Variant]:
+@cache
+def variants(archs: tuple[str, ...] = tuple(CAPABILITIES)) -> list[Variant]:
     """Those that are compiled."""
     groups: dict[tuple[str, str], list[Variant]] = {}
     for variant in all_variants(archs):
@@ -296,7 +299,7 @@ def main(archs: Iterable[str] = tuple(CAPABILITIES), path: Path = RESULTS) -> in
     """Compile, print and write all rows; 1 if any violates a requirement."""
     rows = []
     with ProcessPoolExecutor(os.cpu_count()) as processes:
-        for row in processes.map(compile_variant, variants(archs)):
+        for row in processes.map(compile_variant, variants(tuple(archs))):
             rows.append(row)
             shown = ("arch", "dtype", "name", "registers", "spills", "shared_bytes", "wgmma", "tma")
             print(json.dumps([row[field] for field in shown]), *violations(row), flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -123,7 +124,8 @@ def using(tile_set: TileSet, arithmetic: str) -> Iterator[None]:
         yield
 
 
-def compilations(arch: str) -> list[Compilation]:
+@cache
+def compilations(arch: str) -> tuple[Compilation, ...]:
     """Everything that the passes have compiled for an architecture, each once.
 
     Descriptors are tried wherever the GPU has them, whether or not the table uses them.
@@ -139,7 +141,7 @@ def compilations(arch: str) -> list[Compilation]:
     with patch.object(products, "tile_of", lambda _: products.TILES[arch]), recorded(found):
         for dtype in TYPES["half"]:
             run_products(dtype)
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 def with_descriptors(tile_set: TileSet, arch: str, loads: bool) -> TileSet:

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from amdim_fast.model.encoder import encode_views
-from amdim_fast.model.residual import modules
+from amdim_fast.model.residual import modules, shortcut
 from tests.model.gradient_cases import cached, distance, gradients, make_model, make_views
 
 USES = ("views at once", "checkpointed", "micro-batches", "compiled", "distributed")
@@ -40,6 +40,8 @@ def train(use, backend, views, locations):
 
 @pytest.mark.parametrize("use", USES)
 def test_gradients_are_those_of_plain_layers(use, group, monkeypatch):
+    # Triton's interpreter takes its time for each program; tests of the kernels have the tiles of GPUs.
+    monkeypatch.setattr(shortcut, "PIXELS", 1024)
     views, locations = make_views(4 if use == "micro-batches" else 2, torch.float32)
     right = train(use, "torch", views, locations)
     calls, op = [], modules.residual_layers
