@@ -22,9 +22,9 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
 GOLDEN = Path(__file__).parent / "golden"
 # Begun first, so that no worker is left with one of them at the end.
 SLOWEST = """
-nce/test_compile training/test_ranks training/test_resume kernels/test_aot kernels/test_kernels
-kernels/test_op views/test_block_threads data/test_workers data/test_packing benchmarks/test_benches
-nce/test_group benchmarks/test_emergence
+nce/test_compile training/test_resume views/test_block_threads training/test_ranks
+kernels/test_kernels benchmarks/test_benches kernels/test_rows nce/test_group kernels/test_op
+kernels/test_aot data/test_packing data/test_workers
 """.split()
 
 
@@ -36,6 +36,9 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     places = {GOLDEN.parent / f"{name}.py": place for place, name in enumerate(SLOWEST)}
+    for path in places:
+        if not path.is_file():
+            raise pytest.UsageError(f"SLOWEST names {path}, which is no file; leave it out")
     items.sort(key=lambda item: places.get(item.path, len(places)))
     if torch.cuda.is_available() or config.getoption("--require-gpu"):
         return

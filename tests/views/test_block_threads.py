@@ -18,7 +18,7 @@ class Program:
     def __init__(self, sanitizer):
         self.path = build(
             "block",
-            *("-O1", "-g", "-pthread"),
+            *("-O1", "-g1", "-pthread"),
             *("-fno-sanitize-recover=all", f"-fsanitize={sanitizer}"),
         )
 
