@@ -40,7 +40,7 @@ def train(use, backend, views, locations):
 
 @pytest.mark.parametrize("use", USES)
 def test_gradients_are_those_of_plain_layers(use, group, monkeypatch):
-    # Triton's interpreter takes its time for each program; tests of the kernels have the tiles of GPUs.
+    # Few programs to interpret; tests of the kernels have the tiles of GPUs.
     monkeypatch.setattr(shortcut, "PIXELS", 1024)
     views, locations = make_views(4 if use == "micro-batches" else 2, torch.float32)
     right = train(use, "torch", views, locations)
