@@ -1,10 +1,10 @@
-"""``evaluate`` and its command: from a file and a data set to figures, and what stops it."""
+"""``evaluate`` and its command: from a file and a data set to figures."""
 
 import copy
 import io
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,67 +12,23 @@ import torch
 from PIL import Image
 
 from amdim_fast import (
-    AMDIM,
     EvaluationOptions,
     Preprocessing,
     evaluate,
     export_encoder,
-    load_checkpoint,
     save_checkpoint,
 )
 from amdim_fast.cli.main import main
-from amdim_fast.data.datasets import LOADERS, ImageData, load_digits
+from amdim_fast.data.datasets import ImageData
 from amdim_fast.data.image_sets import TensorImages
 from amdim_fast.evaluation.figures import RIGHT, WRONG, draw_confusion, neighbour_sheet
-from amdim_fast.evaluation.probe_training import ProbeSchedule
-from amdim_fast.training.recipes import RECIPES
 from amdim_fast.views.params import POLICIES
 from amdim_fast.views.sheets import GAP
 from tests.data.image_files import write_folder
+from tests.evaluation.quick import QUICK, features_of
 from tests.processes import run, start
 
-QUICK = EvaluationOptions(k=5, schedule=ProbeSchedule(30, (20,), learning_rate=1e-2, batch_size=50))
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """Every tenth digit of training, every fourth of the test set."""
-    data = load_digits()
-    train = TensorImages(data.train.images[::10], data.train.labels[::10])
-    test = TensorImages(data.test.images[::4], data.test.labels[::4])
-    return ImageData(train, train, test, data.classes)
-
-
-@pytest.fixture(autouse=True)
-def _few_digits(digits, monkeypatch):
-    monkeypatch.setitem(LOADERS, "digits", lambda _root, _download: digits)
-
-
-@pytest.fixture(scope="module")
-def model(digits):
-    """At random weights, BatchNorm's statistics those of the training digits."""
-    torch.manual_seed(0)
-    model = AMDIM(32, 6, 24, 1, n_classes=10)
-    model.preprocessing = Preprocessing.of(POLICIES["digits"])
-    with torch.no_grad():
-        for _ in range(40):
-            model.encoder(model.preprocessing(digits.train.images))
-    return model
-
-
-@pytest.fixture
-def checkpoint(model, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, model, recipe=asdict(RECIPES["digits"]), step=7)
-    return path
-
-
-def features_of(model, images):
-    """Without our extraction: the encoder on a copy, all at once."""
-    encoder = copy.deepcopy(model.encoder).eval()
-    pixels = images.images.float().div(255).sub(0.5).div(0.5).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        return encoder(pixels).r1[:, :, 0, 0]
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 def test_figures_are_those_of_a_plain_computation(model, digits, tmp_path):
@@ -279,114 +235,6 @@ def test_as_a_process(checkpoint, tmp_path):
     again = run(command, tmp_path)
     assert again.returncode == 2
     assert again.stderr == "amdim-fast: out exists already; choose another name or move it away\n"
-
-
-def unlabelled(digits):
-    return ImageData(digits.train, None, digits.test, digits.classes)
-
-
-def without_test(digits):
-    return ImageData(digits.train, digits.train, None, digits.classes)
-
-
-def too_few_names(digits):
-    return ImageData(digits.train, digits.train, digits.test, digits.classes[:9])
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "message"),
-    [
-        (unlabelled, {}, "the data set has no labels to learn from"),
-        (without_test, {}, "the data set has no test images"),
-        (too_few_names, {}, "has the label 9; all labels must be 0 to 8"),
-        (None, {"k": 401}, "k is 401; it must be from 1 to 400, the number of training"),
-        (None, {"k": 0}, "k is 0; it must be from 1 to 400"),
-        (None, {"feature_memory": 4 * 24 * 650 - 1}, "the features of 650 images, 24 float32"),
-        (None, {"transductive_bn": True, "methods": ("knn",)}, None),
-    ],
-)
-def test_bad_data_and_options(model, digits, tmp_path, change, options, message):
-    data = digits if change is None else change(digits)
-    settings = replace(QUICK, **options)
-    if message is None:
-        few = ImageData(digits.train, digits.train, TensorImages(
-            digits.test.images[:199], digits.test.labels[:199]), digits.classes)  # fmt: skip
-        data, message = few, "there must be 200 or more"
-    with pytest.raises(ValueError, match=message):
-        evaluate(model, data, options=settings, out_dir=tmp_path / "out", progress=False)
-    assert not list(tmp_path.iterdir())
-
-
-def test_stored_probes_must_fit(model, digits, checkpoint, tmp_path):
-    fifty = AMDIM(32, 6, 24, 1, n_classes=50)
-    fifty.preprocessing = model.preprocessing
-    options = replace(QUICK, methods=("stored",))
-    with pytest.raises(ValueError, match="own probes know 50 classes and the data set has 10"):
-        evaluate(fifty, digits, options=options, progress=False)
-    export_encoder(checkpoint, tmp_path / "export")
-    with pytest.raises(ValueError, match="the model has no probes of its own"):
-        evaluate(tmp_path / "export", digits, options=options, progress=False)
-
-
-def test_bad_models_and_settings(model, digits):
-    fresh = AMDIM(32, 6, 24, 1)
-    with pytest.raises(ValueError, match="the model has no preprocessing; give policy"):
-        evaluate(fresh, digits, options=QUICK, progress=False)
-    grey = AMDIM(32, 6, 24, 1, in_channels=1)
-    with pytest.raises(
-        ValueError, match="the encoder takes images of C = 1 channels; those of the"
-    ):
-        evaluate(grey, digits, options=QUICK, policy="digits", progress=False)
-    broken = copy.deepcopy(model)
-    with torch.no_grad():
-        broken.encoder.layer_list[0].conv.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="features of image 0 are not finite"):
-        evaluate(broken, digits, options=QUICK, progress=False)
-    with pytest.raises(ValueError, match="method is 'svm'; it must be one of probes, knn"):
-        EvaluationOptions(methods=("svm",))
-    with pytest.raises(ValueError, match="temperature is 0; it must be above 0"):
-        EvaluationOptions(temperature=0)
-    with pytest.raises(ValueError, match="device is 'nowhere'"):
-        evaluate(model, digits, device="nowhere", progress=False)
-
-
-@pytest.mark.parametrize("command", ["evaluate", "bench"])
-def test_an_out_that_cannot_be_made_is_said_before_work(tmp_path, capsys, command, monkeypatch):
-    monkeypatch.setattr("amdim_fast.cli.bench.compare", pytest.fail)
-    out = tmp_path / ("x" * 250)
-    model = ["no-such-file"] if command == "evaluate" else []
-    assert main([command, *model, f"--out={out}"]) == 2
-    error = capsys.readouterr().err
-    assert f"{out} cannot be created (File name too long); choose another" in error
-    assert error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_command_on_bad_input(checkpoint, tmp_path, capsys):
-    for arguments, message in (
-        ([tmp_path / "none.pt"], "none.pt does not exist; give a checkpoint file"),
-        ([checkpoint, "--policy=stl10"], "makes views of 64 px and the encoder takes 32"),
-        ([checkpoint, "--probe-epochs=0"], "epochs is 0; it must be a whole number"),
-        ([checkpoint, "--data=folder", f"--data-dir={tmp_path / 'no'}"], "is not a folder"),
-        (
-            [checkpoint, "--feature-memory=inf"],
-            "--feature-memory is inf; it must be a number of GiB",
-        ),
-        (
-            [checkpoint, "--feature-memory=nan"],
-            "--feature-memory is nan; it must be a number of GiB",
-        ),
-        ([checkpoint, "--feature-memory=-1"], "--feature-memory is -1.0; it must be a number of"),
-        ([checkpoint, "--workers=99999"], "workers is 99999; it must be a whole number from 0 to"),
-        ([checkpoint, "--feature-memory=0.00001"], "allow more, or use fewer images"),
-    ):
-        out = tmp_path / "out"
-        assert main(["evaluate", *map(str, arguments), f"--out={out}"]) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
-        assert not out.exists()
-    assert load_checkpoint(checkpoint).hyperparams["n_rkhs"] == 24
 
 
 def test_stored_probes_find_their_classes_by_name(model, digits, tmp_path):
