@@ -22,14 +22,9 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
 GOLDEN = Path(__file__).parent / "golden"
 # Begun first, so that no worker is left with one of them at the end.
 SLOWEST = (
-    *(
-        "nce/test_compile",
-        "training/test_resume",
-        "views/test_block_threads",
-        "training/test_ranks",
-    ),
-    *("kernels/test_kernels", "benchmarks/test_benches", "kernels/test_rows", "nce/test_group"),
-    *("kernels/test_op", "kernels/test_aot", "data/test_packing", "data/test_workers"),
+    *("nce/test_compile", "training/test_resume", "training/test_ranks", "nce/test_group"),
+    *("views/test_block_threads", "kernels/test_kernels", "kernels/test_rows", "kernels/test_op"),
+    *("benchmarks/test_benches", "kernels/test_aot", "data/test_packing", "data/test_workers"),
 )
 
 

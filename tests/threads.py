@@ -1,4 +1,4 @@
-"""A number of torch's threads for a while."""
+"""A number of torch's threads for a while, or the number of before after what changes it."""
 
 import contextlib
 
@@ -6,10 +6,11 @@ import torch
 
 
 @contextlib.contextmanager
-def torch_threads(count):
-    """``torch.set_num_threads(count)``, and back."""
+def torch_threads(count=None):
+    """``torch.set_num_threads(count)``, unless it is None, and back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    if count is not None:
+        torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ from benchmarks.nce_providers import COMPILED, LOSSES, PRODUCTS, extra_peak, run
 from benchmarks.report import tables
 from benchmarks.report.goals import LARGE, SMALL
 from benchmarks.report.rows import read_rows
+from tests.threads import torch_threads
 
 FIELDS = {
     *("name", "case", "provider", "mode", "shapes", "dtype", "metric", "unit", "q20", "q50", "q80"),
@@ -259,9 +260,8 @@ def test_peak_of_a_provider_leaves_out_gradients():
 def few_images(monkeypatch):
     for name, value in (("IMAGES", 24), ("SIDE", 32), ("BATCH", 8), ("REPEATS", 3)):
         monkeypatch.setattr(bench_data, name, value)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads():
+        yield
 
 
 def test_data_bench_on_few_images(tmp_path, few_images):

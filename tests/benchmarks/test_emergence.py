@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -71,6 +72,7 @@ def test_perfect_labels_reach_everything():
     assert found["swapped"]["IoU, one for all"] < 80
 
 
+@cache
 def few_composites(seed):
     train, test = load_composites(seed)
     return train, Composites(*(part[:60] for part in test))

@@ -16,6 +16,7 @@ from benchmarks import bench_methods
 from benchmarks.bench_methods import AMDIM, METHODS, PIXELS, RANDOM, SIMCLR, SUPERVISED, TRAINED
 from benchmarks.report.methods import methods
 from benchmarks.report.rows import Rows
+from tests.threads import torch_threads
 
 SMALL = {"ndf": 4, "n_rkhs": 16, "depth": 1, "batch_size": 16, "steps": 2, "warmup_steps": 4}
 RECIPE = replace(bench_methods.RECIPE, **SMALL)
@@ -126,9 +127,8 @@ def test_a_step_is_adams_at_the_rate_of_the_recipe(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_prints_accuracy_and_seconds(method, data, monkeypatch, capsys):
     monkeypatch.setattr(bench_methods, "composites", lambda seed: data)
-    threads = torch.get_num_threads()
-    bench_methods.run(method, 1, RECIPE)
-    torch.set_num_threads(threads)
+    with torch_threads():
+        bench_methods.run(method, 1, RECIPE)
     found = json.loads(capsys.readouterr().out)
     assert 0 <= found["accuracy"] <= 100
     assert found["seconds"] < 60
@@ -142,9 +142,8 @@ def test_rows_of_all_seeds_make_the_table(tmp_path, monkeypatch):
         return {"accuracy": 50 + 10 * METHODS.index(method) + seed, "seconds": 60 + seed}
 
     monkeypatch.setattr(bench_methods, "run_apart", played)
-    threads = torch.get_num_threads()
-    assert bench_methods.main(["--out", str(tmp_path / "rows.jsonl")]) == 0
-    torch.set_num_threads(threads)
+    with torch_threads():
+        assert bench_methods.main(["--out", str(tmp_path / "rows.jsonl")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * (2 * len(TRAINED) + 2)
     assert all(row["shapes"]["steps"] == bench_methods.RECIPE.steps for row in rows)

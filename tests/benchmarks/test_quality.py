@@ -12,6 +12,7 @@ from benchmarks.reference_loss import reference_loss
 from benchmarks.report.goals import goal_table
 from benchmarks.report.rows import Rows
 from benchmarks.report.tables import quality
+from tests.threads import torch_threads
 
 
 def row(provider, step, metric, value, unit="%"):
@@ -64,9 +65,8 @@ def test_both_losses_take_the_same_locations():
 def test_records_of_a_run(capsys, monkeypatch, provider):
     recipe = replace(bench_quality.RECIPE, ndf=4, n_rkhs=16, depth=1, batch_size=16)
     monkeypatch.setattr(bench_quality, "probe_encoder", lambda *_: 0.5)
-    threads = torch.get_num_threads()
-    bench_quality.run(provider, 1, (2, 3), recipe)
-    torch.set_num_threads(threads)
+    with torch_threads():
+        bench_quality.run(provider, 1, (2, 3), recipe)
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["step"] for record in records] == [0, 2, 3]
     assert all(record["accuracy"] == 50.0 for record in records)

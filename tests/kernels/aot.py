@@ -126,16 +126,16 @@ class Variant(NamedTuple):
 
 
 @cache
-def all_variants(archs: tuple[str, ...] = tuple(CAPABILITIES)) -> list[Variant]:
+def all_variants() -> list[Variant]:
     """Every launch on every architecture."""
-    return [Variant(arch, of) for arch in archs for of in compilations(arch)]
+    return [Variant(arch, of) for arch in CAPABILITIES for of in compilations(arch)]
 
 
 @cache
-def variants(archs: tuple[str, ...] = tuple(CAPABILITIES)) -> list[Variant]:
+def variants() -> list[Variant]:
     """Those that are compiled."""
     groups: dict[tuple[str, str], list[Variant]] = {}
-    for variant in all_variants(archs):
+    for variant in all_variants():
         groups.setdefault(group_of(variant), []).append(variant)
     return [v for group in groups.values() for v in covering(group, lambda v: v.settings)]
 
@@ -295,11 +295,11 @@ def violations(row: dict[str, Any]) -> list[str]:
     return found
 
 
-def main(archs: Iterable[str] = tuple(CAPABILITIES), path: Path = RESULTS) -> int:
+def main(path: Path = RESULTS) -> int:
     """Compile, print and write all rows; 1 if any violates a requirement."""
     rows = []
     with ProcessPoolExecutor(os.cpu_count()) as processes:
-        for row in processes.map(compile_variant, variants(tuple(archs))):
+        for row in processes.map(compile_variant, variants()):
             rows.append(row)
             shown = ("arch", "dtype", "name", "registers", "spills", "shared_bytes", "wgmma", "tma")
             print(json.dumps([row[field] for field in shown]), *violations(row), flush=True)
