@@ -31,14 +31,16 @@ def require(module: str, purpose: str, extra: str = "data") -> Any:
         ) from error
 
 
-def new_figure(width: float, height: float, purpose: str) -> Any:
+def new_figure(
+    width: float, height: float, purpose: str, layout: str | None = "constrained"
+) -> Any:
     """An empty matplotlib figure that needs no display; width and height in inches.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; names the purpose.
     """
     figures = require("matplotlib.figure", purpose, "demo")
-    return figures.Figure(figsize=(width, height), layout="constrained")
+    return figures.Figure(figsize=(width, height), layout=layout)
 
 
 def png_of(figure: Any) -> bytes:

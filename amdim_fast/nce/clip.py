@@ -17,15 +17,14 @@ from torch import Tensor
 LARGEST_SHIFTED_CLIP = 43.0
 # exp2 instead of exp: torch's CPU exp is several times slower where it calls MKL.
 LOG2_E = math.log2(math.e)
-# Scores over the clip, and their squares, are numbers of float32 in between.
-LEAST_CLIP = 1e-6
-HUGE_CLIP = 1e30
 
 
 def clip_value(clip: Any) -> Any:
     """The clip as the op takes it; a huge one is None, and a graph's may be a tensor."""
     if isinstance(clip, int | float):
-        return None if clip >= HUGE_CLIP else float(clip)
+        # Scores over the clip are numbers of float32. A graph of any size would take the name of a
+        # constant for a number that may change, find that it does not, and be traced again.
+        return None if clip >= 1e30 else float(clip)
     if clip is None:
         return None
     if torch.compiler.is_compiling():

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from amdim_fast.checks import whole_number
-from amdim_fast.nce.clip import LEAST_CLIP
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # What autocast casts; float64 stays.
@@ -108,8 +107,9 @@ def check_clip(name: str, clip: Any) -> None:
         raise TypeError(f"{name} is {clip!r}, a {kind}; it must be a number, or None for no clip")
     if not clip > 0:
         raise ValueError(f"{name} is {clip}; it must be greater than 0, or None for no clip")
-    if clip < LEAST_CLIP:
-        raise ValueError(f"{name} is {clip}; it must be {LEAST_CLIP} or more, or None for no clip")
+    # Squares of scores over the clip are numbers of float32. No name, as in clip_value.
+    if clip < 1e-6:
+        raise ValueError(f"{name} is {clip}; it must be 1e-06 or more, or None for no clip")
 
 
 def check_weight(name: str, value: float) -> None:

@@ -49,10 +49,11 @@ def write_source_gradient(
     elif exponents is None:
         multiply_into(out, grads, trg, add=add)
     else:
-        found = torch.empty_like(out)
+        found = torch.empty_like(out) if add else out
         multiply_into(found, grads, trg)
         found.mul_(torch.exp2(-exponents)[:, None])
-        out.copy_(out + found if add else found)
+        if add:
+            out.add_(found)
 
 
 def write_target_gradient(

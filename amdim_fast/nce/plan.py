@@ -33,6 +33,8 @@ PREFERRED_BLOCK_BYTES = 128 * 2**20
 # caches.
 PIECE_BYTES = 2 * 2**20
 GPU_PIECE_BYTES = 64 * 2**20
+# Products that are scaled before they are added, as those of float16 gradients, come in such parts.
+SCALED_PART_BYTES = 64 * 2**20
 
 ONE_PASS, KEEP, RECOMPUTE, FORWARD = "one_pass", "keep", "recompute", "forward"
 
@@ -101,11 +103,17 @@ class Way(NamedTuple):
         """Entries in memory of a row of products."""
         return padded(columns) if self.backend == "triton" else columns
 
-    def piece_bytes(self, image_bytes: int, images: int) -> int:
-        """Bytes of a piece of scores in torch operations, where work goes through two of them."""
+    def pieces_bytes(self, image_bytes: int, images: int) -> int:
+        """Bytes of two pieces of scores, through which work goes in torch operations."""
         if self.backend == "triton":
             return 0
-        return image_bytes * min(images, piece_images(image_bytes, gpu=self.gpu))
+        return 2 * image_bytes * min(images, piece_images(image_bytes, gpu=self.gpu))
+
+    def scaled_bytes(self, rows: int, columns: int, width: int) -> int:
+        """Bytes of scaled sources [rows, width] and of a part of the columns' product with them."""
+        if self.dtype != torch.float16 or not (self.gpu or self.backend == "triton"):
+            return 0
+        return width * max(6 * rows, 2 * rows + 4 * min(columns, scaled_rows(width)))
 
 
 @dataclass(frozen=True)
@@ -252,23 +260,43 @@ def piece_images(image_bytes: int, *, gpu: bool) -> int:
     return max(1, piece_size(gpu=gpu) // image_bytes)
 
 
-def _chunk(shape: PairingShape, way: Way, limit: int) -> tuple[int, int]:
-    """Rows of a chunk, and its bytes."""
+def scaled_rows(width: int) -> int:
+    """Rows of a product of this width that are scaled at once."""
+    return max(1, SCALED_PART_BYTES // (4 * width))
+
+
+def _chunk(
+    shape: PairingShape, way: Way, limit: int, *, with_grad: bool = False
+) -> tuple[int, int]:
+    """Rows of a chunk, and its bytes; ``with_grad``: whether its gradients are multiplied."""
     row_bytes = way.row_entries(shape.columns) * way.score_itemsize
     row_bytes += way.copies_gradients * shape.columns * way.grad_itemsize
     least = LEAST_ROWS if way.gpu else max(1, LEAST_CPU_BYTES // row_bytes)
     # Its pieces, where more rows may make them larger, are at most so large.
     most = max(piece_size(gpu=way.gpu), limit // shape.targets) if way.backend == "torch" else 0
-    rows = min(shape.rows, max(_beside(2 * most, limit) // row_bytes, least))
+    scaled = way.scaled_bytes(shape.rows, shape.columns, shape.width) if with_grad else 0
+    rows = min(shape.rows, max(_beside(max(2 * most, scaled), limit) // row_bytes, least))
     count = -(-shape.rows // rows)
     rows = -(-shape.rows // count)
-    image_bytes = rows * shape.locations * way.score_itemsize
-    return rows, rows * row_bytes + 2 * way.piece_bytes(image_bytes, shape.targets)
+    beside = _beside_bytes(shape, way, rows, shape.targets, with_grad=with_grad)
+    return rows, rows * row_bytes + beside
 
 
-def _beside(pieces: int, limit: int) -> int:
-    """What pieces, each no larger than all of the work itself, leave of ``limit`` bytes."""
-    return max(limit - pieces, limit // 3) if pieces else limit
+def _beside_bytes(
+    shape: PairingShape, way: Way, rows: int, images: int, *, with_grad: bool = True
+) -> int:
+    """Most bytes beside products and their gradients: of pieces, and later of scaled products."""
+    pieces = way.pieces_bytes(rows * shape.locations * way.score_itemsize, images)
+    if not with_grad:
+        return pieces
+    columns = images * shape.locations
+    freed = rows * columns * way.score_itemsize if way.copies_gradients else 0
+    return max(pieces, way.scaled_bytes(rows, columns, shape.width) - freed)
+
+
+def _beside(taken: int, limit: int) -> int:
+    """What bytes beside a chunk or a block leave of ``limit``, a third of it at the least."""
+    return max(limit - taken, limit // 3) if taken else limit
 
 
 def _forward_only(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:
@@ -284,10 +312,11 @@ def _one_pass(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:
     sums_apart, sum_bytes = way.dtype == torch.bfloat16, 0
     largest = DEFAULT_MEMORY_BUDGET if sums_apart else CPU_CHUNK_BYTES
     limit = min(memory_budget, GPU_CHUNK_BYTES if way.gpu else largest)
-    rows, chunk_bytes = _chunk(shape, way, limit)
+    rows, chunk_bytes = _chunk(shape, way, limit, with_grad=True)
     if rows < shape.rows and sums_apart:
         sum_bytes = shape.columns * shape.width * 4
-        rows, chunk_bytes = _chunk(shape, way, min(limit, memory_budget - sum_bytes))
+        limit = min(limit, memory_budget - sum_bytes)
+        rows, chunk_bytes = _chunk(shape, way, limit, with_grad=True)
     if chunk_bytes + sum_bytes > memory_budget:
         plan = _recompute(shape, way, memory_budget)
         if plan.block_bytes < chunk_bytes + sum_bytes:
@@ -304,8 +333,10 @@ def _block(shape: PairingShape, way: Way, limit: int, *, products: bool) -> tupl
     column_bytes = shape.rows * itemsize
     least = LEAST_COLUMNS if way.gpu else max(1, LEAST_CPU_BYTES // column_bytes)
     image_bytes = shape.rows * shape.locations * way.score_itemsize
-    pieces = 2 * way.piece_bytes(image_bytes, shape.targets)
-    fitting = _beside(pieces, min(limit, PREFERRED_BLOCK_BYTES)) // column_bytes
+    pieces = way.pieces_bytes(image_bytes, shape.targets)
+    scaled = way.scaled_bytes(shape.rows, shape.columns, shape.width)
+    limit = min(_beside(scaled, limit), PREFERRED_BLOCK_BYTES)
+    fitting = _beside(pieces, limit) // column_bytes
     if way.backend == "triton":
         fitting = fitting // ROW_UNIT * ROW_UNIT
     columns = max(fitting, least)
@@ -315,7 +346,7 @@ def _block(shape: PairingShape, way: Way, limit: int, *, products: bool) -> tupl
     if way.backend == "triton" and images < shape.targets:
         images = min(shape.targets, max(1, images // whole) * whole)
     entries = shape.rows * way.row_entries(images * shape.locations)
-    return images, entries * itemsize + 2 * way.piece_bytes(image_bytes, images)
+    return images, entries * itemsize + _beside_bytes(shape, way, shape.rows, images)
 
 
 def _recompute(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:

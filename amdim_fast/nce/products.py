@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from amdim_fast.nce.plan import scaled_rows
 from amdim_fast.optional import load_cpu
 
 # Number of rows of ``a`` that oneDNN optimizes packed weights for; others work too.
 PACKED_FOR_ROWS = 1024
 # Temporary memory of products that are converted, beside what plans count.
 PART_BYTES = 8 * 2**20
-# And where products are scaled before they are added, which float16 on GPUs needs.
-SCALED_PART_BYTES = 64 * 2**20
 
 
 def product_library(device: torch.device, dtype: torch.dtype, backend: str = "torch") -> str:
@@ -71,7 +70,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` for a [m, k], any strides, and packed b [n, k], of one dtype; no autograd."""
     if product_library(a.device, a.dtype) == "onednn":
         out = a.new_empty(len(a), b.shape[0])
-        torch.ops.amdim_fast.rows_product_(out, a.detach(), b, False)
+        product_into(out, a, b)
         return out
     return torch.mm(a, b.t())
 
@@ -179,9 +178,10 @@ def folded(src: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
 
 def add_scaled(total: Tensor, a: Tensor, b: Tensor, factor: Tensor, *, add: bool) -> None:
     """``total (+)= factor * (a @ b)``, accumulated in float32, some rows at a time."""
-    rows = max(1, SCALED_PART_BYTES // (total.shape[1] * 4))
+    rows = scaled_rows(total.shape[1])
+    work = torch.empty_like(total[:rows], dtype=torch.float32)
     for part, left in zip(total.split(rows), a.split(rows), strict=True):
-        found = torch.empty_like(part, dtype=torch.float32)
+        found = work[: len(part)]
         multiply_into(found, left, b)
         found.mul_(factor)
         if add:

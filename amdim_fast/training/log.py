@@ -154,12 +154,15 @@ class RunLog:
         if not panels:
             return
         try:
-            figure = new_figure(5 * len(panels), 4, "drawing the curves")
+            # Margins that are looked for take as long as the rest.
+            figure = new_figure(5 * len(panels), 4, "drawing the curves", layout=None)
         except ModuleNotFoundError:
             return
         path = self.folder / CURVES
         with may_fail(path, "the run goes on"), written_whole(path) as file:
-            axes = figure.subplots(1, len(panels), squeeze=False)[0]
+            left = 0.7 / (5 * len(panels))
+            margins = {"left": left, "right": 1 - left / 4, "bottom": 0.13, "top": 0.92}
+            axes = figure.subplots(1, len(panels), squeeze=False, gridspec_kw=margins)[0]
             for axis, ((title, ylabel), curves) in zip(axes, panels.items(), strict=True):
                 for key, label in curves.items():
                     points = [(r["step"], r[key]) for r in self.records if r.get(key) is not None]

@@ -41,7 +41,7 @@ def lower_floors(monkeypatch, least=256):
     monkeypatch.setattr(plan, "LEAST_CPU_BYTES", least)
     monkeypatch.setattr(plan, "PIECE_BYTES", 512)
     monkeypatch.setattr(products, "PART_BYTES", 1024)
-    monkeypatch.setattr(products, "SCALED_PART_BYTES", 16 * 1024)
+    monkeypatch.setattr(plan, "SCALED_PART_BYTES", 16 * 1024)
     monkeypatch.setattr(layout, "_layouts", {})
 
 

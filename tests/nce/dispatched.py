@@ -18,7 +18,7 @@ class LargeTensors(TorchDispatchMode):
     def __init__(self, least, given=()):
         super().__init__()
         self.least, self.alive, self.peak = least, 0, 0
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in given}
+        self._known = {tensor.untyped_storage()._cdata for tensor in given}
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
@@ -32,7 +32,7 @@ class LargeTensors(TorchDispatchMode):
         return result
 
     def _count(self, storage, itemsize):
-        size, key = storage.nbytes(), storage.data_ptr()
+        size, key = storage.nbytes(), storage._cdata
         if size < self.least * itemsize or key in self._known:
             return
         self._known.add(key)

@@ -254,7 +254,7 @@ def test_the_host_does_not_wait(results, dtype, backend):
 
 @both
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_memory_is_what_the_plan_says(results, dtype, backend):
     """Beside inputs and their gradients, and within 5 % and a few results of a row."""
     inputs, locations = maps(1024, 512, dtype), draw(1024)
