@@ -18,6 +18,8 @@ WAYS = ({}, {"dynamic": True, "fullgraph": True})
 OTHERS = ({"fullgraph": True}, {"dynamic": True})
 # torch.func inside torch.compile
 BEFORE_2_12 = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
+# A graph that is made anew counts twice; before 2.12 torch may do so for numbers of any kind.
+ONE_GRAPH = (1, 2) if BEFORE_2_12 else (1,)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +38,11 @@ def test_batches_of_any_size_take_one_graph_more(name, options):
         inputs = inputs_of(images)
         assert_equal(evaluated(called, inputs), evaluated(function, inputs))
         counts.append(graphs.frame_count)
-    # One that is made anew counts twice: torch does so for a number that has a global name.
-    assert counts == [1] * 10 or (counts == [1, *[2] * 9] and "dynamic" not in options)
+    if "dynamic" in options or counts[-1] == 1:
+        assert counts[0] in ONE_GRAPH
+        assert len(set(counts)) == 1
+    else:
+        assert counts == [1, *[2] * 9]
 
 
 @pytest.mark.parametrize("budget", [None, 2_000])
@@ -49,7 +54,7 @@ def test_the_kernels(budget):
         inputs = pair(images)
         assert_equal(evaluated(called, inputs), evaluated(function, inputs))
         assert last_plan().pairings[0].mode == ("keep" if budget is None else "recompute")
-    assert graphs.frame_count == 1
+    assert graphs.frame_count in ONE_GRAPH
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
@@ -76,7 +81,7 @@ def test_the_plan_is_made_when_the_graph_runs():
         evaluated(called, pair(images))
         modes.append(last_plan().pairings[0].mode)
     assert modes == ["keep", "recompute"] * 2
-    assert graphs.frame_count == 1
+    assert graphs.frame_count in ONE_GRAPH
 
 
 @pytest.mark.parametrize("options", WAYS, ids=str)
