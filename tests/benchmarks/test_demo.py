@@ -47,10 +47,11 @@ def test_every_command_on_digits(tmp_path):
 
 
 def test_a_command_that_fails_ends_it(tmp_path):
-    done = demo(tmp_path / "demo", *SMALL, "--precision=half")
+    done = demo(tmp_path / "demo", *SMALL, "--device=tpu")
     assert done.returncode == 2
-    assert "precision is 'half'" in done.stderr
-    assert "$ amdim-fast evaluate" not in done.stdout
+    assert "device is 'tpu'" in done.stderr
+    assert "$ amdim-fast bench" in done.stdout
+    assert "$ amdim-fast views" not in done.stdout
 
 
 def test_time_left():
