@@ -106,7 +106,6 @@ def python_calls(function):
         nonlocal count
         count += event == "call"
 
-    gc.collect()
     gc.disable()
     sys.setprofile(profile)
     try:
