@@ -31,6 +31,14 @@ def budget_of(images, src, trg):
     return images * rows * trg.shape[1] * (src.dtype.itemsize + 4)
 
 
+def row_results_bytes(images):
+    """Bytes of own scores, log-probabilities and gradients of these in LossMultiNCE.
+
+    They are of 4 sets of 25 and 2 of 49 locations, and in no plan.
+    """
+    return 3 * 4 * images * (4 * 25 + 2 * 49)
+
+
 def lower_floors(monkeypatch, least=256):
     """Chunks and blocks may take ``least`` bytes, or one row or image; pieces and parts are small.
 

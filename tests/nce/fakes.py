@@ -10,6 +10,7 @@ from amdim_fast.nce import backend, layout, products, triton_arguments, triton_f
 from amdim_fast.nce.op_inputs import Inputs
 from tests.nce.launches import Launches, sums_to_float32
 
+IMAGES, WIDTH = 64, 32
 NEEDS = [True] * 6
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -30,7 +31,7 @@ def fake_gpu(monkeypatch):
         yield launches
 
 
-def inputs(dtype, backend_name, budget=None, clip=20.0, *, images=64, width=32, precision="auto"):
+def inputs(dtype, backend_name, budget=None, clip=20.0, *, images=IMAGES, width=WIDTH):
     """Those of LossMultiNCE, as the op takes them."""
 
     def new(*shape):
@@ -41,5 +42,5 @@ def inputs(dtype, backend_name, budget=None, clip=20.0, *, images=64, width=32, 
     picks = [torch.empty(images, dtype=torch.int64, device="cuda") for _ in range(2)]
     wiring = [0, 0, 1, 1], [2, -1, 0, -1]
     return Inputs(
-        srcs, trgs, picks, *wiring, clip, False, 3, 0.5, 0.025, backend_name, precision, budget
+        srcs, trgs, picks, *wiring, clip, False, 3, 0.5, 0.025, backend_name, "auto", budget
     )

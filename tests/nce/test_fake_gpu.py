@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from amdim_fast.nce import op_kernels, plan
+from tests.nce.cases import row_results_bytes
 from tests.nce.dispatched import LargeTensors
-from tests.nce.fakes import DTYPES, NEEDS, fake_gpu, inputs
-
-IMAGES = 64
+from tests.nce.fakes import DTYPES, IMAGES, NEEDS, fake_gpu, inputs
 
 
 @pytest.fixture
@@ -94,9 +93,7 @@ def test_memory_is_what_the_plan_says(launches, backend_name, dtype, budget, tak
     given = inputs(dtype, backend_name, budget, images=images, width=width)
     with LargeTensors(1, [*given.srcs, *given.trgs, *given.picks]) as counted:
         found = taken(given, counted)
-    # Results of a row, of 4 sets with 25 locations and 2 with 49, are not in the plan.
-    rows = 3 * 4 * images * (4 * 25 + 2 * 49)
     promised = plan.last_plan().peak_bytes
     # A forward is planned like one pass, whose gradients take more.
     least = 0.98 if taken is of_one_pass else 0.55
-    assert least * promised <= found <= promised + rows
+    assert least * promised <= found <= promised + row_results_bytes(images)

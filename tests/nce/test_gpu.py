@@ -6,6 +6,7 @@ from amdim_fast.kernels.nce_tiles import TileSet
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_loss, nce_objective
 from amdim_fast.nce import layout, plan, reference, tiles, triton_fused
+from tests.nce.cases import row_results_bytes
 
 pytestmark = pytest.mark.gpu
 
@@ -266,10 +267,8 @@ def test_memory_is_what_the_plan_says(results, dtype, backend):
     results(loss, inputs, locations)
     taken = torch.cuda.max_memory_allocated() - before
     gradients = sum(tensor.nbytes for tensor in inputs)
-    # Own scores, log-probabilities and gradients of these of 4 sets of 25 and 2 of 49 locations.
-    rows = 3 * 4 * 1024 * (4 * 25 + 2 * 49)
     promised = gradients + last_plan().peak_bytes
-    assert last_plan().kept_bytes <= taken <= 1.05 * promised + rows
+    assert last_plan().kept_bytes <= taken <= 1.05 * promised + row_results_bytes(1024)
 
 
 @both
