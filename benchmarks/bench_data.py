@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
@@ -41,6 +40,8 @@ TRAINED_SIDE, TRAINED_BATCH = 160, 480  # what a step of imagenet128 reads
 
 def write_photographs(folder: Path) -> None:
     """Crops of scikit-learn's two photographs as JPEG, one class."""
+    from sklearn.datasets import load_sample_images
+
     (folder / "train" / "photo").mkdir(parents=True)
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     rng = np.random.default_rng(0)

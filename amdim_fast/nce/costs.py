@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amdim_fast.nce.plan import FORWARD, KEEP, ONE_PASS, PairingPlan, PairingShape, Way
+from amdim_fast.nce.parts import limbs_bytes
+from amdim_fast.nce.plan import FORWARD, KEEP, ONE_PASS, PairingPlan
+from amdim_fast.nce.way import PairingShape, Way
 from amdim_fast.nce.wiring import Wiring
 
 
@@ -53,5 +55,5 @@ def small_bytes_of(shapes: Sequence[PairingShape], way: Way, wiring: Wiring) -> 
         has_gradient = wiring.needs_src(index) and wiring.shares(index) is None
         count += shape.rows * shape.width * (itemsize * makes + way.score_itemsize * has_gradient)
     if way.limbs:
-        count += max(shape.columns * (4 * shape.width + 8) for shape in shapes)
+        count += max(limbs_bytes(shape.columns, shape.width) for shape in shapes)
     return count

@@ -17,8 +17,9 @@ from amdim_fast.distributed.agreement import resolve
 from amdim_fast.nce.backend import resolve_backend
 from amdim_fast.nce.layout import Layout, passes_of
 from amdim_fast.nce.op_inputs import Inputs
-from amdim_fast.nce.plan import KEEP, Way, default_budget
+from amdim_fast.nce.plan import KEEP, default_budget
 from amdim_fast.nce.sizes import Sizes
+from amdim_fast.nce.way import Way
 
 # Entries of a flat tensor in place of scores: sizes that may be 0 or 1 would be guarded.
 NOTHING = 2

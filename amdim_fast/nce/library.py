@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -17,8 +19,23 @@ PLAIN = (Tensor, torch.nn.Parameter)
 def register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Define ``amdim_fast::name`` with one implementation for all devices, and its fake."""
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _closed(kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"amdim_fast::{name}", fake, lib=LIBRARY)
+
+
+def _closed(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, which torch.compile does not look into where its graph breaks around the op."""
+    opaque = None
+
+    @functools.wraps(kernel)
+    def call(*arguments: Any) -> Any:
+        nonlocal opaque
+        # Its import takes seconds: only where something else has made it.
+        if opaque is None and "torch._dynamo" in sys.modules:
+            opaque = torch.compiler.disable(kernel)
+        return (opaque or kernel)(*arguments)
+
+    return call
 
 
 def register_autograd(name: str, function: Callable[..., Any]) -> None:

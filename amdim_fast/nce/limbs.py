@@ -17,9 +17,9 @@ both scales are of indices that remain. ``weigh_rows_into`` contracts the rows, 
 go into the weights, which are split then. The same limbs of features serve both.
 
 For m x n results of k terms there are three float16 products. The limbs take 4 bytes per entry:
-those of features are made once, those of weights for WEIGHT_ROWS rows, or PART_BYTES of results, at
-a time. Making them moves 26 bytes per entry of features and 34 per weight. Results move 4 bytes for
-``high low``, 8 for ``low high`` and for each run, and for scales 24, or 8 of weighed rows.
+those of features are made once, those of weights some rows at a time (``parts.limb_rows``). Making
+them moves 26 bytes per entry of features and 34 per weight. Results move 4 bytes for ``high low``,
+8 for ``low high`` and for each run, and for scales 24, or 8 of weighed rows.
 """
 
 from __future__ import annotations
@@ -31,15 +31,13 @@ import torch
 from torch import Tensor
 
 from amdim_fast.nce import products
+from amdim_fast.nce.parts import limb_rows, scaled_rows
 
 # Terms that are summed on tensor cores before they are added in float32.
 RUN = 256
 # Largest entries are below 2**EXPONENT. Rows of zeros have a scale that is 0 in float32.
 EXPONENT = 15
 ZERO_EXPONENT = -200
-# Temporary memory of scaling and of sums that are added, and rows of weights to split at once.
-PART_BYTES = 64 * 2**20
-WEIGHT_ROWS = 2048
 
 
 class Limbs(NamedTuple):
@@ -65,7 +63,7 @@ def split(matrix: Tensor, factor: Tensor | None = None) -> Limbs:
     """
     high, low = (torch.empty_like(matrix, dtype=torch.float16) for _ in range(2))
     scale = matrix.new_empty(len(matrix), 1, dtype=torch.float64)
-    step = max(1, PART_BYTES // (4 * matrix.shape[1]))
+    step = scaled_rows(matrix.shape[1])
     for start in range(0, len(matrix), step):
         rows = slice(start, start + step)
         part = matrix[rows] if factor is None else matrix[rows] * factor
@@ -74,6 +72,7 @@ def split(matrix: Tensor, factor: Tensor | None = None) -> Limbs:
         torch.mul(part, scale[rows].reciprocal(), out=shifted)
         high[rows] = shifted
         torch.sub(shifted, high[rows], out=low[rows])
+        del part, shifted
     return Limbs(high, low, scale)
 
 
@@ -89,7 +88,7 @@ def multiply_rows_into(out: Tensor, a: Limbs, b: Limbs) -> None:
     """``out = a @ b.T`` for float32 ``out`` [m, n] of any strides."""
     multiply_limbs_into(out, a, b.high.t(), b.low.t())
     # In float64: with one scale or without the score a product may be beyond float32.
-    step = max(1, PART_BYTES // (8 * out.shape[1]))
+    step = scaled_rows(out.shape[1], itemsize=8)
     for part, rows in zip(out.split(step), a.scale.split(step), strict=True):
         torch.mul(part * rows, b.scale.t(), out=part)
 
@@ -101,7 +100,7 @@ def weigh_rows_into(out: Tensor, weight: Tensor, rows: Limbs, *, accumulate: boo
     """
     # With it a scale is at most the largest entry of its row, and more than half of that.
     unit = 2.0 ** (EXPONENT - 1)
-    step = max(WEIGHT_ROWS, PART_BYTES // (4 * out.shape[1]))
+    step = limb_rows(weight.shape[1], out.shape[1])
     for total, part in zip(out.split(step), weight.split(step), strict=True):
         left = split(part, (rows.scale.t() * unit).float())
         found = torch.empty_like(total) if accumulate else total
@@ -109,3 +108,4 @@ def weigh_rows_into(out: Tensor, weight: Tensor, rows: Limbs, *, accumulate: boo
         found.mul_(left.scale / unit)
         if accumulate:
             total.add_(found)
+        del left, found

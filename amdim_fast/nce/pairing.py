@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from amdim_fast.nce.plan import PairingPlan, PairingShape
+from amdim_fast.nce.plan import PairingPlan
+from amdim_fast.nce.way import PairingShape
 
 
 class Options(NamedTuple):

@@ -5,18 +5,20 @@ Shapes, types, device and budget alone decide, so results do not depend on what 
 
 from __future__ import annotations
 
+import bisect
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from amdim_fast.nce.parts import bytes_beside, limbs_bytes
+from amdim_fast.nce.way import ROW_UNIT, PairingShape, Way
+
 # Budget on any device; on a GPU the bytes of the features if that is more.
 DEFAULT_MEMORY_BUDGET = 256 * 2**20
-# Rows of products in memory start at multiples of this many entries in the Triton kernels.
-ROW_UNIT = 16
 # Chunks of rows and blocks of columns are at least this large, where there are as many: smaller
 # ones are slow. On CPUs the least is a number of bytes.
 LEAST_ROWS = 1024
@@ -29,91 +31,7 @@ CPU_CHUNK_BYTES = 64 * 2**20
 GPU_CHUNK_BYTES = 2 * 2**30
 # Blocks of gradients of this size or more gain nothing.
 PREFERRED_BLOCK_BYTES = 128 * 2**20
-# In torch operations elementwise work goes through pieces of this size: on a CPU they stay in the
-# caches.
-PIECE_BYTES = 2 * 2**20
-GPU_PIECE_BYTES = 64 * 2**20
-# Products that are scaled before they are added, as those of float16 gradients, come in such parts.
-SCALED_PART_BYTES = 64 * 2**20
-
 ONE_PASS, KEEP, RECOMPUTE, FORWARD = "one_pass", "keep", "recompute", "forward"
-
-
-class PairingShape(NamedTuple):
-    """Sizes of one pairing: S * B sources against N * L targets of width D.
-
-    Attributes:
-        sets: S, the drawn set included.
-        images: B.
-        targets: N, B unless the sources are those of all ranks.
-        locations: L.
-        width: D.
-    """
-
-    sets: int
-    images: int
-    targets: int
-    locations: int
-    width: int
-
-    @property
-    def rows(self) -> int:
-        """S * B."""
-        return self.sets * self.images
-
-    @property
-    def columns(self) -> int:
-        """N * L."""
-        return self.targets * self.locations
-
-
-class Way(NamedTuple):
-    """What decides about memory beside the shapes.
-
-    Attributes:
-        backend: "torch" or "triton".
-        fused: whether kernels multiply without storing products, where nothing is kept.
-        gpu: whether the tensors are on a GPU.
-        dtype: of the inputs.
-        limbs: whether float32 features are multiplied as float16 limbs.
-    """
-
-    backend: str
-    fused: bool
-    gpu: bool
-    dtype: torch.dtype
-    limbs: bool = False
-
-    @property
-    def score_itemsize(self) -> int:
-        """Bytes of a product: float32, float64 for float64 inputs."""
-        return 8 if self.dtype == torch.float64 else 4
-
-    @property
-    def grad_itemsize(self) -> int:
-        """Bytes of the gradient of a product: the type that multiplies it with features."""
-        return self.dtype.itemsize if self.gpu or self.backend == "triton" else self.score_itemsize
-
-    @property
-    def copies_gradients(self) -> bool:
-        """Whether gradients of products, made as float32, are copied to a half type."""
-        return self.backend == "torch" and self.gpu and self.dtype.itemsize == 2
-
-    def row_entries(self, columns: int) -> int:
-        """Entries in memory of a row of products."""
-        return padded(columns) if self.backend == "triton" else columns
-
-    def pieces_bytes(self, image_bytes: int, images: int) -> int:
-        """Bytes of two pieces of scores, through which work goes in torch operations."""
-        if self.backend == "triton":
-            return 0
-        return 2 * image_bytes * min(images, piece_images(image_bytes, gpu=self.gpu))
-
-    def scaled_bytes(self, rows: int, columns: int, width: int) -> int:
-        """Bytes of scaled sources [rows, width] and of a part of the columns' product with them."""
-        if self.dtype != torch.float16 or not (self.gpu or self.backend == "triton"):
-            return 0
-        return width * max(6 * rows, 2 * rows + 4 * min(columns, scaled_rows(width)))
 
 
 @dataclass(frozen=True)
@@ -250,21 +168,6 @@ def _named_if_above(plan: PairingPlan, memory_budget: int) -> PairingPlan:
     return replace(plan, why="the budget is below the smallest blocks that are still fast")
 
 
-def piece_size(*, gpu: bool) -> int:
-    """Bytes of a piece of scores in torch operations, unless those of one image are more."""
-    return GPU_PIECE_BYTES if gpu else PIECE_BYTES
-
-
-def piece_images(image_bytes: int, *, gpu: bool) -> int:
-    """Target images of a piece."""
-    return max(1, piece_size(gpu=gpu) // image_bytes)
-
-
-def scaled_rows(width: int) -> int:
-    """Rows of a product of this width that are scaled at once."""
-    return max(1, SCALED_PART_BYTES // (4 * width))
-
-
 def _chunk(
     shape: PairingShape, way: Way, limit: int, *, with_grad: bool = False
 ) -> tuple[int, int]:
@@ -272,31 +175,21 @@ def _chunk(
     row_bytes = way.row_entries(shape.columns) * way.score_itemsize
     row_bytes += way.copies_gradients * shape.columns * way.grad_itemsize
     least = LEAST_ROWS if way.gpu else max(1, LEAST_CPU_BYTES // row_bytes)
-    # Its pieces, where more rows may make them larger, are at most so large.
-    most = max(piece_size(gpu=way.gpu), limit // shape.targets) if way.backend == "torch" else 0
-    scaled = way.scaled_bytes(shape.rows, shape.columns, shape.width) if with_grad else 0
-    rows = min(shape.rows, max(_beside(max(2 * most, scaled), limit) // row_bytes, least))
-    count = -(-shape.rows // rows)
-    rows = -(-shape.rows // count)
-    beside = _beside_bytes(shape, way, rows, shape.targets, with_grad=with_grad)
-    return rows, rows * row_bytes + beside
+
+    def size(count: int) -> int:
+        return -(-shape.rows // count)
+
+    def taken(count: int) -> int:
+        rows = size(count)
+        return rows * row_bytes + bytes_beside(shape, way, rows, shape.targets, with_grad=with_grad)
+
+    count = _fewest(-(-shape.rows // least), lambda count: taken(count) <= limit)
+    return size(count), taken(count)
 
 
-def _beside_bytes(
-    shape: PairingShape, way: Way, rows: int, images: int, *, with_grad: bool = True
-) -> int:
-    """Most bytes beside products and their gradients: of pieces, and later of scaled products."""
-    pieces = way.pieces_bytes(rows * shape.locations * way.score_itemsize, images)
-    if not with_grad:
-        return pieces
-    columns = images * shape.locations
-    freed = rows * columns * way.score_itemsize if way.copies_gradients else 0
-    return max(pieces, way.scaled_bytes(rows, columns, shape.width) - freed)
-
-
-def _beside(taken: int, limit: int) -> int:
-    """What bytes beside a chunk or a block leave of ``limit``, a third of it at the least."""
-    return max(limit - taken, limit // 3) if taken else limit
+def _fewest(most: int, fits: Callable[[int], bool]) -> int:
+    """The fewest equal parts, ``most`` of them if none fit."""
+    return min(most, 1 + bisect.bisect_left(range(1, most + 1), True, key=fits))
 
 
 def _forward_only(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:
@@ -332,21 +225,27 @@ def _block(shape: PairingShape, way: Way, limit: int, *, products: bool) -> tupl
         itemsize += way.grad_itemsize if products else way.score_itemsize
     column_bytes = shape.rows * itemsize
     least = LEAST_COLUMNS if way.gpu else max(1, LEAST_CPU_BYTES // column_bytes)
-    image_bytes = shape.rows * shape.locations * way.score_itemsize
-    pieces = way.pieces_bytes(image_bytes, shape.targets)
-    scaled = way.scaled_bytes(shape.rows, shape.columns, shape.width)
-    limit = min(_beside(scaled, limit), PREFERRED_BLOCK_BYTES)
-    fitting = _beside(pieces, limit) // column_bytes
-    if way.backend == "triton":
-        fitting = fitting // ROW_UNIT * ROW_UNIT
-    columns = max(fitting, least)
-    images = min(shape.targets, max(1, columns // shape.locations))
-    images = -(-shape.targets // -(-shape.targets // images))  # blocks of equal size
-    whole = ROW_UNIT // math.gcd(ROW_UNIT, shape.locations)
-    if way.backend == "triton" and images < shape.targets:
-        images = min(shape.targets, max(1, images // whole) * whole)
-    entries = shape.rows * way.row_entries(images * shape.locations)
-    return images, entries * itemsize + _beside_bytes(shape, way, shape.rows, images)
+    whole = ROW_UNIT // math.gcd(ROW_UNIT, shape.locations) if way.backend == "triton" else 1
+    # In limbs, sources wait for all blocks.
+    waiting = way.limbs * limbs_bytes(shape.rows, shape.width)
+
+    def size(count: int) -> int:
+        images = -(-shape.targets // count)
+        if images < shape.targets:
+            images = min(shape.targets, max(1, images // whole) * whole)
+        return images
+
+    def entry_bytes(count: int) -> int:
+        return shape.rows * way.row_entries(size(count) * shape.locations) * itemsize
+
+    def taken(count: int) -> int:
+        return entry_bytes(count) + waiting + bytes_beside(shape, way, shape.rows, size(count))
+
+    def fits(count: int) -> bool:
+        return entry_bytes(count) <= PREFERRED_BLOCK_BYTES and taken(count) <= limit
+
+    count = _fewest(-(-shape.targets // max(1, least // shape.locations)), fits)
+    return size(count), taken(count)
 
 
 def _recompute(shape: PairingShape, way: Way, memory_budget: int) -> PairingPlan:
@@ -363,11 +262,6 @@ def _keep(shape: PairingShape, way: Way, limit: int) -> PairingPlan:
     images, block_bytes = _block(shape, way, limit, products=False)
     why = "the budget holds all scores"
     return PairingPlan(KEEP, shape.rows, images, block_bytes, 0, kept, why)
-
-
-def padded(columns: int) -> int:
-    """Entries in memory of a row of products in the Triton kernels."""
-    return -(-columns // ROW_UNIT) * ROW_UNIT
 
 
 _state = threading.local()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amdim_fast.nce.plan import scaled_rows
+from amdim_fast.nce.parts import scaled_rows
 from amdim_fast.optional import load_cpu
 
 # Number of rows of ``a`` that oneDNN optimizes packed weights for; others work too.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from amdim_fast.nce.plan import PairingShape
+from amdim_fast.nce.way import PairingShape
 from amdim_fast.nce.wiring import Wiring
 
 

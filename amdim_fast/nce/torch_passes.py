@@ -22,7 +22,8 @@ from amdim_fast.nce.clip import (
 )
 from amdim_fast.nce.operands import Operand, operand, row_count, write_products
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
-from amdim_fast.nce.plan import PairingPlan, PairingShape, Way, piece_images
+from amdim_fast.nce.parts import piece_images
+from amdim_fast.nce.plan import PairingPlan
 from amdim_fast.nce.products import (
     columns_product_into,
     packed,
@@ -30,6 +31,7 @@ from amdim_fast.nce.products import (
     product_into,
     product_library,
 )
+from amdim_fast.nce.way import PairingShape, Way
 
 # Exponent of the largest gradient of a product in float16, and the largest shift of a row.
 HALF_EXPONENT = 15

@@ -10,7 +10,6 @@ from torch import Tensor
 from amdim_fast.kernels import launch, nce_backward, nce_clip, nce_forward, nce_layout
 from amdim_fast.kernels.nce_tiles import Tile, arithmetic
 from amdim_fast.nce.pairing import Pairing, Results, Upstream
-from amdim_fast.nce.plan import ROW_UNIT, padded
 from amdim_fast.nce.triton_arguments import (
     OBJECTIVE,
     RESULTS,
@@ -22,6 +21,7 @@ from amdim_fast.nce.triton_arguments import (
     power_of_two,
     tiles_of,
 )
+from amdim_fast.nce.way import ROW_UNIT, padded
 
 PROGRAMS_PER_PROCESSOR = 4
 COMBINED_ROWS = 128

@@ -21,7 +21,7 @@ from amdim_fast.nce.operands import (
     write_target_gradient,
 )
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
-from amdim_fast.nce.plan import KEEP, ONE_PASS, ROW_UNIT, PairingPlan, Way, padded
+from amdim_fast.nce.plan import KEEP, ONE_PASS, PairingPlan
 from amdim_fast.nce.triton_arguments import (
     NONE,
     OBJECTIVE,
@@ -37,6 +37,7 @@ from amdim_fast.nce.triton_fused import (
     row_gradients,
 )
 from amdim_fast.nce.triton_rows import Places, rows_launch
+from amdim_fast.nce.way import ROW_UNIT, Way, padded
 
 # The passes of this backend that stand elsewhere.
 __all__ = [

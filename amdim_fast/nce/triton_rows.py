@@ -12,8 +12,8 @@ from amdim_fast.kernels import nce_rows as kernels
 from amdim_fast.kernels.launch import Prepared
 from amdim_fast.kernels.nce_tiles import TileSet
 from amdim_fast.nce.pairing import Options
-from amdim_fast.nce.plan import PairingShape
 from amdim_fast.nce.triton_arguments import clip_arguments, power_of_two
+from amdim_fast.nce.way import PairingShape
 
 MOST_LAUNCHES = 4096
 

@@ -6,8 +6,9 @@
 // the Site whose barrier all threads skip, kSites and kPlanned for those of the kernel, -1 for none.
 // SHORT is the number of bytes missing from the end of every image. Exits with 1 if bits differ; with a
 // barrier left out, only the sanitizer reports.
+#include <pthread.h>
+
 #include <algorithm>
-#include <barrier>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -31,10 +32,10 @@ using Output = std::vector<uint16_t>;
 
 struct Crew {
   int index, count;
-  std::barrier<>* barrier;
+  pthread_barrier_t* barrier;  // std::barrier spins, long where other processes want the cores
   int left_out;
   void sync(int site) const {
-    if (site != left_out) barrier->arrive_and_wait();
+    if (site != left_out) pthread_barrier_wait(barrier);
   }
 };
 
@@ -214,7 +215,8 @@ bool team_agrees(Random& random, const Job& job, bool any, int threads, int left
   Launch<LANES> launch(job);
   // A thread that waits for no plan then reads this one, not what its memory held before.
   launch.plan_view(job, 0, 0, threads, memory.get(), bytes);
-  std::barrier barrier(threads);
+  pthread_barrier_t barrier;
+  pthread_barrier_init(&barrier, nullptr, static_cast<unsigned>(threads));
   std::vector<std::thread> team;
   for (int index = 0; index < threads; ++index) {
     team.emplace_back([&, index] {
@@ -223,6 +225,7 @@ bool team_agrees(Random& random, const Job& job, bool any, int threads, int left
     });
   }
   for (std::thread& thread : team) thread.join();
+  pthread_barrier_destroy(&barrier);
   for (int view = 0; view < kViews; ++view) {
     const auto begin = out.begin() + view * elements(job), end = begin + elements(job);
     if (bytes < enough<LANES>(job, job.views[view], threads, 1)) continue;  // it may refuse tiles

@@ -23,7 +23,8 @@ from amdim_fast.model.residual import products, shortcut
 from amdim_fast.model.residual.geometry import Geometry
 from amdim_fast.nce import tiles, triton_fused, triton_passes
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
-from amdim_fast.nce.plan import PairingPlan, PairingShape, padded
+from amdim_fast.nce.plan import PairingPlan
+from amdim_fast.nce.way import PairingShape, padded
 
 # Architectures of the table with tensor descriptors.
 DESCRIPTORS = ("sm_90", "sm_100")

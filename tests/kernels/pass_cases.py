@@ -7,7 +7,8 @@ from torch import Tensor
 
 from amdim_fast.nce import torch_passes, triton_passes
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
-from amdim_fast.nce.plan import PairingPlan, PairingShape
+from amdim_fast.nce.plan import PairingPlan
+from amdim_fast.nce.way import PairingShape
 from tests.nce.cases import DEVICE
 
 # Places of the pairing in the call, none of which is that of another.

@@ -4,7 +4,7 @@ import torch
 from amdim_fast.kernels.nce_tiles import Tile, TileSet
 
 from amdim_fast import nce_log_prob
-from amdim_fast.nce import layout, plan, products, reference
+from amdim_fast.nce import layout, parts, plan, products, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLIPS = (5.0, 20.0, 43.0, 100.0, None)
@@ -47,9 +47,10 @@ def lower_floors(monkeypatch, least=256):
     for name in ("LEAST_ROWS", "LEAST_COLUMNS"):
         monkeypatch.setattr(plan, name, 16)
     monkeypatch.setattr(plan, "LEAST_CPU_BYTES", least)
-    monkeypatch.setattr(plan, "PIECE_BYTES", 512)
+    monkeypatch.setattr(parts, "PIECE_BYTES", 512)
     monkeypatch.setattr(products, "PART_BYTES", 1024)
-    monkeypatch.setattr(plan, "SCALED_PART_BYTES", 16 * 1024)
+    monkeypatch.setattr(parts, "SCALED_PART_BYTES", 16 * 1024)
+    monkeypatch.setattr(parts, "LIMB_ROWS", 16)
     monkeypatch.setattr(layout, "_layouts", {})
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from amdim_fast.nce import op_kernels, plan
+from amdim_fast.nce.way import padded
 from tests.nce.cases import row_results_bytes
 from tests.nce.dispatched import LargeTensors
 from tests.nce.fakes import DTYPES, IMAGES, NEEDS, fake_gpu, inputs
@@ -26,7 +27,7 @@ def test_objective(monkeypatch, launches, backend_name, dtype, budget, chunks):
     monkeypatch.setattr(plan, "LEAST_ROWS", 48)
     monkeypatch.setattr(plan, "LEAST_COLUMNS", 32 * 25)
     if chunks > 1:
-        row_bytes = 4 * plan.padded(IMAGES * 49)
+        row_bytes = 4 * padded(IMAGES * 49)
         monkeypatch.setattr(plan, "GPU_CHUNK_BYTES", 48 * row_bytes)
     given = inputs(dtype, backend_name, budget)
     objective, totals, loss, mean_sq, gradients = op_kernels.objective(*given, NEEDS)
@@ -86,11 +87,13 @@ def of_general(given, counted):
 
 @pytest.mark.parametrize("taken", [of_one_pass, of_general])
 @pytest.mark.parametrize("backend_name", SIZES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", [*DTYPES, "limbs"], ids=str)
 @pytest.mark.parametrize("budget", [None, 0])
-def test_memory_is_what_the_plan_says(launches, backend_name, dtype, budget, taken):
+def test_memory_is_what_the_plan_says(launches, backend_name, kind, budget, taken):
     images, width = SIZES[backend_name]
+    dtype, precision = (torch.float32, kind) if kind == "limbs" else (kind, "auto")
     given = inputs(dtype, backend_name, budget, images=images, width=width)
+    given = given._replace(precision=precision)
     with LargeTensors(1, [*given.srcs, *given.trgs, *given.picks]) as counted:
         found = taken(given, counted)
     promised = plan.last_plan().peak_bytes

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amdim_fast.nce import limbs, products
+from amdim_fast.nce import limbs, parts, products
 
 ROWS, TARGETS, WIDTH = 160, 700, 520
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -197,8 +197,8 @@ def test_any_sizes(device, m, n, k):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_any_strides_and_parts_of_rows(device, monkeypatch):
-    monkeypatch.setattr(limbs, "PART_BYTES", 4096)
-    monkeypatch.setattr(limbs, "WEIGHT_ROWS", 16)
+    monkeypatch.setattr(parts, "SCALED_PART_BYTES", 4096)
+    monkeypatch.setattr(parts, "LIMB_ROWS", 16)
     a = torch.randn(90, 60, device=device).t()[:, ::2]
     b = torch.randn(70, 90, device=device)[:, ::2]
     for out in (

@@ -5,9 +5,9 @@ import torch
 from amdim_fast.kernels import launch
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_objective
-from amdim_fast.nce import algorithm, plan, products, tiles, triton_fused
+from amdim_fast.nce import algorithm, parts, plan, products, tiles, triton_fused
 from amdim_fast.nce.inputs import NEGATIVES
-from amdim_fast.nce.plan import padded
+from amdim_fast.nce.way import padded
 from tests.nce.cases import LIBRARIES, features, lower_floors, tile_set, upstream_like
 from tests.nce.dispatched import LargeTensors, tensors_of
 
@@ -85,12 +85,12 @@ def prepare(monkeypatch):
 
     def of(way, piece_bytes=2**15, block_bytes=2**30):
         lower_floors(monkeypatch)
-        monkeypatch.setattr(plan, "PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr(parts, "PIECE_BYTES", piece_bytes)
         monkeypatch.setattr(plan, "PREFERRED_BLOCK_BYTES", block_bytes)
         monkeypatch.setattr(products, "PART_BYTES", 4096)
         # Scaled products are too small to be counted here; tests/nce/test_fake_gpu.py counts them.
-        monkeypatch.setattr(plan, "SCALED_PART_BYTES", 4096)
-        monkeypatch.setattr(plan.Way, "scaled_bytes", lambda *sizes: 0)
+        monkeypatch.setattr(parts, "SCALED_PART_BYTES", 4096)
+        monkeypatch.setattr(parts, "_scaled_bytes", lambda *sizes: 0)
         if way != "torch":
             monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
             monkeypatch.setattr(launch, "launch", lambda *arguments, **constants: None)

@@ -8,7 +8,8 @@ import torch
 from amdim_fast.nce import algorithm, reference, tiles, torch_passes, triton_fused, triton_passes
 from amdim_fast.nce.algorithm import SourceGradient
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
-from amdim_fast.nce.plan import PairingPlan, PairingShape
+from amdim_fast.nce.plan import PairingPlan
+from amdim_fast.nce.way import PairingShape
 from tests.nce.cases import DEVICE, features, lower_floors, tile_set, upstream_like
 
 SETS, IMAGES, LOCATIONS, WIDTH = 2, 13, 4, 24
