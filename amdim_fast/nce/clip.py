@@ -63,6 +63,14 @@ def write_exp_shifted(out: Tensor, stored: Tensor, clip: float) -> None:
     torch.sigmoid(stored, out=out).mul_(-2.0 * clip * LOG2_E).exp2_()
 
 
+def log_sum_exp_(scores: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """``logsumexp(scores, dims)``; scores are overwritten."""
+    largest = scores.amax(dim=dims, keepdim=True)
+    largest.masked_fill_(largest.isinf(), 0.0)
+    summed = scores.sub_(largest).mul_(LOG2_E).exp2_().sum(dim=dims, keepdim=True)
+    return summed.log_().add_(largest)
+
+
 def write_grad_negatives(
     out: Tensor, scratch: Tensor, stored: Tensor, weight: Tensor, neg: Tensor, clip: float | None
 ) -> None:
@@ -78,8 +86,10 @@ def write_grad_negatives(
         exponent = LOG2_E * (shifted - neg)
         torch.add(exponent, scratch, alpha=-2.0 * shifted * LOG2_E, out=scratch).exp2_()
         out.mul_(scratch).mul_(4.0 * weight)
+    elif clip is None:
+        torch.sub(stored, neg, out=out).mul_(LOG2_E).exp2_().mul_(weight)
     else:
         write_clipped(scratch, stored, clip)
         write_slope(out, scratch, clip)
-        scratch.sub_(neg).exp_()
+        scratch.sub_(neg).mul_(LOG2_E).exp2_()
         out.mul_(scratch).mul_(weight)

@@ -147,7 +147,9 @@ def layout_of(
         with_grad=any(wiring.needs),
         keep=keep,
     )
-    library = product_library(src.device, src.dtype, backend) + way.limbs * " in limbs"
+    sizes_of_products = zip(plans, shapes, strict=True)
+    largest = max(plan.chunk_rows * part.columns * part.width for plan, part in sizes_of_products)
+    library = product_library(src.device, src.dtype, backend, largest) + way.limbs * " in limbs"
     kernels = passes.describe(way, src.device, src.shape[2], plans)
     launches = None
     if backend == "triton" and not way.limbs and src.dtype != torch.float16 and world_size == 1:

@@ -67,7 +67,7 @@ def bytes_beside(
 
 
 def _pieces_bytes(way: Way, image_bytes: int, images: int) -> int:
-    """Bytes of two pieces of scores."""
+    """Bytes of two pieces of scores, which gradients take; a forward takes one."""
     if way.backend == "triton":
         return 0
     return 2 * image_bytes * min(images, piece_images(image_bytes, gpu=way.gpu))

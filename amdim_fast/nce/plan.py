@@ -70,8 +70,9 @@ class Plan:
 
     Attributes:
         backend: the code that ran, "torch" or "triton".
-        products: the library of its matrix products: "onednn", "aten" (MKL, cuBLAS, ...) or, for
-            those beside the Triton kernels, "cublas"; and " in limbs" where float32 is split.
+        products: the library of its largest matrix products: "onednn", "aten" (MKL, cuBLAS, ...)
+            or, for those beside the Triton kernels, "cublas"; and " in limbs" where float32 is
+            split.
         pairings: one plan per pairing, in the order of the call.
         memory_budget: the bytes that the plan was made for.
         small_bytes: stacked sources, gradients of sources and sums of rows.

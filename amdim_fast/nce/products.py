@@ -15,14 +15,21 @@ from torch import Tensor
 from amdim_fast.nce.parts import scaled_rows
 from amdim_fast.optional import load_cpu
 
+# Products of fewer multiplications take longer to pack and hand out than to make in MKL.
+LEAST_ONEDNN = 2**27
 # Number of rows of ``a`` that oneDNN optimizes packed weights for; others work too.
 PACKED_FOR_ROWS = 1024
 # Temporary memory of products that are converted, beside what plans count.
 PART_BYTES = 8 * 2**20
 
 
-def product_library(device: torch.device, dtype: torch.dtype, backend: str = "torch") -> str:
-    """Which library multiplies: "onednn" for float32 on some CPUs, else "aten".
+def product_library(
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str = "torch",
+    multiplications: int = LEAST_ONEDNN,
+) -> str:
+    """Which library multiplies: "onednn" for large products in float32 on some CPUs, else "aten".
 
     "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS has its own name, "cublas".
     On AMD CPUs with AVX-512 oneDNN is faster than MKL, which runs its AVX2 code there: a tenth on
@@ -33,7 +40,7 @@ def product_library(device: torch.device, dtype: torch.dtype, backend: str = "to
         return "cublas" if device.type == "cuda" else "aten"
     if device.type != "cpu" or dtype != torch.float32:
         return "aten"
-    return _cpu_library()
+    return _cpu_library() if multiplications >= LEAST_ONEDNN else "aten"
 
 
 def _is_intel() -> bool:
@@ -59,16 +66,16 @@ def _cpu_library() -> str:
     return "onednn" if has_onednn() else "aten"
 
 
-def packed(b: Tensor) -> Tensor:
-    """``b`` [n, k] in the layout that its library multiplies fastest, for ``product``."""
-    if product_library(b.device, b.dtype) == "onednn":
+def packed(b: Tensor, rows: int) -> Tensor:
+    """``b`` [n, k] as its library multiplies it fastest, for ``product`` with so many rows."""
+    if product_library(b.device, b.dtype, multiplications=rows * b.numel()) == "onednn":
         return torch.ops.mkldnn._reorder_linear_weight(b.contiguous(), PACKED_FOR_ROWS)
     return b
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` for a [m, k], any strides, and packed b [n, k], of one dtype; no autograd."""
-    if product_library(a.device, a.dtype) == "onednn":
+    if b.is_mkldnn:
         out = a.new_empty(len(a), b.shape[0])
         product_into(out, a, b)
         return out
@@ -77,7 +84,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
     """``out[...] = product(a, b)`` or, with ``add``, ``+=``; rounded to the dtype of ``out``."""
-    if product_library(a.device, a.dtype) == "aten":
+    if not b.is_mkldnn:
         multiply_into(out, a, b.t(), add=add)
         return
     if out.dtype == torch.float32:
@@ -93,7 +100,8 @@ def product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> Non
 
 def columns_product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
     """``out = a.T @ b`` or, with ``add``, ``+=``, for a [k, m] and b [k, n] of one dtype."""
-    if product_library(a.device, a.dtype) == "aten":
+    multiplications = len(a) * out.numel()
+    if product_library(a.device, a.dtype, multiplications=multiplications) == "aten":
         multiply_into(out, a.t(), b, add=add)
     else:
         torch.ops.amdim_fast.columns_product_(out, a.detach(), b.detach(), add)

@@ -14,6 +14,7 @@ from torch import Tensor
 from amdim_fast.nce import operands
 from amdim_fast.nce.clip import (
     clipped,
+    log_sum_exp_,
     shifted_clip,
     write_clipped,
     write_exp_shifted,
@@ -29,7 +30,6 @@ from amdim_fast.nce.products import (
     packed,
     product,
     product_into,
-    product_library,
 )
 from amdim_fast.nce.way import PairingShape, Way
 
@@ -83,7 +83,7 @@ def scores(pairing: Pairing, first_row: int, rows: int, trg: Operand) -> Tensor:
     factor = pairing.scale * unit(pairing.options)
     plain = isinstance(trg, Tensor) and src.device.type == "cpu"
     if isinstance(trg, Tensor) and plain and src.dtype == trg.dtype:
-        return product(trg, packed(src * factor))
+        return product(trg, packed(src * factor, len(trg)))
     size, dtype = (row_count(trg), rows), compute_dtype(src.dtype)
     out = torch.empty(size, dtype=dtype, device=src.device)
     if plain:
@@ -166,8 +166,7 @@ def statistics(pairing: Pairing, results: Results, stored: Tensor, first_row: in
         if clip is not None:
             neg += scratch.sum(dim=summed).view_as(neg)
         else:
-            found = torch.logsumexp(scratch, dim=summed).view_as(neg)
-            torch.logaddexp(neg, found, out=neg)
+            torch.logaddexp(neg, log_sum_exp_(scratch, summed).view_as(neg), out=neg)
     if clip is not None:
         neg.log_().add_(clip)
     own /= unit(options)
@@ -309,8 +308,9 @@ def write_target_gradient(
     out: Tensor, grads: Tensor, exponents: Tensor | None, src: Operand, *, add: bool
 ) -> None:
     """As ``operands.write_target_gradient``, by the faster library."""
-    if isinstance(src, Tensor) and product_library(src.device, src.dtype) == "onednn":
-        product_into(out, grads.t(), packed(src.t()), add=add)
+    weight = packed(src.t(), len(out)) if isinstance(src, Tensor) else None
+    if weight is not None and weight.is_mkldnn:
+        product_into(out, grads.t(), weight, add=add)
     else:
         operands.write_target_gradient(out, grads, exponents, src, add=add)
 

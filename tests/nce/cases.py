@@ -49,9 +49,16 @@ def lower_floors(monkeypatch, least=256):
     monkeypatch.setattr(plan, "LEAST_CPU_BYTES", least)
     monkeypatch.setattr(parts, "PIECE_BYTES", 512)
     monkeypatch.setattr(products, "PART_BYTES", 1024)
+    monkeypatch.setattr(products, "LEAST_ONEDNN", 0)
     monkeypatch.setattr(parts, "SCALED_PART_BYTES", 16 * 1024)
     monkeypatch.setattr(parts, "LIMB_ROWS", 16)
     monkeypatch.setattr(layout, "_layouts", {})
+
+
+def use_library(monkeypatch, library):
+    """Let it make all products in float32, small ones too."""
+    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    monkeypatch.setattr(products, "LEAST_ONEDNN", 0)
 
 
 def features(images, locations, width, *, sets=None, dtype=torch.float32, scale=2.0):

@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from amdim_fast import last_plan, nce_log_prob, nce_loss
-from amdim_fast.nce import products, reference, torch_passes
+from amdim_fast.nce import reference, torch_passes
 from amdim_fast.nce.clip import LARGEST_SHIFTED_CLIP
 from amdim_fast.nce.inputs import NEGATIVES
-from tests.nce.cases import LIBRARIES, evaluate, lower_floors, make_extreme, relative_error
+from tests.nce.cases import (
+    LIBRARIES,
+    evaluate,
+    lower_floors,
+    make_extreme,
+    relative_error,
+    use_library,
+)
 
 CLIPS = (5.0, 20.0, 43.0, 100.0, None)
 # Bytes: one row a chunk and one image a block; a few of them, or all scores kept; the default.
@@ -65,7 +72,7 @@ def test_error_no_worse_than_eager(monkeypatch, dtype, library, clip, negatives)
     The margin is float32's: a few roundings, and one of the exponent ``score - clip``.
     """
     lower_floors(monkeypatch, least=8_192)
-    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    use_library(monkeypatch, library)
     shift = clip if clip is not None and clip <= LARGEST_SHIFTED_CLIP else 0.0
     margin = (4 + shift) * torch.finfo(torch.float32).eps
     src, trg = features(40, 9, 65, sets=2, dtype=dtype)

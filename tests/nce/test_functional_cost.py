@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from amdim_fast import last_plan, nce_log_prob, nce_loss
-from amdim_fast.nce import algorithm, plan, products, torch_passes
+from amdim_fast.nce import algorithm, plan, torch_passes
 from amdim_fast.nce.inputs import NEGATIVES
-from tests.nce.cases import LIBRARIES, lower_floors
+from tests.nce.cases import LIBRARIES, lower_floors, use_library
 from tests.nce.dispatched import Products
 from tests.nce.test_functional import features
 
@@ -60,7 +60,7 @@ def test_saved_for_backward_is_what_the_plan_says(budget, same_location):
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("mode", ["keep", "recompute"])
 def test_frozen_inputs_cost_no_product(monkeypatch, mode, library):
-    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    use_library(monkeypatch, library)
     monkeypatch.setattr(plan, "LEAST_CPU_BYTES", 2**20)
     counted = Products()
     for name in ("forward", "backward"):

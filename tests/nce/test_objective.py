@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from amdim_fast import LossMultiNCE, last_plan, nce_loss, nce_objective
-from amdim_fast.nce import algorithm, op_kernels, products, tiles, torch_passes
+from amdim_fast.nce import algorithm, op_kernels, tiles, torch_passes
 from amdim_fast.nce.clip import LARGEST_SHIFTED_CLIP
 from amdim_fast.nce.inputs import NEGATIVES
-from tests.nce.cases import LIBRARIES, lower_floors, margin, tile_set
+from tests.nce.cases import LIBRARIES, lower_floors, margin, tile_set, use_library
 from tests.nce.objective_cases import (
     WEIGHT,
     assert_equal,
@@ -74,7 +74,7 @@ def test_chunks_that_end_within_a_set_and_across_sets():
 )
 def test_error_no_worse_than_eager(monkeypatch, dtype, library, negatives, clip):
     lower_floors(monkeypatch, least=4096)
-    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    use_library(monkeypatch, library)
     shift = clip if clip is not None and clip <= LARGEST_SHIFTED_CLIP else 0.0
     rounding = (6 + shift) * torch.finfo(torch.float32).eps
     inputs, options = features(30, 9, 33, sets=2, dtype=dtype), {}

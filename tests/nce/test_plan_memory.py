@@ -8,7 +8,7 @@ from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_objective
 from amdim_fast.nce import algorithm, parts, plan, products, tiles, triton_fused
 from amdim_fast.nce.inputs import NEGATIVES
 from amdim_fast.nce.way import padded
-from tests.nce.cases import LIBRARIES, features, lower_floors, tile_set, upstream_like
+from tests.nce.cases import LIBRARIES, features, lower_floors, tile_set, upstream_like, use_library
 from tests.nce.dispatched import LargeTensors, tensors_of
 
 
@@ -187,15 +187,17 @@ def test_pieces_of_one_image_and_of_all(measured, prepare, call, piece_bytes):
 
 
 @pytest.mark.parametrize("way", ["torch", *WAYS])
-def test_without_gradients(measured, prepare, way):
+@pytest.mark.parametrize("clip", [20.0, None])
+def test_without_gradients(measured, prepare, way, clip):
     options = prepare(way)
     src, trg = (tensor.detach() for tensor in large(torch.float32))
     budget = bytes_of_scores(way, torch.float32) // 2
-    peaks = measured(LEAST, lambda: nce_log_prob(src, trg, memory_budget=budget, **options))
+    options |= {"memory_budget": budget, "clip": clip}
+    peaks = measured(LEAST, lambda: nce_log_prob(src, trg, **options))
     (pairing,) = last_plan().pairings
     fused = way == "fused"
     assert (pairing.mode, pairing.sum_bytes, pairing.kept_bytes) == ("forward", 0, 0)
-    # A clip needs one piece; the logarithm of a sum without one makes another of its own.
+    # A plan counts two pieces.
     assert 0.8 * pairing.block_bytes <= peaks["forward"] <= pairing.block_bytes <= budget
     assert (pairing.block_bytes == 0) == fused
 
@@ -229,7 +231,7 @@ def test_sums_of_several_chunks_take_what_the_plan_says(
 def test_products_take_little_memory_of_their_own(measured, prepare, monkeypatch, dtype, library):
     """Parts are small where a library cannot write into a gradient in place, or converts it."""
     options = prepare("torch")
-    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    use_library(monkeypatch, library)
     monkeypatch.setattr(products, "PART_BYTES", 2**16)
     images, locations, width = 16, 24, 1024
     src, trg = large(dtype, 1, images, locations, width)

@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-from amdim_fast.nce import products
-from tests.nce.cases import LIBRARIES
+from amdim_fast import last_plan, nce_loss
+from amdim_fast.nce import layout, operands, products
+from tests.nce.cases import LIBRARIES, use_library
 from tests.processes import run
 from tests.threads import torch_threads
 
@@ -62,12 +63,12 @@ def assert_as_exact(found, right, whole):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_products_into_a_matrix(monkeypatch, threads, size, library, add):
     """Of matrices that are rows, columns and views, into one that is part of a wider one."""
-    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    use_library(monkeypatch, library)
     rows, inner, columns = size
     a, b = torch.randn(rows, inner), torch.randn(columns, 2 * inner)[:, ::2]
     start = torch.randn(rows, columns + 3)[:, :columns]
     before = start if add else 0
-    right, packed = a.double() @ b.double().T, products.packed(b)
+    right, packed = a.double() @ b.double().T, products.packed(b, len(a))
     if library == "onednn":
         whole = torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], "")
     else:
@@ -81,16 +82,38 @@ def test_products_into_a_matrix(monkeypatch, threads, size, library, add):
         assert torch.equal(found, into(products.columns_product_into, start, left.T, b.T, add))
 
 
+@pytest.mark.skipif("onednn" not in LIBRARIES, reason="the other library makes all of them")
+@pytest.mark.parametrize("large", [False, True])
+def test_only_large_products_are_handed_out(monkeypatch, large):
+    """Those of a loss are all of 7 * 63 * 8 multiplications."""
+    use_library(monkeypatch, "onednn")
+    monkeypatch.setattr(products, "LEAST_ONEDNN", 7 * 63 * 8 + (not large))
+    monkeypatch.setattr(layout, "_layouts", {})
+    multiply_into, in_aten = products.multiply_into, []
+
+    def counting(*given, **options):
+        in_aten.append(given)
+        multiply_into(*given, **options)
+
+    for module in (products, operands):
+        monkeypatch.setattr(module, "multiply_into", counting)
+    src, trg = torch.randn(7, 8, requires_grad=True), torch.randn(7, 9, 8, requires_grad=True)
+    sum(nce_loss(src, trg)).backward()
+    assert products.packed(src.detach(), 63).is_mkldnn == large
+    assert len(in_aten) == (0 if large else 2)
+    assert last_plan().products == ("onednn" if large else "aten")
+
+
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("part_bytes", [64, 300, 2**20])
 def test_products_into_half_types(monkeypatch, library, add, part_bytes):
     """Rounded once, some rows at a time."""
-    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    use_library(monkeypatch, library)
     monkeypatch.setattr(products, "PART_BYTES", part_bytes)
     a, b, start = torch.randn(23, 7), torch.randn(5, 7), torch.randn(23, 5).bfloat16()
     right = a.double() @ b.double().T + (start if add else 0)
-    found = into(products.product_into, start, a, products.packed(b), add)
+    found = into(products.product_into, start, a, products.packed(b, len(a)), add)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), right, rtol=2**-8, atol=1e-6)
 
@@ -98,15 +121,15 @@ def test_products_into_half_types(monkeypatch, library, add, part_bytes):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_products_without_autograd_and_of_leaves(monkeypatch, threads, library):
     """Threads of their own know of neither."""
-    monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    use_library(monkeypatch, library)
     with torch.inference_mode():
         a, b = torch.randn(700, 80), torch.randn(60, 80)
         plain = a.clone(), b.clone()
-        inferred = products.product(a, products.packed(b))
+        inferred = products.product(a, products.packed(b, len(a)))
         of_columns = into(products.columns_product_into, torch.zeros(80, 80), a, a, True)
     a, b = plain[0].clone().requires_grad_(), plain[1].clone()
     with torch.no_grad():
-        found = products.product(a, products.packed(b))
+        found = products.product(a, products.packed(b, len(a)))
     assert not found.requires_grad
     assert torch.equal(found, inferred)
     right = plain[0].double().T @ plain[0].double()
@@ -134,14 +157,15 @@ def test_an_output_that_does_not_fit_is_refused(name, out, message):
 MEMORY = """
 import sys, torch
 from pathlib import Path
-from amdim_fast.nce import products
+from amdim_fast import last_plan, nce_loss
+from amdim_fast.nce import layout, operands, products
 torch.set_num_threads(int(sys.argv[1]))
 products._cpu_library = lambda: "onednn"
 products.has_onednn()  # loads the library
 def kilobytes(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
 a, b, out = torch.ones(30_000, 500), torch.ones(30_000, 300), torch.ones(500, 300)
-rows, weight = torch.ones(30_000, 300), products.packed(torch.ones(300, 500))
+rows, weight = torch.ones(30_000, 300), products.packed(torch.ones(300, 500), 30_000)
 multiply = {
     "columns": lambda: products.columns_product_into(out, a, b, add=True),
     "rows": lambda: products.product_into(rows, a, weight, add=True),
