@@ -6,9 +6,8 @@
 // the Site whose barrier all threads skip, kSites and kPlanned for those of the kernel, -1 for none.
 // SHORT is the number of bytes missing from the end of every image. Exits with 1 if bits differ; with a
 // barrier left out, only the sanitizer reports.
-#include <pthread.h>
-
 #include <algorithm>
+#include <barrier>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -32,10 +31,10 @@ using Output = std::vector<uint16_t>;
 
 struct Crew {
   int index, count;
-  pthread_barrier_t* barrier;  // std::barrier spins, long where other processes want the cores
+  std::barrier<>* barrier;  // it spins: threads that sleep drift apart, and races lead them astray unseen
   int left_out;
   void sync(int site) const {
-    if (site != left_out) pthread_barrier_wait(barrier);
+    if (site != left_out) barrier->arrive_and_wait();
   }
 };
 
@@ -215,8 +214,7 @@ bool team_agrees(Random& random, const Job& job, bool any, int threads, int left
   Launch<LANES> launch(job);
   // A thread that waits for no plan then reads this one, not what its memory held before.
   launch.plan_view(job, 0, 0, threads, memory.get(), bytes);
-  pthread_barrier_t barrier;
-  pthread_barrier_init(&barrier, nullptr, static_cast<unsigned>(threads));
+  std::barrier barrier(threads);
   std::vector<std::thread> team;
   for (int index = 0; index < threads; ++index) {
     team.emplace_back([&, index] {
@@ -225,7 +223,6 @@ bool team_agrees(Random& random, const Job& job, bool any, int threads, int left
     });
   }
   for (std::thread& thread : team) thread.join();
-  pthread_barrier_destroy(&barrier);
   for (int view = 0; view < kViews; ++view) {
     const auto begin = out.begin() + view * elements(job), end = begin + elements(job);
     if (bytes < enough<LANES>(job, job.views[view], threads, 1)) continue;  // it may refuse tiles
