@@ -31,6 +31,7 @@ CPU_CHUNK_BYTES = 64 * 2**20
 GPU_CHUNK_BYTES = 2 * 2**30
 # Blocks of gradients of this size or more gain nothing.
 PREFERRED_BLOCK_BYTES = 128 * 2**20
+
 ONE_PASS, KEEP, RECOMPUTE, FORWARD = "one_pass", "keep", "recompute", "forward"
 
 
