@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,5 +64,9 @@ def _peak_memory(device: torch.device) -> int:
     """Peak bytes: of the allocator on CUDA, else the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        # Linux's ru_maxrss is at least that of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
