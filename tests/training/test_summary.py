@@ -1,26 +1,27 @@
 """The peak memory that a run reports."""
 
-import subprocess
-import sys
-
 import torch
 
 from amdim_fast.training.summary import _peak_memory
+from tests.processes import run
 
-PEAK = "import torch; from amdim_fast.training.summary import _peak_memory as peak; "
-PARENT = f"""
+PARENT = """
 import subprocess, sys
 held = b"1" * int(sys.argv[1])
-code = {PEAK + "print(peak(torch.device('cpu')))"!r}
-print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+print(subprocess.check_output([sys.executable, "-c", sys.argv[2]], text=True))
+"""
+CHILD = """
+import torch
+from amdim_fast.training.summary import _peak_memory
+print(_peak_memory(torch.device("cpu")))
 """
 
 
-def test_a_process_reports_its_own_peak():
+def test_a_process_reports_its_own_peak(tmp_path):
     """And not that of the process that started it."""
     held = 1_200_000_000
-    command = [sys.executable, "-c", PARENT, str(held)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run(["-c", PARENT, held, CHILD], tmp_path, imported=())
+    assert done.returncode == 0, done.stderr
     assert 10**8 < int(done.stdout) < held
 
 
