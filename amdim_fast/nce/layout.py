@@ -147,8 +147,8 @@ def layout_of(
         with_grad=any(wiring.needs),
         keep=keep,
     )
-    sizes_of_products = zip(plans, shapes, strict=True)
-    largest = max(plan.chunk_rows * part.columns * part.width for plan, part in sizes_of_products)
+    planned = zip(plans, shapes, strict=True)
+    largest = max(plan.chunk_rows * part.columns * part.width for plan, part in planned)
     library = product_library(src.device, src.dtype, backend, largest) + way.limbs * " in limbs"
     kernels = passes.describe(way, src.device, src.shape[2], plans)
     launches = None

@@ -308,9 +308,8 @@ def write_target_gradient(
     out: Tensor, grads: Tensor, exponents: Tensor | None, src: Operand, *, add: bool
 ) -> None:
     """As ``operands.write_target_gradient``, by the faster library."""
-    weight = packed(src.t(), len(out)) if isinstance(src, Tensor) else None
-    if weight is not None and weight.is_mkldnn:
-        product_into(out, grads.t(), weight, add=add)
+    if isinstance(src, Tensor) and exponents is None and grads.dtype == src.dtype:
+        product_into(out, grads.t(), packed(src.t(), len(out)), add=add)
     else:
         operands.write_target_gradient(out, grads, exponents, src, add=add)
 

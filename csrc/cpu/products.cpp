@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <array>
@@ -77,8 +78,9 @@ Tensor product(const Tensor& a, const Tensor& b) {
                                     from(std::string("none")),
                                     from(std::vector<double>()),
                                     from(std::optional<std::string>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mkldnn::_linear_pointwise", "",
-                                                      stack.data(), TORCH_ABI_VERSION));
+  // The macro that repeats the words of the error is newer than torch 2.10.
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mkldnn::_linear_pointwise", "", stack.data(),
+                                               TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -8,12 +8,14 @@
 // barrier left out, only the sanitizer reports.
 #include <algorithm>
 #include <barrier>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
@@ -29,12 +31,46 @@ constexpr uint16_t kUnwritten = 0xFFFF;
 constexpr int kPlanned = kSites + 1;
 using Output = std::vector<uint16_t>;
 
+// Threads sleep at it, so that teams larger than the cores lose no time.
+class SleepingBarrier {
+ public:
+  explicit SleepingBarrier(int count) : count_(count) {}
+  void arrive_and_wait() {
+    std::unique_lock lock(mutex_);
+    const int64_t round = round_;
+    if (++arrived_ == count_) {
+      arrived_ = 0;
+      ++round_;
+      all_.notify_all();
+    } else {
+      all_.wait(lock, [&] { return round_ != round; });
+    }
+  }
+
+ private:
+  const int count_;
+  int arrived_ = 0;
+  int64_t round_ = 0;
+  std::mutex mutex_;
+  std::condition_variable all_;
+};
+
+struct Barriers {
+  SleepingBarrier sleeping;
+  std::barrier<> spinning;
+};
+
 struct Crew {
   int index, count;
-  std::barrier<>* barrier;  // it spins: threads that sleep drift apart, and races lead them astray unseen
+  Barriers* barriers;
   int left_out;
+  // With one left out the others spin: threads that sleep drift apart, and a race leads them astray unseen.
   void sync(int site) const {
-    if (site != left_out) barrier->arrive_and_wait();
+    if (left_out < 0) {
+      barriers->sleeping.arrive_and_wait();
+    } else if (site != left_out) {
+      barriers->spinning.arrive_and_wait();
+    }
   }
 };
 
@@ -214,11 +250,11 @@ bool team_agrees(Random& random, const Job& job, bool any, int threads, int left
   Launch<LANES> launch(job);
   // A thread that waits for no plan then reads this one, not what its memory held before.
   launch.plan_view(job, 0, 0, threads, memory.get(), bytes);
-  std::barrier barrier(threads);
+  Barriers barriers{SleepingBarrier(threads), std::barrier(threads)};
   std::vector<std::thread> team;
   for (int index = 0; index < threads; ++index) {
     team.emplace_back([&, index] {
-      make_views<LANES>(Crew{index, threads, &barrier, left_out}, job, launch, memory.get(), bytes,
+      make_views<LANES>(Crew{index, threads, &barriers, left_out}, job, launch, memory.get(), bytes,
                         out.data());
     });
   }
