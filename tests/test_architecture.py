@@ -1,6 +1,7 @@
 """The import arrow: folders are in an order, imports run down it, planted violations are caught."""
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -40,8 +41,13 @@ def folder_of(module):
     return parts[1] if parts[1] in ORDER else "root"
 
 
+@functools.cache
 def imports_of(source, module, is_package=False):
     """Absolute names of all imports, in functions and strings too; ``from a import b``: a.b, a"""
+    return tuple(_imports_of(source, module, is_package))
+
+
+def _imports_of(source, module, is_package):
     package = module.split(".") if is_package else module.split(".")[:-1]
 
     def absolute(name, level):
