@@ -1,6 +1,6 @@
 """Whether segmentation emerges: components against the digit in composites, at 7x7.
 
-    python -m benchmarks.emergence train --seed 0      # minutes on two cores; likewise 1 and 2
+    python -m benchmarks.emergence train --seed 1      # minutes on two cores; likewise 2 and 3
     python -m benchmarks.emergence measure             # rows and the figure, from all seeds trained
 
 A method assigns one of K labels to each of the 49 locations of an image. The label that overlaps
