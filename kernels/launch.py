@@ -46,7 +46,7 @@ _plans: dict[tuple[int, int], _Plan] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Do what ``kernel[grid](*arguments, **constants)`` does.
+    """Do what ``kernel[grid](*arguments, **constants)`` does, products fused with sums.
 
     The first launch of a specialization is that call. Later ones hand the same arguments to the
     launcher of the compiled kernel, on the current device and stream; they do not compare the
@@ -64,18 +64,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         constants: constexpr parameters and options such as ``num_warps``, all hashable.
     """
     if not _is_direct(kernel):
-        kernel[grid](*arguments, **constants)
+        _call(kernel, grid, arguments, constants)
         return
     active = driver.active
     device = active.get_current_device()
     plan = _plans.get((id(kernel), device)) or _add_plan(kernel, device)
     if len(arguments) != plan.arity:
-        kernel[grid](*arguments, **constants)
+        _call(kernel, grid, arguments, constants)
         return
     key = _key(plan, arguments, constants)
     handle = plan.handles.get(key)
     if handle is None:
-        compiled = kernel[grid](*arguments, **constants)
+        compiled = _call(kernel, grid, arguments, constants)
         if isinstance(compiled, CompiledKernel):
             plan.handles[key] = _handle(kernel, compiled, constants)
         return
@@ -84,6 +84,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     sizes = (*grid, 1, 1)[:3]
     # No launch hooks nor metadata for them: without hooks they change nothing.
     run(*sizes, stream, function, metadata, None, None, None, *arguments, *constexprs)
+
+
+def _call(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]
+) -> Any:
+    # Fusion is asked for by name: Triton 3.9 warns of a default, and 3.10 has another one.
+    return kernel[grid](*arguments, enable_fp_fusion=True, **constants)
 
 
 class Prepared:

@@ -167,7 +167,7 @@ def compile_variant(variant: Variant, modules: Iterable[ModuleType] = MODULES) -
             aligned,
         ),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": of.warps, "num_stages": of.stages},
+        options={"num_warps": of.warps, "num_stages": of.stages, "enable_fp_fusion": True},
     )
     usage = _resource_usage(compiled.asm["cubin"])
     assembly = _tool("nvdisasm", "-c", cubin=compiled.asm["cubin"]) if variant.fused else ""

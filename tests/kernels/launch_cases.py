@@ -36,7 +36,10 @@ MUTANTS = {
         ("strict=True", "strict=False"),
     ],
     "order of parameters": [("len(given) if is_plain and", "len(given) if")],
+    "fusion": [("enable_fp_fusion=True, ", "")],
 }
+# What every launch asks of the compiler.
+FUSED = {"enable_fp_fusion": True}
 
 
 PREPARED_MUTANTS = {
@@ -205,7 +208,7 @@ def rows(function):
     found = []
     for name, is_new, kernel, grid, arguments, constants, settings in cases():
         vars(driver.active).update({"stream": 0, "device": 0} | settings)
-        _, expected = launched(kernel[grid], *arguments, **constants)
+        _, expected = launched(kernel[grid], *arguments, **FUSED, **constants)
         slow, same = [], True
         for _ in range(2):
             is_slow, given = launched(function, kernel, grid, *arguments, **constants)
@@ -224,7 +227,7 @@ def prepared_rows(prepared_class):
             continue
         vars(driver.active).update({"stream": 0, "device": 0} | settings)
         tensors, numbers = arguments[:2], arguments[2:]
-        _, expected = launched(kernel[grid], *arguments, **constants)
+        _, expected = launched(kernel[grid], *arguments, **FUSED, **constants)
         run = prepared_class(kernel, grid, numbers, **constants)
         first = launched(run, *tensors)[0]
         second, given = launched(run, *tensors)
@@ -234,7 +237,7 @@ def prepared_rows(prepared_class):
         # Another alignment is another specialization, of the same prepared launch.
         if tensors[0].data_ptr() % 16 == 0:
             other = tensors[0][1:], *tensors[1:]
-            _, expected = launched(kernel[grid], *other, *numbers, **constants)
+            _, expected = launched(kernel[grid], *other, *numbers, **FUSED, **constants)
             _, given = launched(run, *other)
             found.append([f"{name}, misaligned", given[4] is expected[4], [first, second]])
     vars(driver.active).update(stream=0, device=0)
