@@ -57,3 +57,18 @@ def small_bytes_of(shapes: Sequence[PairingShape], way: Way, wiring: Wiring) -> 
     if way.limbs:
         count += max(limbs_bytes(shape.columns, shape.width) for shape in shapes)
     return count
+
+
+def waiting_bytes_of(plans: Sequence[PairingPlan], shapes: Sequence[PairingShape], way: Way) -> int:
+    """Bytes beside the plans' worst moment: memory of scores waits for the largest pairing's."""
+    if way.backend != "torch" or way.gpu:
+        return 0
+    stored, beside = [], []
+    for plan, shape in zip(plans, shapes, strict=True):
+        rows = 0 if plan.mode == KEEP else plan.chunk_rows
+        images = 0 if plan.mode in (ONE_PASS, FORWARD) else plan.block_images
+        entries = max(rows * shape.columns, shape.rows * images * shape.locations)
+        stored.append(entries * way.score_itemsize)
+        beside.append(plan.block_bytes + plan.sum_bytes - stored[-1])
+    worst = max(a + b for a, b in zip(stored, beside, strict=True))
+    return max(stored) + max(beside) - worst

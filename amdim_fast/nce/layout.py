@@ -12,7 +12,8 @@ from torch import Tensor
 
 from amdim_fast.nce import torch_passes
 from amdim_fast.nce.backend import resolve_backend
-from amdim_fast.nce.costs import launches_of, small_bytes_of
+from amdim_fast.nce.costs import launches_of, small_bytes_of, waiting_bytes_of
+from amdim_fast.nce.cpu_memory import Scratch
 from amdim_fast.nce.pairing import Options, Pairing, Results
 from amdim_fast.nce.plan import KEEP, Plan, default_budget, plan_pairings
 from amdim_fast.nce.products import product_library
@@ -78,8 +79,10 @@ class Layout:
             if plan.mode == KEEP
         ]
 
-    def pairing(self, index: int, src: Tensor, trg: Tensor, image_offset: int = 0) -> Pairing:
-        """Pairing ``index`` with its stacked sources [S * B, D]."""
+    def pairing(
+        self, index: int, src: Tensor, trg: Tensor, scratch: Scratch, image_offset: int = 0
+    ) -> Pairing:
+        """Pairing ``index`` with its stacked sources [S * B, D], and the call's scratch memory."""
         return Pairing(
             src,
             trg,
@@ -90,6 +93,7 @@ class Layout:
             self.first_owns[index],
             self.first_sums[index],
             image_offset,
+            scratch,
         )
 
 
@@ -154,7 +158,7 @@ def layout_of(
     launches = None
     if backend == "triton" and not way.limbs and src.dtype != torch.float16 and world_size == 1:
         launches = launches_of(plans, shapes, wiring, scaled=one_pass and any(wiring.needs))
-    small = small_bytes_of(shapes, way, wiring)
+    small = small_bytes_of(shapes, way, wiring) + waiting_bytes_of(plans, shapes, way)
     layout = Layout(
         passes,
         torch_passes.compute_dtype(src.dtype),

@@ -10,6 +10,7 @@ from torch import Tensor
 from amdim_fast.nce import algorithm, ranks
 from amdim_fast.nce.algorithm import SourceGradient
 from amdim_fast.nce.backend import resolve_backend
+from amdim_fast.nce.cpu_memory import Scratch, in_huge_pages
 from amdim_fast.nce.kept import handed_on, received
 from amdim_fast.nce.layout import Layout, passes_of
 from amdim_fast.nce.library import prepared
@@ -36,7 +37,7 @@ def _pairings(
         with_drawn: those stacks, if they are known.
     """
     stacks: dict[int, Tensor] = {}
-    known, made, found = iter(with_drawn), [], []
+    known, made, found, scratch = iter(with_drawn), [], [], Scratch()
     for index, place in enumerate(inputs.src_of):
         stack = stacks.get(place)
         if layout.wiring.draws(index):
@@ -49,7 +50,7 @@ def _pairings(
         stacks[place] = stack
         rows = layout.shapes[index].rows
         part = stack if stack.shape[0] == rows else stack[:rows]
-        found.append(layout.pairing(index, part, inputs.trgs[index]))
+        found.append(layout.pairing(index, part, inputs.trgs[index], scratch))
     return found, made
 
 
@@ -87,6 +88,8 @@ def backward(*arguments: Any) -> list[Tensor]:
             return ranks.backward(inputs, needs, group_name, saved, upstream, keep)
     layout = inputs.layout(one_pass=False, needs=needs, keep=keep)
     gradients = new_gradients(inputs, needs)
+    for gradient in gradients.wanted():
+        in_huge_pages(gradient)
     with prepared(inputs.srcs[0]):
         score, neg, row_square, *rest = saved
         results = Results(score, score, neg, row_square, row_square)
@@ -119,7 +122,7 @@ def objective_with_gradients(
 ) -> tuple[tuple[Tensor, ...], Gradients]:
     """What ``nce_objective`` returns, and the views of its gradients."""
     layout = inputs.layout(one_pass=True, needs=needs)
-    flat = new_flat(inputs, needs)
+    flat = in_huge_pages(new_flat(inputs, needs))
     gradients = split_flat(inputs, needs, flat)
     with prepared(inputs.srcs[0]):
         results = layout.new_results(inputs.srcs[0])

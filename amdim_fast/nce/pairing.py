@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from amdim_fast.nce.cpu_memory import Scratch
 from amdim_fast.nce.plan import PairingPlan
 from amdim_fast.nce.way import PairingShape
 
@@ -45,6 +46,7 @@ class Pairing(NamedTuple):
         first_sum: of its log-sums, in flat results.
         image_offset: the own image of source b is target b + image_offset; if there is no such
             target, its own scores are 0 and every target is a negative.
+        scratch: memory for scores that no other pairing of the call needs at the time, or None.
     """
 
     src: Tensor
@@ -56,6 +58,7 @@ class Pairing(NamedTuple):
     first_own: int
     first_sum: int
     image_offset: int = 0
+    scratch: Scratch | None = None
 
     @property
     def first_row(self) -> int:

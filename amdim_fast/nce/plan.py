@@ -76,7 +76,8 @@ class Plan:
             split.
         pairings: one plan per pairing, in the order of the call.
         memory_budget: the bytes that the plan was made for.
-        small_bytes: stacked sources, gradients of sources and sums of rows.
+        small_bytes: stacked sources, gradients of sources, sums of rows, and on a CPU what memory
+            of scores takes while it waits for a larger pairing.
         launches: kernels, products, copies and fills on the device, forward and backward together;
             None where they are not counted: for "torch", float16 and process groups.
         kernels: for "triton", where the products of each pairing come from, and why.

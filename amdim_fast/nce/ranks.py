@@ -35,6 +35,7 @@ from amdim_fast.distributed.collectives import (
 )
 from amdim_fast.nce import algorithm
 from amdim_fast.nce.algorithm import SourceGradient
+from amdim_fast.nce.cpu_memory import Scratch, in_huge_pages
 from amdim_fast.nce.feature_maps import features_at
 from amdim_fast.nce.kept import handed_on, received
 from amdim_fast.nce.layout import Layout
@@ -141,6 +142,8 @@ def backward(
     results = Results(all_scores, all_scores, all_negs, row_square, row_square)
     gathered = _gather_upstream(inputs, layout, upstream, group)
     gradients = new_gradients(inputs, needs)
+    for gradient in gradients.wanted():
+        in_huge_pages(gradient)
     last_of = {place: index for index, place in enumerate(inputs.src_of)}
     totals: dict[int, Tensor] = {}
     of_srcs: dict[int, Pending] = {}
@@ -204,14 +207,14 @@ def _pairings(
     inputs: Inputs, layout: Layout, all_srcs: Sequence[Tensor], rows: _Rows
 ) -> list[Pairing]:
     """Sources of all ranks, the drawn ones last in ``all_srcs``, against this rank's targets."""
-    drawn = iter(all_srcs[len(inputs.srcs) :])
+    drawn, scratch = iter(all_srcs[len(inputs.srcs) :]), Scratch()
     found = []
     for index, (place, origin) in enumerate(zip(inputs.src_of, inputs.pick_from, strict=True)):
         src = all_srcs[place]
         if origin != NO_ORIGIN:
             src = torch.cat([src, next(drawn)])
         stacked = layout.passes.stack(src, None, None)
-        found.append(layout.pairing(index, stacked, inputs.trgs[index], -rows.first))
+        found.append(layout.pairing(index, stacked, inputs.trgs[index], scratch, -rows.first))
     return found
 
 

@@ -21,14 +21,14 @@ from amdim_fast.nce.clip import (
     write_grad_negatives,
     write_slope,
 )
+from amdim_fast.nce.cpu_memory import in_huge_pages
 from amdim_fast.nce.operands import Operand, operand, row_count, write_products
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
 from amdim_fast.nce.parts import piece_images
-from amdim_fast.nce.plan import PairingPlan
+from amdim_fast.nce.plan import KEEP, PairingPlan
 from amdim_fast.nce.products import (
     columns_product_into,
     packed,
-    product,
     product_into,
 )
 from amdim_fast.nce.way import PairingShape, Way
@@ -82,16 +82,23 @@ def scores(pairing: Pairing, first_row: int, rows: int, trg: Operand) -> Tensor:
     src = pairing.src[first_row : first_row + rows]
     factor = pairing.scale * unit(pairing.options)
     plain = isinstance(trg, Tensor) and src.device.type == "cpu"
+    dtype = compute_dtype(src.dtype)
+    out = _room(pairing, (row_count(trg), rows), dtype, kept=pairing.plan.mode == KEEP)
     if isinstance(trg, Tensor) and plain and src.dtype == trg.dtype:
-        return product(trg, packed(src * factor, len(trg)))
-    size, dtype = (row_count(trg), rows), compute_dtype(src.dtype)
-    out = torch.empty(size, dtype=dtype, device=src.device)
-    if plain:
+        product_into(out, trg, packed(src * factor, len(trg)))
+    elif plain:
         write_products(out, trg, src * factor)
     else:
         write_products(out, trg, operand(src, in_limbs=pairing.options.limbs))
         out.mul_(factor)
     return out
+
+
+def _room(pairing: Pairing, shape: tuple[int, ...], dtype: torch.dtype, *, kept: bool) -> Tensor:
+    """Memory for scores or their gradients, until the pairing's next; its own where it is kept."""
+    if kept or pairing.scratch is None or pairing.src.device.type != "cpu":
+        return in_huge_pages(pairing.src.new_empty(shape, dtype=dtype))
+    return pairing.scratch.take(shape, dtype)
 
 
 def block_shape(rows: int, columns: int) -> tuple[int, int]:
@@ -221,7 +228,7 @@ def gradients(
     neg = pairing.sums(results.neg)[rows].t()[None]
     penalty = penalty / unit(options)
     block = stored.view(-1, shape.locations, stored.shape[1])
-    out = block if overwrite else torch.empty_like(block)
+    out = block if overwrite else _room(pairing, block.shape, block.dtype, kept=False)
     first_piece = slice(*next(_pieces(stored, shape)))
     work = stored.new_empty((2, *block[first_piece].shape))
     factor = weight.t()[None]
