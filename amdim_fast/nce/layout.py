@@ -13,10 +13,10 @@ from torch import Tensor
 from amdim_fast.nce import torch_passes
 from amdim_fast.nce.backend import resolve_backend
 from amdim_fast.nce.costs import launches_of, small_bytes_of, waiting_bytes_of
-from amdim_fast.nce.cpu_memory import Scratch
 from amdim_fast.nce.pairing import Options, Pairing, Results
 from amdim_fast.nce.plan import KEEP, Plan, default_budget, plan_pairings
 from amdim_fast.nce.products import product_library
+from amdim_fast.nce.scratch import Scratch
 from amdim_fast.nce.sizes import sizes_of
 from amdim_fast.nce.way import PairingShape
 from amdim_fast.nce.wiring import Finish, Wiring

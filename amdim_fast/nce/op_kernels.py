@@ -10,7 +10,6 @@ from torch import Tensor
 from amdim_fast.nce import algorithm, ranks
 from amdim_fast.nce.algorithm import SourceGradient
 from amdim_fast.nce.backend import resolve_backend
-from amdim_fast.nce.cpu_memory import Scratch, in_huge_pages
 from amdim_fast.nce.kept import handed_on, received
 from amdim_fast.nce.layout import Layout, passes_of
 from amdim_fast.nce.library import prepared
@@ -24,6 +23,7 @@ from amdim_fast.nce.op_inputs import (
 )
 from amdim_fast.nce.pairing import Pairing, Results, Upstream
 from amdim_fast.nce.plan import FORWARD, record_plan
+from amdim_fast.nce.scratch import Scratch
 
 
 def _pairings(
@@ -88,8 +88,6 @@ def backward(*arguments: Any) -> list[Tensor]:
             return ranks.backward(inputs, needs, group_name, saved, upstream, keep)
     layout = inputs.layout(one_pass=False, needs=needs, keep=keep)
     gradients = new_gradients(inputs, needs)
-    for gradient in gradients.wanted():
-        in_huge_pages(gradient)
     with prepared(inputs.srcs[0]):
         score, neg, row_square, *rest = saved
         results = Results(score, score, neg, row_square, row_square)
@@ -122,7 +120,7 @@ def objective_with_gradients(
 ) -> tuple[tuple[Tensor, ...], Gradients]:
     """What ``nce_objective`` returns, and the views of its gradients."""
     layout = inputs.layout(one_pass=True, needs=needs)
-    flat = in_huge_pages(new_flat(inputs, needs))
+    flat = new_flat(inputs, needs)
     gradients = split_flat(inputs, needs, flat)
     with prepared(inputs.srcs[0]):
         results = layout.new_results(inputs.srcs[0])

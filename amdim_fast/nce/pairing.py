@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from amdim_fast.nce.cpu_memory import Scratch
 from amdim_fast.nce.plan import PairingPlan
+from amdim_fast.nce.scratch import Scratch
 from amdim_fast.nce.way import PairingShape
 
 

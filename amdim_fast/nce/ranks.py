@@ -35,13 +35,13 @@ from amdim_fast.distributed.collectives import (
 )
 from amdim_fast.nce import algorithm
 from amdim_fast.nce.algorithm import SourceGradient
-from amdim_fast.nce.cpu_memory import Scratch, in_huge_pages
 from amdim_fast.nce.feature_maps import features_at
 from amdim_fast.nce.kept import handed_on, received
 from amdim_fast.nce.layout import Layout
 from amdim_fast.nce.op_inputs import Gradients, Inputs, new_gradients
 from amdim_fast.nce.pairing import Pairing, Results, Upstream
 from amdim_fast.nce.plan import record_plan
+from amdim_fast.nce.scratch import Scratch
 from amdim_fast.nce.torch_passes import finish_sources, log_probability, totals_of
 from amdim_fast.nce.wiring import NO_ORIGIN
 
@@ -142,8 +142,6 @@ def backward(
     results = Results(all_scores, all_scores, all_negs, row_square, row_square)
     gathered = _gather_upstream(inputs, layout, upstream, group)
     gradients = new_gradients(inputs, needs)
-    for gradient in gradients.wanted():
-        in_huge_pages(gradient)
     last_of = {place: index for index, place in enumerate(inputs.src_of)}
     totals: dict[int, Tensor] = {}
     of_srcs: dict[int, Pending] = {}

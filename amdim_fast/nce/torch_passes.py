@@ -21,7 +21,6 @@ from amdim_fast.nce.clip import (
     write_grad_negatives,
     write_slope,
 )
-from amdim_fast.nce.cpu_memory import in_huge_pages
 from amdim_fast.nce.operands import Operand, operand, row_count, write_products
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
 from amdim_fast.nce.parts import piece_images
@@ -97,7 +96,7 @@ def scores(pairing: Pairing, first_row: int, rows: int, trg: Operand) -> Tensor:
 def _room(pairing: Pairing, shape: tuple[int, ...], dtype: torch.dtype, *, kept: bool) -> Tensor:
     """Memory for scores or their gradients, until the pairing's next; its own where it is kept."""
     if kept or pairing.scratch is None or pairing.src.device.type != "cpu":
-        return in_huge_pages(pairing.src.new_empty(shape, dtype=dtype))
+        return pairing.src.new_empty(shape, dtype=dtype)
     return pairing.scratch.take(shape, dtype)
 
 

@@ -1,14 +1,13 @@
-"""Large memory on a CPU: scores take the same one after another, and what is new may be huge."""
+"""Scores on a CPU take the same memory, one after another; those that are kept have their own."""
 
 import itertools
-import mmap
 
 import pytest
 import torch
 
 from amdim_fast import LossMultiNCE, last_plan
-from amdim_fast.nce import cpu_memory, op_kernels, plan, torch_passes
-from amdim_fast.nce.cpu_memory import Scratch, in_huge_pages
+from amdim_fast.nce import op_kernels, plan, torch_passes
+from amdim_fast.nce.scratch import Scratch
 from tests.nce.cases import lower_floors
 from tests.nce.dispatched import LargeTensors
 
@@ -32,16 +31,6 @@ def rooms(monkeypatch):
         return made.fill_(torch.nan)
 
     monkeypatch.setattr(torch_passes, "_room", recorded)
-    return found
-
-
-@pytest.fixture
-def advised(monkeypatch):
-    """(address, length, advice) of each call of madvise; all memory counts as large."""
-    found = []
-    monkeypatch.setattr(cpu_memory, "LARGE_BYTES", 2 * mmap.PAGESIZE)
-    monkeypatch.setattr(cpu_memory, "_madvise", lambda: lambda *call: found.append(call) or -1)
-    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 14, raising=False)
     return found
 
 
@@ -110,48 +99,3 @@ def test_the_whole_call_takes_what_the_plan_says(monkeypatch):
     found = last_plan()
     gradients = sum(tensor.nbytes for tensor in inputs)
     assert 0.9 * found.work_bytes <= counted.peak - gradients <= found.work_bytes
-
-
-def test_large_memory_is_advised_whole_and_alone(advised):
-    tensor = torch.empty(5 * mmap.PAGESIZE, dtype=torch.uint8)
-    assert in_huge_pages(tensor) is tensor
-    ((address, length, advice),) = advised
-    assert advice == 14
-    assert address % mmap.PAGESIZE == length % mmap.PAGESIZE == 0
-    assert tensor.data_ptr() <= address < tensor.data_ptr() + mmap.PAGESIZE
-    end = tensor.data_ptr() + tensor.nbytes
-    assert end - mmap.PAGESIZE < address + length <= end
-
-
-def test_small_memory_and_other_devices_are_not_advised(advised):
-    in_huge_pages(torch.empty(2 * mmap.PAGESIZE - 1, dtype=torch.uint8))
-    in_huge_pages(torch.empty(2**40, device="meta"))
-    in_huge_pages(torch.empty(0))
-    assert advised == []
-
-
-def test_the_system_takes_the_advice_or_does_without(monkeypatch):
-    tensor = in_huge_pages(torch.empty(cpu_memory.LARGE_BYTES // 4))
-    assert tensor.fill_(3.0).sum() == 3.0 * tensor.numel()
-    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    assert cpu_memory._madvise.__wrapped__() is None
-    monkeypatch.setattr(cpu_memory, "_madvise", lambda: None)
-    assert in_huge_pages(tensor) is tensor
-
-
-@pytest.mark.parametrize("budget", [2**25, 2**19])
-@pytest.mark.parametrize("objective", [True, False])
-def test_what_a_call_writes_at_large_is_advised(monkeypatch, advised, objective, budget):
-    """Scores and the gradients that it returns; whether scores are kept or not."""
-    lower_floors(monkeypatch)
-    inputs = maps()
-    loss = LossMultiNCE(backend="torch", memory_budget=budget)
-    value = loss.objective(*inputs).objective if objective else sum(loss(*inputs))
-    grads = torch.autograd.grad(value, inputs)
-    ranges = [(address, address + length) for address, length, _ in advised]
-    for grad in grads:
-        if grad.nbytes >= 4 * mmap.PAGESIZE:
-            middle = grad.data_ptr() + grad.nbytes // 2
-            assert any(first <= middle < last for first, last in ranges)
-    scores = max(pairing.block_bytes + pairing.kept_bytes for pairing in last_plan().pairings)
-    assert max(last - first for first, last in ranges) >= scores // 4
