@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import platform
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -79,21 +80,22 @@ def time_interleaved(
     measure: Stopwatch,
     seconds: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """``repeats`` samples per provider, taken in turn, so that drift affects all equally.
+    """``repeats`` rounds of a sample per provider, so that drift affects all equally.
 
-    After ``seconds`` no further round begins, except that three, or ``repeats`` if fewer, are
-    always made.
+    Each round has an order of its own, the same in every call: none always runs after the one that
+    leaves memory and caches at their worst. After ``seconds`` no further round begins, except that
+    three, or ``repeats`` if fewer, are always made.
     """
     for _ in range(warm_ups):
         for call in calls.values():
             call()
     samples: dict[str, list[float]] = {provider: [] for provider in calls}
-    started = time.monotonic()
+    started, turns = time.monotonic(), random.Random(0)
     for finished in range(repeats):
         if finished >= LEAST_ROUNDS and time.monotonic() - started > seconds:
             break
-        for provider, call in calls.items():
-            samples[provider].append(measure(call))
+        for provider in turns.sample(list(calls), len(calls)):
+            samples[provider].append(measure(calls[provider]))
     return samples
 
 

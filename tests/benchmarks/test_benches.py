@@ -1,9 +1,11 @@
 """Rows, and the benches that make them, on small sizes."""
 
+import itertools
 import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
@@ -72,15 +74,23 @@ def test_providers_are_timed_in_turn():
         call()
         return float(next(ticks))
 
-    samples = measure.time_interleaved(
-        {"a": lambda: called.append("a"), "b": lambda: called.append("b")},
-        repeats=6,
-        warm_ups=1,
-        measure=clock,
-    )
-    assert called == ["a", "b"] * 7
-    assert samples["a"] == [1, 3, 5, 7, 9, 11]
-    assert measure.quantiles(samples["a"]) == (3, 6, 9)
+    calls = {name: partial(called.append, name) for name in "abc"}
+    samples = measure.time_interleaved(calls, repeats=20, warm_ups=1, measure=clock)
+    rounds = [called[first : first + 3] for first in range(0, 63, 3)]
+    assert rounds[0] == ["a", "b", "c"]
+    assert all(sorted(found) == ["a", "b", "c"] for found in rounds)
+    timed = called[3:]
+    assert samples == {name: [1 + i for i, n in enumerate(timed) if n == name] for name in "abc"}
+    # Each goes first, and comes after each of the others, now and then.
+    assert {found[0] for found in rounds[1:]} == set("abc")
+    assert len(set(itertools.pairwise(timed)) - {(n, n) for n in "abc"}) == 6
+    again, called[:] = list(called), []
+    measure.time_interleaved(calls, repeats=20, warm_ups=1, measure=lambda call: call() or 0.0)
+    assert called == again
+
+
+def test_quantiles():
+    assert measure.quantiles([1.0, 3.0, 5.0, 7.0, 9.0, 11.0]) == (3, 6, 9)
     assert measure.quantiles([4.0]) == (4, 4, 4)
 
 
