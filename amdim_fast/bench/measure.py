@@ -82,9 +82,9 @@ def time_interleaved(
 ) -> dict[str, list[float]]:
     """``repeats`` rounds of a sample per provider, so that drift affects all equally.
 
-    Each round has an order of its own, the same in every call: none always runs after the one that
-    leaves memory and caches at their worst. After ``seconds`` no further round begins, except that
-    three, or ``repeats`` if fewer, are always made.
+    Each round has an order of its own, the same in every call, so that none always follows the same
+    one. After ``seconds`` no further round begins, except that three, or ``repeats`` if fewer, are
+    always made.
     """
     for _ in range(warm_ups):
         for call in calls.values():
