@@ -18,4 +18,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(amdim_fast, m) {
       "int views, int size) -> (Tensor records, Tensor layout)");
   m.def("rows_product_(Tensor(a!) out, Tensor a, Tensor b, bool add) -> ()");
   m.def("columns_product_(Tensor(a!) out, Tensor a, Tensor b, bool add) -> ()");
+  m.def(
+      "score_sums_(Tensor(a!) sums, Tensor(b!) own, Tensor scores, int sources, int first_row, "
+      "int offset, float clip) -> ()");
+  m.def(
+      "score_gradients_(Tensor(a!) out, Tensor scores, Tensor own, Tensor weight, Tensor exponent, "
+      "Tensor penalty, int sources, int first_row, int offset, float clip) -> ()");
 }

@@ -154,7 +154,7 @@ def layout_of(
     planned = zip(plans, shapes, strict=True)
     largest = max(plan.chunk_rows * part.columns * part.width for plan, part in planned)
     library = product_library(src.device, src.dtype, backend, largest) + way.limbs * " in limbs"
-    kernels = passes.describe(way, src.device, src.shape[2], plans)
+    kernels = passes.describe(way, src.device, src.shape[2], plans, options)
     launches = None
     if backend == "triton" and not way.limbs and src.dtype != torch.float16 and world_size == 1:
         launches = launches_of(plans, shapes, wiring, scaled=one_pass and any(wiring.needs))

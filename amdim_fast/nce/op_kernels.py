@@ -37,7 +37,7 @@ def _pairings(
         with_drawn: those stacks, if they are known.
     """
     stacks: dict[int, Tensor] = {}
-    known, made, found, scratch = iter(with_drawn), [], [], Scratch()
+    known, made, found, scratch = iter(with_drawn), [], [], Scratch(layout.dtype)
     for index, place in enumerate(inputs.src_of):
         stack = stacks.get(place)
         if layout.wiring.draws(index):

@@ -59,16 +59,17 @@ def bytes_beside(
         # Those of all targets are made before there are scores.
         earlier = min(4 * shape.columns * shape.width, SCALED_PART_BYTES) - 4 * rows * columns
         return max(pieces, found, earlier)
+    # Pieces are gone before gradients are copied to their half type, and then the first ones are.
+    copied = rows * columns if way.copies_gradients else 0
+    pieces = max(0, pieces - copied * way.grad_itemsize)
     if not with_grad:
         return pieces
-    # Gradients of products are there twice until they are in their half type.
-    freed = rows * columns * way.score_itemsize if way.copies_gradients else 0
-    return max(pieces, _scaled_bytes(way, rows, columns, shape.width) - freed)
+    return max(pieces, _scaled_bytes(way, rows, columns, shape.width) - copied * way.score_itemsize)
 
 
 def _pieces_bytes(way: Way, image_bytes: int, images: int) -> int:
     """Bytes of two pieces of scores, which gradients take; a forward takes one."""
-    if way.backend == "triton":
+    if way.backend == "triton" or way.compiled:
         return 0
     return 2 * image_bytes * min(images, piece_images(image_bytes, gpu=way.gpu))
 

@@ -80,7 +80,8 @@ class Plan:
             of scores takes while it waits for a larger pairing.
         launches: kernels, products, copies and fills on the device, forward and backward together;
             None where they are not counted: for "torch", float16 and process groups.
-        kernels: for "triton", where the products of each pairing come from, and why.
+        kernels: of each pairing: for "triton", where its products come from, and for "torch", what
+            computes from each score; and why.
     """
 
     backend: str

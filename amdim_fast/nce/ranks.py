@@ -205,7 +205,7 @@ def _pairings(
     inputs: Inputs, layout: Layout, all_srcs: Sequence[Tensor], rows: _Rows
 ) -> list[Pairing]:
     """Sources of all ranks, the drawn ones last in ``all_srcs``, against this rank's targets."""
-    drawn, scratch = iter(all_srcs[len(inputs.srcs) :]), Scratch()
+    drawn, scratch = iter(all_srcs[len(inputs.srcs) :]), Scratch(layout.dtype)
     found = []
     for index, (place, origin) in enumerate(zip(inputs.src_of, inputs.pick_from, strict=True)):
         src = all_srcs[place]

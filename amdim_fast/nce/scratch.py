@@ -15,13 +15,14 @@ from torch import Tensor
 class Scratch:
     """One piece of memory, as large as the largest that was taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._held: Tensor | None = None
 
-    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def take(self, shape: Sequence[int]) -> Tensor:
         """A contiguous CPU tensor, not set; what was taken before is then no longer valid."""
         size = math.prod(shape)
-        if self._held is None or self._held.dtype != dtype or self._held.numel() < size:
+        if self._held is None or self._held.numel() < size:
             self._held = None
-            self._held = torch.empty(size, dtype=dtype)
+            self._held = torch.empty(size, dtype=self._dtype)
         return self._held[:size].view(*shape)

@@ -6,31 +6,24 @@ A block of scores is [N * L, C]: target locations against some source rows. It h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from amdim_fast.nce import operands
-from amdim_fast.nce.clip import (
-    clipped,
-    log_sum_exp_,
-    shifted_clip,
-    write_clipped,
-    write_exp_shifted,
-    write_grad_negatives,
-    write_slope,
-)
+from amdim_fast.nce import compiled_blocks, operands, score_blocks
+from amdim_fast.nce.clip import clipped, shifted_clip, write_slope
 from amdim_fast.nce.operands import Operand, operand, row_count, write_products
 from amdim_fast.nce.pairing import Options, Pairing, Results, Upstream
-from amdim_fast.nce.parts import piece_images
 from amdim_fast.nce.plan import KEEP, PairingPlan
 from amdim_fast.nce.products import (
     columns_product_into,
     packed,
     product_into,
 )
-from amdim_fast.nce.way import PairingShape, Way
+from amdim_fast.nce.score_blocks import Block, Gradients
+from amdim_fast.nce.way import Way
 
 # Exponent of the largest gradient of a product in float16, and the largest shift of a row.
 HALF_EXPONENT = 15
@@ -39,14 +32,17 @@ LARGEST_SHIFT = 100
 
 def way_of(device: torch.device, dtype: torch.dtype, width: int, options: Options) -> Way:
     """What decides about memory."""
-    return Way("torch", False, device.type == "cuda", dtype, options.limbs)
+    compiled = compiled_blocks.why_not(device, compute_dtype(dtype), options.clip) is None
+    return Way("torch", False, device.type == "cuda", dtype, options.limbs, compiled)
 
 
 def describe(
-    way: Way, device: torch.device, width: int, plans: Sequence[PairingPlan]
+    way: Way, device: torch.device, width: int, plans: Sequence[PairingPlan], options: Options
 ) -> tuple[str, ...]:
-    """Where the products of each pairing's kernels come from; there are no kernels here."""
-    return ()
+    """What computes from each score, as ``Plan.kernels`` reports it."""
+    why = compiled_blocks.why_not(device, compute_dtype(way.dtype), options.clip)
+    text = "elementwise work in C++" if why is None else f"elementwise work by torch, since {why}"
+    return (text,) * len(plans)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -80,16 +76,15 @@ def scores(pairing: Pairing, first_row: int, rows: int, trg: Operand) -> Tensor:
     """[N * L, C] stored scores of some rows against targets [N * L, D]."""
     src = pairing.src[first_row : first_row + rows]
     factor = pairing.scale * unit(pairing.options)
-    plain = isinstance(trg, Tensor) and src.device.type == "cpu"
     dtype = compute_dtype(src.dtype)
     out = _room(pairing, (row_count(trg), rows), dtype, kept=pairing.plan.mode == KEEP)
-    if isinstance(trg, Tensor) and plain and src.dtype == trg.dtype:
-        product_into(out, trg, packed(src * factor, len(trg)))
-    elif plain:
-        write_products(out, trg, src * factor)
-    else:
+    if not isinstance(trg, Tensor) or src.device.type != "cpu":
         write_products(out, trg, operand(src, in_limbs=pairing.options.limbs))
         out.mul_(factor)
+    elif src.dtype == trg.dtype:
+        product_into(out, trg, packed(src * factor, len(trg)))
+    else:
+        write_products(out, trg, src * factor)
     return out
 
 
@@ -97,7 +92,7 @@ def _room(pairing: Pairing, shape: tuple[int, ...], dtype: torch.dtype, *, kept:
     """Memory for scores or their gradients, until the pairing's next; its own where it is kept."""
     if kept or pairing.scratch is None or pairing.src.device.type != "cpu":
         return pairing.src.new_empty(shape, dtype=dtype)
-    return pairing.scratch.take(shape, dtype)
+    return pairing.scratch.take(shape)
 
 
 def block_shape(rows: int, columns: int) -> tuple[int, int]:
@@ -110,71 +105,16 @@ def columns_of(stored: Tensor, first: int, last: int) -> Tensor:
     return stored[first:last]
 
 
-def _pieces(stored: Tensor, shape: PairingShape) -> Iterator[tuple[int, int]]:
-    """First and one-past-last target image of pieces."""
-    images = stored.shape[0] // shape.locations
-    image_bytes = shape.locations * stored.shape[1] * stored.element_size()
-    step = piece_images(image_bytes, gpu=stored.device.type != "cpu")
-    for start in range(0, images, step):
-        yield start, min(start + step, images)
-
-
-def _own(
-    pairing: Pairing, block: Tensor, first_image: int, first_row: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Rows with own images in a block [n, L, C], and an [L, n] view of their scores with these.
-
-    Args:
-        pairing: of the rows.
-        block: scores of some target images.
-        first_image: of the block, in the targets.
-        first_row: of the block, in the pairing; rows are relative to it.
-    """
-    images, count = pairing.shape.images, block.shape[2]
-    for first_set in range(first_row // images * images, first_row + count, images):
-        # Of one set: source images that are in the chunk and whose own images are in the block.
-        low = max(first_row - first_set, first_image - pairing.image_offset, 0)
-        high = min(
-            first_row + count - first_set,
-            first_image + block.shape[0] - pairing.image_offset,
-            images,
-        )
-        if high <= low:
-            continue
-        here = slice(first_set + low - first_row, first_set + high - first_row)
-        target = low + pairing.image_offset - first_image
-        part = block[target : target + high - low, :, here]
-        yield here, torch.diagonal(part, dim1=0, dim2=2)
+def _blocks(stored: Tensor, options: Options) -> ModuleType:
+    """The module of elementwise work."""
+    why_not = compiled_blocks.why_not(stored.device, stored.dtype, options.clip)
+    return compiled_blocks if why_not is None else score_blocks
 
 
 def statistics(pairing: Pairing, results: Results, stored: Tensor, first_row: int) -> None:
     """Write the results of the rows of ``stored`` [N * L, C]."""
-    shape, options = pairing.shape, pairing.options
-    clip, count = shifted_clip(options.clip), stored.shape[1]
-    summed = (0,) if options.same_location else (0, 1)
-    neg = stored.new_full((pairing.softmaxes, count), 0.0 if clip is not None else -torch.inf)
-    square = stored.new_zeros(count)
-    own = stored.new_zeros((count, shape.locations))
-    block = stored.view(-1, shape.locations, count)
-    work = torch.empty_like(block[slice(*next(_pieces(stored, shape)))])
-    for start, stop in _pieces(stored, shape):
-        piece = block[start:stop]
-        scratch = work[: stop - start]
-        for here, view in _own(pairing, piece, start, first_row):
-            own[here] = view.t()
-        square += torch.mul(piece, piece, out=scratch).sum(dim=(0, 1))
-        if clip is not None:
-            write_exp_shifted(scratch, piece, clip)
-        else:
-            write_clipped(scratch, piece, options.clip)
-        for _, view in _own(pairing, scratch, start, first_row):
-            view.fill_(0.0 if clip is not None else -torch.inf)
-        if clip is not None:
-            neg += scratch.sum(dim=summed).view_as(neg)
-        else:
-            torch.logaddexp(neg, log_sum_exp_(scratch, summed).view_as(neg), out=neg)
-    if clip is not None:
-        neg.log_().add_(clip)
+    options, count = pairing.options, stored.shape[1]
+    own, neg, square = _blocks(stored, options).sums(Block(pairing, stored, first_row))
     own /= unit(options)
     rows = slice(first_row, first_row + count)
     score = clipped(own, options.clip)
@@ -221,24 +161,14 @@ def gradients(
     """
     if with_statistics:
         statistics(pairing, results, stored, first_row)
-    shape, options = pairing.shape, pairing.options
+    options = pairing.options
     rows = slice(first_row, first_row + stored.shape[1])
     grad_own, weight, penalty = row_gradients(pairing, results, upstream, rows)
-    neg = pairing.sums(results.neg)[rows].t()[None]
-    penalty = penalty / unit(options)
-    block = stored.view(-1, shape.locations, stored.shape[1])
-    out = block if overwrite else _room(pairing, block.shape, block.dtype, kept=False)
-    first_piece = slice(*next(_pieces(stored, shape)))
-    work = stored.new_empty((2, *block[first_piece].shape))
-    factor = weight.t()[None]
-    for start, stop in _pieces(stored, shape):
-        piece = block[start:stop]
-        grad, scratch = (part[: stop - start] for part in work)
-        write_grad_negatives(grad, scratch, piece, factor, neg, options.clip)
-        for here, view in _own(pairing, grad, start + first_image, first_row):
-            view.copy_(grad_own[here].t())
-        torch.addcmul(grad, piece, penalty, out=out[start:stop])
-    matrix = out.view_as(stored)
+    neg = pairing.sums(results.neg)[rows]
+    matrix = stored if overwrite else _room(pairing, stored.shape, stored.dtype, kept=False)
+    block = Block(pairing, stored, first_row, first_image)
+    of = Gradients(grad_own, weight, neg, penalty / unit(options))
+    _blocks(stored, options).write_gradients(matrix, block, of)
     if pairing.src.dtype == matrix.dtype:
         return matrix.t(), None
     if pairing.src.dtype != torch.float16:

@@ -72,13 +72,13 @@ def torch_multiplies(tile_set: TileSet, width: int) -> str | None:
 
 
 def describe(
-    way: Way, device: torch.device, width: int, plans: Sequence[PairingPlan]
+    way: Way, device: torch.device, width: int, plans: Sequence[PairingPlan], options: Options
 ) -> tuple[str, ...]:
     """Where the products of each pairing come from, as ``Plan.kernels`` reports it."""
     tile_set = tiles_of(device, way.dtype, width)
     why = torch_multiplies(tile_set, width)
     if why is None and not way.fused:
-        why = "they are in limbs" if way.limbs else "negatives are of the same location"
+        why = "they are in limbs" if options.limbs else "negatives are of the same location"
     return tuple(_describe(plan, way, why) for plan in plans)
 
 

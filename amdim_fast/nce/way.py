@@ -47,6 +47,7 @@ class Way(NamedTuple):
         gpu: whether the tensors are on a GPU.
         dtype: of the inputs.
         limbs: whether float32 features are multiplied as float16 limbs.
+        compiled: whether elementwise work is the compiled library's, which takes no memory.
     """
 
     backend: str
@@ -54,6 +55,7 @@ class Way(NamedTuple):
     gpu: bool
     dtype: torch.dtype
     limbs: bool = False
+    compiled: bool = False
 
     @property
     def score_itemsize(self) -> int:

@@ -4,14 +4,10 @@
 #include <vector>
 
 #include "augment_args.h"
+#include "clones.h"
 
-// The AVX2 clone runs where the machine has AVX2. Not FMA: no product may be fused with a sum.
-#if defined(__x86_64__) && defined(__linux__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define AMDIM_CLONES __attribute__((target_clones("avx2", "default"), flatten))
-#else
-#define AMDIM_CLONES __attribute__((flatten))
-#endif
+// Not FMA: no product may be fused with a sum.
+#define AMDIM_VIEW AMDIM_CLONES("avx2")
 
 namespace amdim {
 namespace {
@@ -47,11 +43,11 @@ inline __attribute__((always_inline)) bool make_view(const AugmentArgs& args, in
   return scratch.ring_slabs > 0;
 }
 
-AMDIM_CLONES bool make_wide(const AugmentArgs& args, int64_t item, Memory& memory, uint32_t* out) {
+AMDIM_VIEW bool make_wide(const AugmentArgs& args, int64_t item, Memory& memory, uint32_t* out) {
   return make_view(args, item, memory, out);
 }
 
-AMDIM_CLONES bool make_half(const AugmentArgs& args, int64_t item, Memory& memory, uint16_t* out) {
+AMDIM_VIEW bool make_half(const AugmentArgs& args, int64_t item, Memory& memory, uint16_t* out) {
   return make_view(args, item, memory, out);
 }
 

@@ -1,17 +1,23 @@
-// oneDNN's float32 products into a matrix. Each thread multiplies a part alone and takes the next one:
-// nothing waits until all are done, so a process that takes a core slows only what it displaces.
+// oneDNN's float32 products into a matrix. Each thread multiplies a part alone and takes the next one.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <array>
-#include <atomic>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "hand_out.h"
 
 namespace amdim {
 namespace {
@@ -60,15 +66,6 @@ Matrix output(const Tensor& out, int64_t rows, int64_t columns) {
   return Matrix(out);
 }
 
-// Calls task(i) for each i < count, in whichever thread is free.
-template <class Task>
-void hand_out(int64_t count, const Task& task) {
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(count, threads()), 1, [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(1)) < count;) task(i);
-  });
-}
-
 // a @ b.T, where b may be packed; on this thread alone inside of hand_out.
 Tensor product(const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
@@ -90,6 +87,18 @@ void add_rows(float* out, int64_t stride, const float* found, int64_t rows, int6
   }
 }
 
+// Has whole pages of memory that is about to be written made in one call, which takes less time than
+// a fault for each. Where the system cannot, they are made as they are written.
+void make_pages(const float* first, const float* last) {
+#if defined(__linux__)
+  constexpr int kPopulateWrite = 23;  // since Linux 5.14; older C libraries do not name it
+  static const uintptr_t page = sysconf(_SC_PAGESIZE);
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(first) + page - 1) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(last) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, kPopulateWrite);
+#endif
+}
+
 void rows_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   const Matrix to = output(out, a.size(0), b.size(0));
   if (to.rows * to.columns == 0) return;
@@ -100,8 +109,10 @@ void rows_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add)
     const int64_t first = part * step, count = std::min(step, to.rows - first);
     const Tensor found = product(cut(a, 0, first, count), b);
     const float* from = static_cast<const float*>(found.data_ptr());
+    float* const into = to.data + first * to.row;
+    if (!add && to.row == to.columns) make_pages(into, into + count * to.row);
     for (int64_t i = 0; i < count; ++i) {
-      float* row = to.data + (first + i) * to.row;
+      float* row = into + i * to.row;
       if (add) {
         add_rows(row, 0, from + i * to.columns, 1, to.columns);
       } else {

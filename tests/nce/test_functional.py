@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from amdim_fast import last_plan, nce_log_prob, nce_loss
-from amdim_fast.nce import reference, torch_passes
+from amdim_fast.nce import compiled_blocks, reference, torch_passes
 from amdim_fast.nce.clip import LARGEST_SHIFTED_CLIP
 from amdim_fast.nce.inputs import NEGATIVES
+from amdim_fast.nce.score_blocks import Block
 from tests.nce.cases import (
     LIBRARIES,
     evaluate,
@@ -20,6 +21,7 @@ from tests.nce.cases import (
 )
 
 CLIPS = (5.0, 20.0, 43.0, 100.0, None)
+HALVES = (torch.float16, torch.bfloat16)
 # Bytes: one row a chunk and one image a block; a few of them, or all scores kept; the default.
 BUDGETS = (0, 4_000, None)
 
@@ -60,19 +62,21 @@ def test_equals_reference(sets, clip, negatives):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "library"),
-    [(torch.float16, "aten"), (torch.bfloat16, "aten")]
-    + [(torch.float32, library) for library in LIBRARIES],
+    ("dtype", "library", "compiled"),
+    [(dtype, "aten", compiled) for dtype in HALVES for compiled in (True, False)]
+    + [(torch.float32, library, True) for library in LIBRARIES]
+    + [(torch.float32, "aten", False)],
 )
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("negatives", NEGATIVES)
-def test_error_no_worse_than_eager(monkeypatch, dtype, library, clip, negatives):
+def test_error_no_worse_than_eager(monkeypatch, dtype, library, compiled, clip, negatives):
     """Against float64 on the same rounded inputs, no further than eager in this dtype.
 
     The margin is float32's: a few roundings, and one of the exponent ``score - clip``.
     """
     lower_floors(monkeypatch, least=8_192)
     use_library(monkeypatch, library)
+    monkeypatch.setattr(compiled_blocks, "load_cpu", lambda: compiled)
     shift = clip if clip is not None and clip <= LARGEST_SHIFTED_CLIP else 0.0
     margin = (4 + shift) * torch.finfo(torch.float32).eps
     src, trg = features(40, 9, 65, sets=2, dtype=dtype)
@@ -84,6 +88,8 @@ def test_error_no_worse_than_eager(monkeypatch, dtype, library, clip, negatives)
     for budget in BUDGETS:
         ours = evaluate(nce_log_prob, src, trg, upstream, memory_budget=budget, **options)
         assert last_plan().products == library
+        in_cpp = compiled and clip is not None and clip <= LARGEST_SHIFTED_CLIP
+        assert all(("in C++" in text) == in_cpp for text in last_plan().kernels)
         for value, baseline, expected in zip(ours, eager, truth, strict=True):
             assert relative_error(value, expected) <= relative_error(baseline, expected) + margin
         assert all(value.dtype == torch.float32 for value in ours[:3])
@@ -214,19 +220,22 @@ def test_no_result_is_left_unwritten(monkeypatch, budget):
 
 def planted(name):
     """Replace one piece of the blocked arithmetic by a wrong one."""
-    own, gradients = torch_passes._own, torch_passes.row_gradients
-    scores = torch_passes.scores
+    own = Block.own
+    gradients, scores = torch_passes.row_gradients, torch_passes.scores
     return {
-        "own image shifted by one": ("_own", lambda p, b, *a: own(p, b.roll(1, 0), *a)),
+        "own image shifted by one": (Block, "own", lambda self, p, s: own(self, p.roll(1, 0), s)),
         "weights of the wrong sign": (
-            "row_gradients",
+            *(torch_passes, "row_gradients"),
             lambda *a: (gradients(*a)[0], -gradients(*a)[1], gradients(*a)[2]),
         ),
         "no gradient of the positives": (
-            "row_gradients",
+            *(torch_passes, "row_gradients"),
             lambda *a: (torch.zeros_like(gradients(*a)[0]), *gradients(*a)[1:]),
         ),
-        "product off by one in ten thousand": ("scores", lambda *a: 1.0001 * scores(*a)),
+        "product off by one in ten thousand": (
+            *(torch_passes, "scores"),
+            lambda *a: 1.0001 * scores(*a),
+        ),
     }[name]
 
 
@@ -240,7 +249,7 @@ def planted(name):
     ],
 )
 def test_planted_errors_are_caught(monkeypatch, name):
-    monkeypatch.setattr(torch_passes, *planted(name))
+    monkeypatch.setattr(*planted(name))
     with pytest.raises(AssertionError):
         test_equals_reference(2, 20.0, "other_images")
 

@@ -10,7 +10,7 @@ from tests.nce.cases import lower_floors
 
 OPS = torch.ops.amdim_fast
 # The smallest chunks and blocks; some scores; all.
-BUDGETS = (0, 1_500, 2**20)
+BUDGETS = (0, 1_000, 2**20)
 # Of two given sources and three targets.
 ALL = (True,) * 5
 NEEDS = (ALL, (True, False, False, False, True), (False, False, True, False, False))

@@ -5,7 +5,7 @@ import torch
 from amdim_fast.kernels import launch
 
 from amdim_fast import LossMultiNCE, last_plan, nce_log_prob, nce_objective
-from amdim_fast.nce import algorithm, parts, plan, products, tiles, triton_fused
+from amdim_fast.nce import algorithm, compiled_blocks, parts, plan, products, tiles, triton_fused
 from amdim_fast.nce.inputs import NEGATIVES
 from amdim_fast.nce.way import padded
 from tests.nce.cases import LIBRARIES, features, lower_floors, tile_set, upstream_like, use_library
@@ -78,7 +78,9 @@ def objective(src, trg, **options):
 
 @pytest.fixture
 def prepare(monkeypatch):
-    """Sets up "torch", or a way of the kernels, with pieces and blocks of so many bytes at most.
+    """Sets up a way with pieces and blocks of so many bytes at most.
+
+    "compiled" is the torch backend with elementwise work in C++, "torch" without it.
 
     Kernels are not run: the interpreter keeps their arguments for a while.
     """
@@ -91,18 +93,21 @@ def prepare(monkeypatch):
         # Scaled products are too small to be counted here; tests/nce/test_fake_gpu.py counts them.
         monkeypatch.setattr(parts, "SCALED_PART_BYTES", 4096)
         monkeypatch.setattr(parts, "_scaled_bytes", lambda *sizes: 0)
-        if way != "torch":
+        if way == "torch":
+            monkeypatch.setattr(compiled_blocks, "load_cpu", lambda: False)
+        if way in WAYS:
             monkeypatch.setattr(tiles, "choose", lambda *_: tile_set(way))
             monkeypatch.setattr(launch, "launch", lambda *arguments, **constants: None)
             monkeypatch.setattr(triton_fused, "check_multiplies", lambda src: None)
-        return {"backend": "torch" if way == "torch" else "triton"}
+        return {"backend": "triton" if way in WAYS else "torch"}
 
     return of
 
 
 WAYS = ("fused", "elementwise")
 KINDS = [
-    *[("torch", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)],
+    *[("torch", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)],
+    *[("compiled", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)],
     *[(way, dtype) for way in WAYS for dtype in (torch.float32, torch.bfloat16, torch.float16)],
 ]
 
@@ -110,7 +115,7 @@ KINDS = [
 def bytes_of_scores(way, dtype):
     columns = IMAGES * LOCATIONS
     itemsize = 8 if dtype == torch.float64 else 4
-    return SETS * IMAGES * (columns if way == "torch" else padded(columns)) * itemsize
+    return SETS * IMAGES * (padded(columns) if way in WAYS else columns) * itemsize
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)
@@ -186,7 +191,7 @@ def test_pieces_of_one_image_and_of_all(measured, prepare, call, piece_bytes):
     assert close(max(peaks.values()), pairing.block_bytes)
 
 
-@pytest.mark.parametrize("way", ["torch", *WAYS])
+@pytest.mark.parametrize("way", ["torch", "compiled", *WAYS])
 @pytest.mark.parametrize("clip", [20.0, None])
 def test_without_gradients(measured, prepare, way, clip):
     options = prepare(way)
@@ -204,7 +209,7 @@ def test_without_gradients(measured, prepare, way, clip):
 
 @pytest.mark.parametrize("chunks", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("way", ["torch", "elementwise"])
+@pytest.mark.parametrize("way", ["torch", "compiled", "elementwise"])
 def test_sums_of_several_chunks_take_what_the_plan_says(
     measured, prepare, monkeypatch, way, dtype, chunks
 ):

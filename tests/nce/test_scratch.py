@@ -35,22 +35,22 @@ def rooms(monkeypatch):
 
 
 def test_scratch_is_taken_again():
-    scratch = Scratch()
-    first = scratch.take((5, 8), torch.float32)
-    again = scratch.take((3, 2, 4), torch.float32)
+    scratch = Scratch(torch.float64)
+    first = scratch.take((5, 8))
+    again = scratch.take((3, 2, 4))
     assert (first.shape, again.shape) == ((5, 8), (3, 2, 4))
+    assert first.dtype == again.dtype == torch.float64
     assert again.data_ptr() == first.data_ptr()
     assert again.is_contiguous()
-    assert scratch.take((41,), torch.float32).numel() == 41
-    assert scratch.take((3,), torch.float64).dtype == torch.float64
-    assert scratch.take((0, 4), torch.float64).shape == (0, 4)
+    assert scratch.take((41,)).numel() == 41
+    assert scratch.take((0, 4)).shape == (0, 4)
 
 
 def test_scratch_never_holds_two():
-    scratch = Scratch()
+    scratch = Scratch(torch.float32)
     with LargeTensors(100) as counted:
         for size in (200, 300, 250, 400):
-            scratch.take((size,), torch.float32)
+            scratch.take((size,))
     assert counted.peak == 1600
 
 
