@@ -32,7 +32,7 @@ def sums(block: Block) -> tuple[Tensor, Tensor, Tensor]:
 
 def write_gradients(out: Tensor, block: Block, of: Gradients) -> None:
     """As ``score_blocks.write_gradients``."""
-    weight = torch.mul(of.weight.t(), 4.0)
+    weight = 4.0 * of.weight.t()
     exponent = LOG2_E * (_clip(block) - of.neg.t())
     torch.ops.amdim_fast.score_gradients_(
         out,

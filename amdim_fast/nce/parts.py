@@ -13,6 +13,8 @@ from amdim_fast.nce.way import PairingShape, Way
 # On a CPU pieces stay in the caches.
 PIECE_BYTES = 2 * 2**20
 GPU_PIECE_BYTES = 64 * 2**20
+# In the compiled library: sums of scores; later some parts of products, of large ones more.
+COMPILED_BYTES = 4 * 2**20
 # Products that are scaled before they are added, and numbers that limbs are made of.
 SCALED_PART_BYTES = 64 * 2**20
 # Rows of weights whose limbs are made at once: fewer do not fill a GPU.
@@ -69,8 +71,10 @@ def bytes_beside(
 
 def _pieces_bytes(way: Way, image_bytes: int, images: int) -> int:
     """Bytes of two pieces of scores, which gradients take; a forward takes one."""
-    if way.backend == "triton" or way.compiled:
+    if way.backend == "triton":
         return 0
+    if way.compiled:
+        return min(COMPILED_BYTES, 2 * image_bytes * images)
     return 2 * image_bytes * min(images, piece_images(image_bytes, gpu=way.gpu))
 
 

@@ -47,7 +47,7 @@ class Way(NamedTuple):
         gpu: whether the tensors are on a GPU.
         dtype: of the inputs.
         limbs: whether float32 features are multiplied as float16 limbs.
-        compiled: whether elementwise work is the compiled library's, which takes no memory.
+        compiled: whether elementwise work is the compiled library's.
     """
 
     backend: str

@@ -1,5 +1,6 @@
 // What is computed from each score of a block, in float32. Stored is -2 raw / clip, and with
 // v = sigmoid(stored) the score is clip - 2 clip v.
+
 // Unlike in views, products may be fused with sums.
 #pragma GCC optimize("fp-contract=fast")
 
@@ -10,7 +11,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <numbers>

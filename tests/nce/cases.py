@@ -48,6 +48,7 @@ def lower_floors(monkeypatch, least=256):
         monkeypatch.setattr(plan, name, 16)
     monkeypatch.setattr(plan, "LEAST_CPU_BYTES", least)
     monkeypatch.setattr(parts, "PIECE_BYTES", 512)
+    monkeypatch.setattr(parts, "COMPILED_BYTES", 64)
     monkeypatch.setattr(products, "PART_BYTES", 1024)
     monkeypatch.setattr(products, "LEAST_ONEDNN", 0)
     monkeypatch.setattr(parts, "SCALED_PART_BYTES", 16 * 1024)

@@ -153,8 +153,9 @@ def test_recomputed_blocks_take_what_the_plan_says(measured, prepare, way, dtype
     assert 1 < pairing.block_images < IMAGES
     fused = way == "fused" and negatives == "other_images"
     assert (pairing.chunk_rows == 0) == fused
-    # The forward takes one piece of two.
+    # The forward takes one piece of two; in C++ tensors of this size are not counted.
     piece = 2**15 if way == "torch" and peaks["forward"] > peaks["backward"] - 2**15 else 0
+    piece += parts.COMPILED_BYTES * (way == "compiled")
     assert pairing.block_bytes - piece <= max(peaks.values()) <= pairing.block_bytes
     assert (peaks["forward"] == 0) == fused
 
