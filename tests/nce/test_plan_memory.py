@@ -106,7 +106,7 @@ def prepare(monkeypatch):
 
 WAYS = ("fused", "elementwise")
 KINDS = [
-    *[("torch", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)],
+    *[("torch", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)],
     *[("compiled", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)],
     *[(way, dtype) for way in WAYS for dtype in (torch.float32, torch.bfloat16, torch.float16)],
 ]

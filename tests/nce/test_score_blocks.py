@@ -1,5 +1,6 @@
 """Sums and gradients of blocks of scores, in torch operations and in C++, against float64."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -30,12 +31,12 @@ class Case(NamedTuple):
     first_image: int = 0
     image_offset: int = 0
 
-    def block(self, clip=20.0, same_location=False, scale=8.0, dtype=torch.float32):
+    def block(self, clip=20.0, same_location=False):
         shape = PairingShape(self.sets, self.sources, self.images, self.locations, 1)
         options = Options(clip, same_location, False, 1, 1.0, 0.0)
         nothing = torch.empty(0)
         pairing = Pairing(nothing, nothing, shape, None, options, 0, 0, 0, self.image_offset)
-        raw = scale * torch.randn(self.images * self.locations, self.rows, dtype=dtype)
+        raw = 8.0 * torch.randn(self.images * self.locations, self.rows)
         return Block(pairing, raw * (-2.0 / clip), self.first_row, self.first_image)
 
 
@@ -103,12 +104,15 @@ def _small_pieces(monkeypatch):
     monkeypatch.setattr(parts, "PIECE_BYTES", 4096)
 
 
-@pytest.mark.parametrize("same_location", [False, True])
-@pytest.mark.parametrize("clip", [5.0, 20.0, 43.0])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_sums(case, clip, same_location):
-    block = case.block(clip, same_location)
-    truth = sums(block)
+@pytest.fixture(params=itertools.product(CASES, (5.0, 20.0, 43.0), (False, True)), ids=str)
+def block(request):
+    """Of each case, with each clip and both kinds of negatives."""
+    case, clip, same_location = request.param
+    return case.block(clip, same_location)
+
+
+def test_sums(block):
+    clip, truth = block.pairing.options.clip, sums(block)
     for module in MODULES:
         own, neg, square = module.sums(block)
         assert torch.equal(own.double(), truth[0])
@@ -119,13 +123,9 @@ def test_sums(case, clip, same_location):
         assert not error.numel() or error.max() < (8 + 2 * clip) * EPS
 
 
-@pytest.mark.parametrize("same_location", [False, True])
-@pytest.mark.parametrize("clip", [5.0, 20.0, 43.0])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_gradients(case, clip, same_location):
+def test_gradients(block):
     """Into memory of their own, which held NaN, and in place of the scores."""
-    block = case.block(clip, same_location)
-    of = upstream(block)
+    clip, of = block.pairing.options.clip, upstream(block)
     truth = gradients(block, of)
     for module in MODULES:
         out = torch.full_like(block.stored, torch.nan)
