@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOSS = (
     *(f"kernels/{files}.py" for files in ("__init__", "launch", "nce_*")),
     "amdim_fast/nce/*.py",
-    *(f"csrc/cpu/{name}" for name in ("products.cpp", "scores.cpp", "hand_out.h", "clones.h")),
+    *(f"csrc/cpu/{files}" for files in ("products.cpp", "score_*", "hand_out.h", "clones.h")),
 )
 VIEWS = (
     "amdim_fast/views/*.py",

@@ -19,9 +19,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(amdim_fast, m) {
   m.def("rows_product_(Tensor(a!) out, Tensor a, Tensor b, bool add) -> ()");
   m.def("columns_product_(Tensor(a!) out, Tensor a, Tensor b, bool add) -> ()");
   m.def(
-      "score_sums_(Tensor(a!) sums, Tensor(b!) own, Tensor scores, int sources, int first_row, "
-      "int offset, float clip) -> ()");
+      "score_sums_(Tensor(a!) neg, Tensor(b!) square, Tensor(c!) own, Tensor scores, int sources, "
+      "int first_row, int offset, float? clip) -> ()");
   m.def(
-      "score_gradients_(Tensor(a!) out, Tensor scores, Tensor own, Tensor weight, Tensor exponent, "
-      "Tensor penalty, int sources, int first_row, int offset, float clip) -> ()");
+      "score_gradients_(Tensor(a!) out, Tensor scores, Tensor own, Tensor weight, Tensor neg, "
+      "Tensor penalty, int sources, int first_row, int offset, float? clip) -> ()");
 }

@@ -63,12 +63,25 @@ def write_exp_shifted(out: Tensor, stored: Tensor, clip: float) -> None:
     torch.sigmoid(stored, out=out).mul_(-2.0 * clip * LOG2_E).exp2_()
 
 
-def log_sum_exp_(scores: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """``logsumexp(scores, dims)``; scores are overwritten."""
-    largest = scores.amax(dim=dims, keepdim=True)
-    largest.masked_fill_(largest.isinf(), 0.0)
-    summed = scores.sub_(largest).mul_(LOG2_E).exp2_().sum(dim=dims, keepdim=True)
-    return summed.log_().add_(largest)
+def add_exp_(total: Tensor, largest: Tensor, scores: Tensor, dims: tuple[int, ...]) -> None:
+    """Add ``exp(scores - largest)`` over dims to totals, once the largest scores are up to date.
+
+    From 0 and -inf on, ``log_total`` makes ``logsumexp`` of all scores. They are overwritten.
+    """
+    before = largest.clone()
+    torch.maximum(largest, scores.amax(dims), out=largest)
+    shift = _finite(largest)
+    total.mul_(before.sub_(shift).mul_(LOG2_E).exp2_())
+    total.add_(scores.sub_(shift).mul_(LOG2_E).exp2_().sum(dims))
+
+
+def log_total(total: Tensor, largest: Tensor) -> Tensor:
+    """``logsumexp`` of the scores of ``add_exp_``."""
+    return total.log() + _finite(largest)
+
+
+def _finite(largest: Tensor) -> Tensor:
+    return largest.masked_fill(largest.isinf(), 0.0)
 
 
 def write_grad_negatives(

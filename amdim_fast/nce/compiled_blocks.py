@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amdim_fast.nce.clip import LOG2_E, shifted_clip
-from amdim_fast.nce.score_blocks import Block, Gradients
+from amdim_fast.nce.clip import LARGEST_SHIFTED_CLIP
+from amdim_fast.nce.score_blocks import Block, RowTerms
 from amdim_fast.optional import load_cpu
 
 
@@ -16,43 +16,33 @@ def why_not(device: torch.device, dtype: torch.dtype, clip: float | None) -> str
         return f"the scores are on {device.type}"
     if dtype != torch.float32:
         return "the scores are float64"
-    if shifted_clip(clip) is None:
-        return "scores have no clip" if clip is None else f"a clip of {clip:g} takes a maximum"
+    if clip is not None and clip > LARGEST_SHIFTED_CLIP:
+        return f"a clip of {clip:g} takes a maximum"
     return None if load_cpu() else "the compiled library is not built"
 
 
 def sums(block: Block) -> tuple[Tensor, Tensor, Tensor]:
     """As ``score_blocks.sums``."""
     pairing, stored = block.pairing, block.stored
-    own = stored.new_zeros((stored.shape[1], pairing.shape.locations))
-    found = stored.new_empty((pairing.softmaxes + 1, stored.shape[1]))
-    torch.ops.amdim_fast.score_sums_(found, own, stored, *_place(block), _clip(block))
-    return own, found[:-1].log_().add_(_clip(block)), found[-1]
+    count = stored.shape[1]
+    own = stored.new_zeros((count, pairing.shape.locations))
+    neg = stored.new_empty((pairing.softmaxes, count))
+    square = stored.new_empty(count)
+    torch.ops.amdim_fast.score_sums_(neg, square, own, stored, *_place(block))
+    return own, neg, square
 
 
-def write_gradients(out: Tensor, block: Block, of: Gradients) -> None:
+def write_gradients(out: Tensor, block: Block, of: RowTerms) -> None:
     """As ``score_blocks.write_gradients``."""
-    weight = 4.0 * of.weight.t()
-    exponent = LOG2_E * (_clip(block) - of.neg.t())
+    own, penalty = of.own.contiguous(), of.penalty.contiguous()
+    weight, neg = of.weight.t().contiguous(), of.neg.t().contiguous()
     torch.ops.amdim_fast.score_gradients_(
-        out,
-        block.stored,
-        of.own.contiguous(),
-        weight.contiguous(),
-        exponent.contiguous(),
-        of.penalty.contiguous(),
-        *_place(block),
-        _clip(block),
+        out, block.stored, own, weight, neg, penalty, *_place(block)
     )
 
 
-def _place(block: Block) -> tuple[int, int, int]:
-    """Sources of a set, the block's first row, and the own image of source 0, in the block."""
+def _place(block: Block) -> tuple[int, int, int, float | None]:
+    """Sources of a set, the block's first row, the own image of source 0 in the block; the clip."""
     pairing = block.pairing
-    return pairing.shape.images, block.first_row, pairing.image_offset - block.first_image
-
-
-def _clip(block: Block) -> float:
-    clip = block.pairing.options.clip
-    assert clip is not None
-    return clip
+    offset = pairing.image_offset - block.first_image
+    return pairing.shape.images, block.first_row, offset, pairing.options.clip

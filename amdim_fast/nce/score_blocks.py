@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from amdim_fast.nce.clip import (
-    log_sum_exp_,
+    add_exp_,
+    log_total,
     shifted_clip,
     write_clipped,
     write_exp_shifted,
@@ -68,7 +69,7 @@ class Block(NamedTuple):
             yield here, torch.diagonal(part, dim1=0, dim2=2)
 
 
-class Gradients(NamedTuple):
+class RowTerms(NamedTuple):
     """What makes gradients of raw products from scores, for rows of a block.
 
     Attributes:
@@ -91,12 +92,13 @@ def sums(block: Block) -> tuple[Tensor, Tensor, Tensor]:
     """
     pairing, stored = block.pairing, block.stored
     clip, bound = shifted_clip(pairing.options.clip), pairing.options.clip
-    summed = (0,) if pairing.options.same_location else (0, 1)
-    nothing = 0.0 if clip is not None else -torch.inf
-    neg = stored.new_full((pairing.softmaxes, stored.shape[1]), nothing)
+    cube = block.cube(stored)
+    same = pairing.options.same_location
+    summed = (0,) if same else (0, 1)
+    total = stored.new_zeros(cube.shape[1:] if same else cube.shape[2:])
+    largest = torch.full_like(total, -torch.inf)
     square = stored.new_zeros(stored.shape[1])
     own = stored.new_zeros((stored.shape[1], pairing.shape.locations))
-    cube = block.cube(stored)
     work = torch.empty_like(cube[slice(*next(block.pieces()))])
     for start, stop in block.pieces():
         piece, scratch = cube[start:stop], work[: stop - start]
@@ -108,15 +110,16 @@ def sums(block: Block) -> tuple[Tensor, Tensor, Tensor]:
         else:
             write_clipped(scratch, piece, bound)
         for _, view in block.own(scratch, start):
-            view.fill_(nothing)
-        if clip is not None:
-            neg += scratch.sum(dim=summed).view_as(neg)
+            view.fill_(-torch.inf if clip is None else 0.0)
+        if clip is None:
+            add_exp_(total, largest, scratch, summed)
         else:
-            torch.logaddexp(neg, log_sum_exp_(scratch, summed).view_as(neg), out=neg)
-    return own, neg if clip is None else neg.log_().add_(clip), square
+            total += scratch.sum(dim=summed)
+    neg = log_total(total, largest) if clip is None else total.log_().add_(clip)
+    return own, neg.view(pairing.softmaxes, -1), square
 
 
-def write_gradients(out: Tensor, block: Block, of: Gradients) -> None:
+def write_gradients(out: Tensor, block: Block, of: RowTerms) -> None:
     """``out`` [n * L, C], which may be the scores, becomes gradients of the block's products."""
     clip = block.pairing.options.clip
     weight, neg = of.weight.t()[None], of.neg.t()[None]

@@ -22,7 +22,7 @@ from amdim_fast.nce.products import (
     packed,
     product_into,
 )
-from amdim_fast.nce.score_blocks import Block, Gradients
+from amdim_fast.nce.score_blocks import Block, RowTerms
 from amdim_fast.nce.way import Way
 
 # Exponent of the largest gradient of a product in float16, and the largest shift of a row.
@@ -167,7 +167,7 @@ def gradients(
     neg = pairing.sums(results.neg)[rows]
     matrix = stored if overwrite else _room(pairing, stored.shape, stored.dtype, kept=False)
     block = Block(pairing, stored, first_row, first_image)
-    of = Gradients(grad_own, weight, neg, penalty / unit(options))
+    of = RowTerms(grad_own, weight, neg, penalty / unit(options))
     _blocks(stored, options).write_gradients(matrix, block, of)
     if pairing.src.dtype == matrix.dtype:
         return matrix.t(), None

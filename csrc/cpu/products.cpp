@@ -33,13 +33,9 @@ constexpr int64_t kSums = 8;
 constexpr int64_t kPartsPerThread = 4, kSumsPerThread = 2;
 constexpr int64_t kMostRows = 512, kLeastRows = 64, kLeastColumns = 64, kLeastInner = 512;
 
-int64_t divided(int64_t count, int64_t by) { return (count + by - 1) / by; }
-
 Tensor cut(Tensor tensor, int64_t dim, int64_t first, int64_t count) {
   return torch::stable::narrow(tensor, dim, first, count);
 }
-
-int64_t threads() { return torch::stable::get_num_threads(); }
 
 // Rows of so many floats that make a part, which stays in the cache of a core.
 int64_t part_rows(int64_t columns) {

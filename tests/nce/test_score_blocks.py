@@ -10,7 +10,7 @@ import torch
 from amdim_fast import last_plan, nce_loss
 from amdim_fast.nce import compiled_blocks, parts, score_blocks
 from amdim_fast.nce.pairing import Options, Pairing
-from amdim_fast.nce.score_blocks import Block, Gradients
+from amdim_fast.nce.score_blocks import Block, RowTerms
 from amdim_fast.nce.way import PairingShape
 from tests.nce.cases import relative_error
 from tests.threads import torch_threads
@@ -37,7 +37,8 @@ class Case(NamedTuple):
         nothing = torch.empty(0)
         pairing = Pairing(nothing, nothing, shape, None, options, 0, 0, 0, self.image_offset)
         raw = 8.0 * torch.randn(self.images * self.locations, self.rows)
-        return Block(pairing, raw * (-2.0 / clip), self.first_row, self.first_image)
+        stored = raw if clip is None else raw * (-2.0 / clip)
+        return Block(pairing, stored, self.first_row, self.first_image)
 
 
 # One of everything; off a vector; strips and parts that divide nothing; more images than sources
@@ -70,12 +71,24 @@ def own_of(block, cube):
     return torch.where(is_own(block), cube, 0.0).sum(0).t()
 
 
+def score_and_slope(block):
+    """The truth: [n, L, C] each."""
+    clip, cube = block.pairing.options.clip, block.cube(block.stored.double())
+    if clip is None:
+        return cube, torch.ones_like(cube)
+    score = clip * torch.tanh(cube * (-clip / 2.0) / clip)
+    return score, 1.0 - (score / clip).square()
+
+
+def bound(block):
+    """A number that scores hardly exceed."""
+    return block.pairing.options.clip or 40.0
+
+
 def sums(block):
     """The truth: own, neg, square."""
-    clip = block.pairing.options.clip
     cube = block.cube(block.stored.double())
-    score = clip * torch.tanh(cube * (-clip / 2.0) / clip)
-    score = score.masked_fill(is_own(block), -torch.inf)
+    score = score_and_slope(block)[0].masked_fill(is_own(block), -torch.inf)
     dims = (0,) if block.pairing.options.same_location else (0, 1)
     neg = score.logsumexp(dims).view(-1, cube.shape[2])
     return own_of(block, cube), neg, cube.square().sum((0, 1))
@@ -83,10 +96,9 @@ def sums(block):
 
 def gradients(block, of):
     """The truth: [n * L, C]."""
-    clip, cube = block.pairing.options.clip, block.cube(block.stored.double())
+    cube, (score, slope) = block.cube(block.stored.double()), score_and_slope(block)
     own, weight, neg, penalty = (value.double() for value in of)
-    score = clip * torch.tanh(cube * (-clip / 2.0) / clip)
-    found = weight.t() * torch.exp(score - neg.t()) * (1.0 - (score / clip).square())
+    found = weight.t() * torch.exp(score - neg.t()) * slope
     found = torch.where(is_own(block), own.t(), found)
     return (found + penalty * cube).reshape(block.stored.shape)
 
@@ -96,7 +108,7 @@ def upstream(block):
     count, locations = block.stored.shape[1], block.pairing.shape.locations
     neg = sums(block)[1].t().clamp_min(-60.0).to(block.stored.dtype)
     random = torch.randn(count, locations, dtype=neg.dtype)
-    return Gradients(random, torch.rand(neg.shape, dtype=neg.dtype), neg, 1e-3 * random[:, 0])
+    return RowTerms(random, torch.rand(neg.shape, dtype=neg.dtype), neg, 1e-3 * random[:, 0])
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +116,7 @@ def _small_pieces(monkeypatch):
     monkeypatch.setattr(parts, "PIECE_BYTES", 4096)
 
 
-@pytest.fixture(params=itertools.product(CASES, (5.0, 20.0, 43.0), (False, True)), ids=str)
+@pytest.fixture(params=itertools.product(CASES, (5.0, 20.0, 43.0, None), (False, True)), ids=str)
 def block(request):
     """Of each case, with each clip and both kinds of negatives."""
     case, clip, same_location = request.param
@@ -112,7 +124,7 @@ def block(request):
 
 
 def test_sums(block):
-    clip, truth = block.pairing.options.clip, sums(block)
+    truth = sums(block)
     for module in MODULES:
         own, neg, square = module.sums(block)
         assert torch.equal(own.double(), truth[0])
@@ -120,27 +132,45 @@ def test_sums(block):
         none = truth[1].isinf()
         assert torch.equal(neg.isinf(), none)
         error = (neg.double() - truth[1])[~none].abs()
-        assert not error.numel() or error.max() < (8 + 2 * clip) * EPS
+        assert not error.numel() or error.max() < (8 + 2 * bound(block)) * EPS
+
+
+@pytest.mark.parametrize("clip", [20.0, None])
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+@pytest.mark.parametrize(
+    "case", [Case(1, 8, 49, 8, 8192), Case(1, 2, 1, 2, 200_000)], ids=["L = 49", "L = 1"]
+)
+def test_long_sums_no_worse_than_eager(monkeypatch, case, scale, clip):
+    """Of hundreds of thousands of scores; the margin is one rounding of each of a few sums."""
+    monkeypatch.setattr(parts, "PIECE_BYTES", 2**21)
+    block = case.block(clip)
+    block.stored.mul_(scale)
+    truth = sums(block)[1]
+    score = score_and_slope(block)[0].float().masked_fill(is_own(block), -torch.inf)
+    eager = (score.logsumexp((0, 1)) - truth).abs().max()
+    for module in MODULES:
+        assert (module.sums(block)[1] - truth).abs().max() <= eager + 6 * EPS
 
 
 def test_gradients(block):
     """Into memory of their own, which held NaN, and in place of the scores."""
-    clip, of = block.pairing.options.clip, upstream(block)
+    of = upstream(block)
     truth = gradients(block, of)
     for module in MODULES:
         out = torch.full_like(block.stored, torch.nan)
         module.write_gradients(out, block, of)
-        assert relative_error(out, truth) < (4 + clip) * EPS
+        assert relative_error(out, truth) < (4 + bound(block)) * EPS
         inside = block._replace(stored=block.stored.clone())
         module.write_gradients(inside.stored, inside, of)
         assert torch.equal(inside.stored, out)
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+@pytest.mark.parametrize("clip", [20.0, None])
+def test_any_number_of_threads_gives_the_same_bits(clip):
     found = []
     for count in (1, 2, 5):
         torch.manual_seed(0)
-        block = Case(2, 400, 25, 800, 90).block()
+        block = Case(2, 400, 25, 800, 90).block(clip)
         with torch_threads(count):
             results = compiled_blocks.sums(block)
             out = torch.empty_like(block.stored)
@@ -166,6 +196,33 @@ def test_scores_of_any_size(value):
         assert relative_error(out, gradients(block, of)) < 1e-5
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-30, 200.0, -200.0, 1e4, -1e4, 1e30, -1e30, -math.inf])
+def test_unclipped_scores_of_any_size(value):
+    """All of them the same; of infinite ones the sum is not finite."""
+    block = Case(2, 3, 2, 6, 4).block(clip=None)
+    block.stored.fill_(value)
+    own, neg, _ = compiled_blocks.sums(block)
+    assert torch.equal(own, torch.full_like(own, value))
+    expected = torch.full_like(neg, value + math.log(6))
+    torch.testing.assert_close(neg, expected, rtol=2 * EPS, atol=EPS)
+    of = upstream(block)._replace(neg=neg.t(), penalty=torch.zeros(6))
+    out = torch.empty_like(block.stored)
+    compiled_blocks.write_gradients(out, block, of)
+    if math.isfinite(value):
+        assert relative_error(out, gradients(block, of)) < 1e-5
+    block.stored.fill_(math.inf)
+    assert not compiled_blocks.sums(block)[1].isfinite().any()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_largest_score_grows_or_comes_first(order):
+    """From -1000 to 1000 and back, over parts: what was summed is scaled each time."""
+    block = Case(1, 1, 8, 40, 3000, image_offset=-1).block(clip=None)
+    block.stored.copy_(order * torch.linspace(-1000.0, 1000.0, 24_000)[:, None])
+    neg, truth = compiled_blocks.sums(block)[1], sums(block)[1]
+    assert relative_error(neg, truth) < 2 * EPS
+
+
 def test_exponentials_over_their_whole_range():
     """``exp(score - neg)`` from 1 down to the smallest normal numbers, one score a row."""
     block = Case(1, 1, 1, 1000, 1, image_offset=5).block()
@@ -181,10 +238,11 @@ def test_exponentials_over_their_whole_range():
         assert error.max() < (4 + 40 + 40 + shift) * EPS
 
 
+@pytest.mark.parametrize("clip", [20.0, None])
 @pytest.mark.parametrize("module", MODULES)
-def test_nan_stays(module):
+def test_nan_stays(module, clip):
     """In the sums and gradients of its row and in no other's."""
-    block = Case(1, 8, 2, 8, 8).block()
+    block = Case(1, 8, 2, 8, 8).block(clip)
     of = upstream(block)
     block.stored[4, 5] = torch.nan
     _, neg, square = module.sums(block)
@@ -200,10 +258,11 @@ def shifted(block, images=1):
     return block._replace(first_image=block.first_image + images)
 
 
+@pytest.mark.parametrize("clip", [20.0, None])
 @pytest.mark.parametrize("module", MODULES)
-def test_planted_errors_are_caught(module):
+def test_planted_errors_are_caught(module, clip):
     """Own images shifted by one, and a factor off by one in ten thousand."""
-    block = Case(2, 7, 4, 14, 7).block()
+    block = Case(2, 7, 4, 14, 7).block(clip)
     own, neg, _ = sums(block)
     wrong = module.sums(shifted(block))
     assert not torch.equal(wrong[0].double(), own)
@@ -224,7 +283,7 @@ def test_planted_errors_are_caught(module):
         ({"stored": torch.zeros(9, 5)}, "contiguous float32 that fit"),
         ({"own": torch.zeros(5)}, "must be matrices"),
         ({"own": torch.zeros(4, 2)}, "contiguous float32 that fit"),
-        ({"softmaxes": 3}, "of 1 or L softmaxes"),
+        ({"softmaxes": 3}, "1 or L softmaxes"),
         ({"sources": 0}, "of locations and sources"),
     ],
 )
@@ -232,12 +291,12 @@ def test_what_does_not_fit_is_refused(change, message):
     given = {"stored": torch.zeros(8, 5), "own": torch.zeros(5, 2), "softmaxes": 1, "sources": 5}
     stored, own, softmaxes, sources = (given | change).values()
     place = sources, 0, 0, 20.0
-    summed, weight = torch.zeros(softmaxes + 1, 5), torch.zeros(softmaxes, 5)
+    neg, of_rows = torch.zeros(softmaxes, 5), torch.zeros(5)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.amdim_fast.score_sums_(summed, own, stored, *place)
+        torch.ops.amdim_fast.score_sums_(neg, of_rows, own, stored, *place)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.amdim_fast.score_gradients_(
-            torch.zeros(8, 5), stored, own, weight, weight, torch.zeros(5), *place
+            torch.zeros(8, 5), stored, own, neg, neg, of_rows, *place
         )
 
 
@@ -247,7 +306,7 @@ def test_what_does_not_fit_is_refused(change, message):
         (torch.float32, 20.0, True, "elementwise work in C++"),
         (torch.bfloat16, 20.0, True, "elementwise work in C++"),
         (torch.float64, 20.0, True, "elementwise work by torch, since the scores are float64"),
-        (torch.float32, None, True, "elementwise work by torch, since scores have no clip"),
+        (torch.float32, None, True, "elementwise work in C++"),
         (
             torch.float32,
             50.0,
