@@ -151,9 +151,12 @@ def layout_of(
         with_grad=any(wiring.needs),
         keep=keep,
     )
-    planned = zip(plans, shapes, strict=True)
-    largest = max(plan.chunk_rows * part.columns * part.width for plan, part in planned)
-    library = product_library(src.device, src.dtype, backend, largest) + way.limbs * " in limbs"
+    multiplications, rows = max(
+        (plan.chunk_rows * part.columns * part.width, part.columns)
+        for plan, part in zip(plans, shapes, strict=True)
+    )
+    library = product_library(src.device, src.dtype, backend, multiplications, rows)
+    library += way.limbs * " in limbs"
     kernels = passes.describe(way, src.device, src.shape[2], plans, options)
     launches = None
     if backend == "triton" and not way.limbs and src.dtype != torch.float16 and world_size == 1:

@@ -17,6 +17,8 @@ from amdim_fast.optional import load_cpu
 
 # Products of fewer multiplications take longer to pack and hand out than to make in MKL.
 LEAST_ONEDNN = 2**27
+# Where MKL's vectors are as wide, those of fewer rows take longer to pack than oneDNN gains.
+LEAST_ROWS = 3072
 # Number of rows of ``a`` that oneDNN optimizes packed weights for; others work too.
 PACKED_FOR_ROWS = 1024
 # Temporary memory of products that are converted, beside what plans count.
@@ -28,19 +30,20 @@ def product_library(
     dtype: torch.dtype,
     backend: str = "torch",
     multiplications: int = LEAST_ONEDNN,
+    rows: int = LEAST_ROWS,
 ) -> str:
     """Which library multiplies: "onednn" for large products in float32 on some CPUs, else "aten".
 
     "aten" is MKL, cuBLAS and the like; beside the Triton kernels cuBLAS has its own name, "cublas".
-    On AMD CPUs with AVX-512 oneDNN is faster than MKL, which runs its AVX2 code there: a tenth on
-    some, twice on others. It is called in parts by the compiled library, and needs that. On
-    Intel's, and without AVX-512, MKL is faster, and it writes where it is told to.
+    On AMD CPUs oneDNN is faster than MKL, which runs its AVX2 code there: with AVX-512 a tenth on
+    some, twice on others, without it a tenth where there are many rows. It is called in parts by
+    the compiled library, and needs that. On Intel's MKL is faster.
     """
     if backend == "triton":
         return "cublas" if device.type == "cuda" else "aten"
-    if device.type != "cpu" or dtype != torch.float32:
+    if device.type != "cpu" or dtype != torch.float32 or multiplications < LEAST_ONEDNN:
         return "aten"
-    return _cpu_library() if multiplications >= LEAST_ONEDNN else "aten"
+    return "aten" if rows < LEAST_ROWS and _mkl_keeps_up() else _cpu_library()
 
 
 def _is_intel() -> bool:
@@ -60,15 +63,22 @@ def has_onednn() -> bool:
 @functools.cache
 def _cpu_library() -> str:
     """The faster library for float32, by CPU and build alone: runs on one agree to the bit."""
-    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    if torch.backends.mkl.is_available() and (_is_intel() or not wide):
+    if torch.backends.mkl.is_available() and _is_intel():
         return "aten"
     return "onednn" if has_onednn() else "aten"
 
 
+@functools.cache
+def _mkl_keeps_up() -> bool:
+    """Whether MKL's vectors are as wide as oneDNN's."""
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.backends.mkl.is_available() and not wide
+
+
 def packed(b: Tensor, rows: int) -> Tensor:
     """``b`` [n, k] as its library multiplies it fastest, for ``product`` with so many rows."""
-    if product_library(b.device, b.dtype, multiplications=rows * b.numel()) == "onednn":
+    library = product_library(b.device, b.dtype, multiplications=rows * b.numel(), rows=rows)
+    if library == "onednn":
         return torch.ops.mkldnn._reorder_linear_weight(b.contiguous(), PACKED_FOR_ROWS)
     return b
 
@@ -99,9 +109,12 @@ def product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> Non
 
 
 def columns_product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
-    """``out = a.T @ b`` or, with ``add``, ``+=``, for a [k, m] and b [k, n] of one dtype."""
-    multiplications = len(a) * out.numel()
-    if product_library(a.device, a.dtype, multiplications=multiplications) == "aten":
+    """``out = a.T @ b`` or, with ``add``, ``+=``, for a [k, m] and b [k, n] of one dtype.
+
+    oneDNN needs a copy of the first, which is worth it with wider vectors alone.
+    """
+    library = product_library(a.device, a.dtype, multiplications=len(a) * out.numel())
+    if library == "aten" or _mkl_keeps_up():
         multiply_into(out, a.t(), b, add=add)
     else:
         torch.ops.amdim_fast.columns_product_(out, a.detach(), b.detach(), add)

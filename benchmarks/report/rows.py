@@ -27,25 +27,29 @@ class Rows:
     """The newest row of each condition, of the newest device and torch of its case.
 
     On GPUs all cases of a bench are of one card and torch. Rows of older ones are left aside, so
-    that no table mixes two machines; ``on`` has those of another card. ``compiled`` are the rows
-    of the ahead-of-time check, which have no time.
+    that no table mixes two machines; ``on`` has those of another card or CPU. ``compiled`` are the
+    rows of the ahead-of-time check, which have no time.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
         rows = list(rows)
         self.compiled = [row for row in rows if "time" not in row]
         self._all = sorted((row for row in rows if "time" in row), key=lambda row: str(row["time"]))
-        measured_by = {_machines(row): (row.get("device"), _torch(row)) for row in self._all}
+        newest_on = {_machines(row): _measured_on(row) for row in self._all}
         newest: dict[tuple[Any, ...], Row] = {}
         for row in self._all:
             case = (row["name"], row.get("case"))
-            if (row.get("device"), _torch(row)) == measured_by[_machines(row)]:
+            if _measured_on(row) == newest_on[_machines(row)]:
                 newest[(*case, row["provider"], row.get("mode"), row["metric"])] = row
         self._rows = list(newest.values())
 
-    def on(self, card: str) -> Rows:
-        """Those of one card, by a word of its name, such as H100."""
-        return Rows(row for row in self._all if card in re.findall(r"\w+", str(row.get("device"))))
+    def on(self, *words: str) -> Rows:
+        """Those of one card or CPU, by words of its name and instruction set, such as H100."""
+
+        def known(row: Row) -> set[str]:
+            return set(re.findall(r"\w+", f"{row.get('device')} {row.get('instructions')}"))
+
+        return Rows(row for row in self._all if known(row).issuperset(words))
 
     def named(self, name: str, **fields: str) -> list[Row]:
         """The rows of one bench that have these fields, oldest first."""
@@ -64,6 +68,10 @@ def _machines(row: Row) -> tuple[Any, ...]:
     """What one device measures: a case or, on a GPU, a bench."""
     case = str(row.get("case"))
     return row["name"], "cuda" if case.startswith("cuda") else case
+
+
+def _measured_on(row: Row) -> tuple[Any, ...]:
+    return row.get("device"), row.get("instructions"), _torch(row)
 
 
 def _torch(row: Row) -> str:

@@ -15,6 +15,7 @@ from benchmarks.bench_losses import PROVIDERS as LOSS_PROVIDERS
 from benchmarks.gpu import grid
 from benchmarks.nce_providers import PEERS
 from benchmarks.report.goals import (
+    CPUS,
     GOALS,
     LARGE,
     OURS,
@@ -132,14 +133,18 @@ def nce_on_card(rows: Rows) -> str:
 
 
 def nce_on_cpu(rows: Rows) -> str:
-    """One sentence: time and extra memory of forward + backward."""
+    """For each kind of CPU one sentence: time and extra memory of forward + backward."""
+    return "\n\n".join(_on_cpu(rows.on(*cpu.split()), cpu) for cpu in CPUS)
+
+
+def _on_cpu(rows: Rows, cpu: str) -> str:
     found = {p: _time_and_memory(rows, p, SMALL) for p in (*PEERS, "torch_objective")}
     said = ", ".join(
         f"{METHODS[provider]} {' and '.join(cell(*pair) for pair in pairs)}"
         for provider, pairs in found.items()
     )
     used = [row for pairs in found.values() for row, _ in pairs if row]
-    return f"On CPUs: {said}.\n\n{conditions(used)}" if used else f"On CPUs: {said}."
+    return f"CPU, {cpu}: {said}.\n\n{conditions(used)}" if used else f"CPU, {cpu}: {MISSING}."
 
 
 def nce_large(rows: Rows) -> str:

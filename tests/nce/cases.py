@@ -59,6 +59,7 @@ def lower_floors(monkeypatch, least=256):
 def use_library(monkeypatch, library):
     """Let it make all products in float32, small ones too."""
     monkeypatch.setattr(products, "_cpu_library", lambda: library)
+    monkeypatch.setattr(products, "_mkl_keeps_up", lambda: False)
     monkeypatch.setattr(products, "LEAST_ONEDNN", 0)
 
 

@@ -28,7 +28,7 @@ def threads(request):
     [
         (True, "AVX512", True, True, True, "aten"),
         (True, "AVX2", True, True, True, "aten"),
-        (False, "AVX2", True, True, True, "aten"),
+        (False, "AVX2", True, True, True, "onednn"),
         (False, "AVX512", True, True, True, "onednn"),
         (False, "AVX512", True, True, False, "aten"),
         (False, "AVX512", True, False, True, "aten"),
@@ -43,6 +43,28 @@ def test_the_library_by_the_cpu(monkeypatch, intel, capability, mkl, onednn, bui
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     monkeypatch.setattr(products, "load_cpu", lambda: built)
     assert products._cpu_library.__wrapped__() == library
+    assert products._mkl_keeps_up.__wrapped__() == (mkl and capability == "AVX2")
+
+
+@pytest.mark.parametrize("keeps_up", [True, False])
+@pytest.mark.parametrize("rows", [49, 50])
+def test_where_mkl_is_as_wide_long_rows_alone_are_handed_out(monkeypatch, keeps_up, rows):
+    use_library(monkeypatch, "onednn")
+    monkeypatch.setattr(products, "_mkl_keeps_up", lambda: keeps_up)
+    monkeypatch.setattr(products, "LEAST_ROWS", 50)
+    monkeypatch.setattr(layout, "_layouts", {})
+    multiply_into, in_aten = products.multiply_into, []
+
+    def counting(*given, **options):
+        in_aten.append(given)
+        multiply_into(*given, **options)
+
+    monkeypatch.setattr(products, "multiply_into", counting)
+    nce_loss(torch.randn(2, 8, requires_grad=True), torch.randn(rows, 1, 8))[0].backward()
+    handed_out = not keeps_up or rows == 50
+    assert last_plan().products == ("onednn" if handed_out else "aten")
+    # The scores; and the gradient of the sources, whose rows are columns.
+    assert len(in_aten) == (not handed_out) + keeps_up
 
 
 def into(multiply, start, a, b, add):
@@ -160,6 +182,7 @@ from pathlib import Path
 from amdim_fast.nce import products
 torch.set_num_threads(int(sys.argv[1]))
 products._cpu_library = lambda: "onednn"
+products._mkl_keeps_up = lambda: False
 products.has_onednn()  # loads the library
 def kilobytes(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
