@@ -31,6 +31,10 @@ class Goal(NamedTuple):
     limit: float
     aim: float | None = None
 
+    def on(self, cpu: str) -> Goal:
+        """The same of one kind of CPU alone."""
+        return self._replace(value=lambda rows: self.value(rows.on(*cpu.split())))
+
 
 def median(name: str, **fields: str) -> Reader:
     """Of the row of a bench that has these fields."""
