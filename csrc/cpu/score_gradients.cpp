@@ -21,10 +21,11 @@ struct RowTerms {
   int64_t softmaxes;
 };
 
-// weight * exp(score - neg) * slope.
+// weight * exp(score - neg) * slope. The score is scaled as in sums, so that its rounding, alike for all
+// scores, is in neg too and cancels.
 AMDIM_INLINE float of_clipped(float stored, float weight, float neg, float clip) {
   const float e = exp2_of(-kLog2E * stored), u = 2.0f / (1.0f + e);
-  return weight * (e * u * u * exp2_of(kLog2E * (clip - neg - clip * u)));
+  return weight * (e * u * u * exp2_of(kLog2E * (clip - neg) - kLog2E * clip * u));
 }
 
 AMDIM_INLINE float of_unclipped(float stored, float weight, float neg) {

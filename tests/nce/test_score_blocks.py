@@ -165,6 +165,23 @@ def test_gradients(block):
         assert torch.equal(inside.stored, out)
 
 
+@pytest.mark.parametrize("clip", [3.0, 7.0, 20.0, None])
+@pytest.mark.parametrize("module", MODULES)
+def test_gradients_of_negatives_have_no_bias(module, clip):
+    """An error alike in all rows would not cancel against gradients of own products.
+
+    Log-sums are alike here, too, and rounded with a clip where they are of its size.
+    """
+    block = Case(1, 256, 4, 256, 64, image_offset=-999).block(clip)
+    block.stored.mul_(0.1)
+    of, rows = upstream(block), torch.ones(256, 1)
+    of = of._replace(weight=rows, penalty=torch.zeros(256))
+    truth = gradients(block, of._replace(neg=sums(block)[1].t())).sum()
+    out = torch.empty_like(block.stored)
+    module.write_gradients(out, block, of._replace(neg=module.sums(block)[1].t()))
+    assert abs(out.double().sum() / truth - 1.0) < (1 + (clip or 0.0) / 10) * EPS
+
+
 @pytest.mark.parametrize("clip", [20.0, None])
 def test_any_number_of_threads_gives_the_same_bits(clip):
     found = []
