@@ -165,12 +165,13 @@ def test_gradients(block):
         assert torch.equal(inside.stored, out)
 
 
-@pytest.mark.parametrize("clip", [3.0, 7.0, 20.0, None])
+@pytest.mark.parametrize("clip", [5.8, 9.1, 43.0, None])
 @pytest.mark.parametrize("module", MODULES)
 def test_gradients_of_negatives_have_no_bias(module, clip):
     """An error alike in all rows would not cancel against gradients of own products.
 
-    Log-sums are alike here, too, and rounded with a clip where they are of its size.
+    Log-sums are alike here, too, and rounded with a clip where they are of its size. With these
+    clips float32 rounds clip * log2(e) most.
     """
     block = Case(1, 256, 4, 256, 64, image_offset=-999).block(clip)
     block.stored.mul_(0.1)

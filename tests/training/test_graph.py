@@ -80,9 +80,12 @@ def test_steps_of_a_graph_are_the_steps_without(monkeypatch):
     rates = [float(group["lr"]) for group in graphed.optimizer.param_groups]
     assert rates == pytest.approx([group["lr"] for group in plain.optimizer.param_groups])
     assert rates[0] == pytest.approx(graphed.recipe.learning_rate)
-    last = state(plain)
+    last, first = state(plain), state(make(True))
     for name, value in state(graphed).items():
-        torch.testing.assert_close(value, last[name], rtol=1e-3, atol=1e-5)
+        # BatchNorm takes away what this bias adds: its gradient, and so its step, is rounding.
+        if not name.endswith("shortcut.bias"):
+            moved = (last[name] - first[name]).float().norm()
+            assert (value - last[name]).float().norm() <= 1e-3 * moved, name
 
 
 def test_a_run_resumes_with_and_without(monkeypatch):
