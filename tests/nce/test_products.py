@@ -46,20 +46,27 @@ def test_the_library_by_the_cpu(monkeypatch, intel, capability, mkl, onednn, bui
     assert products._mkl_keeps_up.__wrapped__() == (mkl and capability == "AVX2")
 
 
+@pytest.fixture
+def in_aten(monkeypatch):
+    """Products that torch multiplies."""
+    multiply_into, found = products.multiply_into, []
+
+    def counting(*given, **options):
+        found.append(given)
+        multiply_into(*given, **options)
+
+    for module in (products, operands):
+        monkeypatch.setattr(module, "multiply_into", counting)
+    return found
+
+
 @pytest.mark.parametrize("keeps_up", [True, False])
 @pytest.mark.parametrize("rows", [49, 50])
-def test_where_mkl_is_as_wide_long_rows_alone_are_handed_out(monkeypatch, keeps_up, rows):
+def test_where_mkl_is_as_wide_long_rows_alone_are_handed_out(monkeypatch, in_aten, keeps_up, rows):
     use_library(monkeypatch, "onednn")
     monkeypatch.setattr(products, "_mkl_keeps_up", lambda: keeps_up)
     monkeypatch.setattr(products, "LEAST_ROWS", 50)
     monkeypatch.setattr(layout, "_layouts", {})
-    multiply_into, in_aten = products.multiply_into, []
-
-    def counting(*given, **options):
-        in_aten.append(given)
-        multiply_into(*given, **options)
-
-    monkeypatch.setattr(products, "multiply_into", counting)
     nce_loss(torch.randn(2, 8, requires_grad=True), torch.randn(rows, 1, 8))[0].backward()
     handed_out = not keeps_up or rows == 50
     assert last_plan().products == ("onednn" if handed_out else "aten")
@@ -105,20 +112,12 @@ def test_products_into_a_matrix(monkeypatch, threads, size, library, add):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_only_large_products_are_handed_out(monkeypatch, library):
+def test_only_large_products_are_handed_out(monkeypatch, in_aten, library):
     """Those of a loss are all of 7 * 63 * 8 multiplications."""
     large = library == "onednn"
     use_library(monkeypatch, "onednn")
     monkeypatch.setattr(products, "LEAST_ONEDNN", 7 * 63 * 8 + (not large))
     monkeypatch.setattr(layout, "_layouts", {})
-    multiply_into, in_aten = products.multiply_into, []
-
-    def counting(*given, **options):
-        in_aten.append(given)
-        multiply_into(*given, **options)
-
-    for module in (products, operands):
-        monkeypatch.setattr(module, "multiply_into", counting)
     src, trg = torch.randn(7, 8, requires_grad=True), torch.randn(7, 9, 8, requires_grad=True)
     sum(nce_loss(src, trg)).backward()
     assert products.packed(src.detach(), 63).is_mkldnn == large
