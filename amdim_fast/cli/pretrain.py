@@ -196,10 +196,10 @@ def _run(parsed: argparse.Namespace) -> int:
 def format_summary(summary: dict[str, Any]) -> str:
     """The small table at the end of a run."""
     rows = [
-        ("linear probe, raw pixels", summary.get("accuracy_raw_pixels"), "{:.1%}"),
-        ("linear probe, random weights", summary.get("accuracy_random_weights"), "{:.1%}"),
-        ("linear probe, initial weights", summary.get("accuracy_initial_weights"), "{:.1%}"),
-        ("linear probe, pre-trained", summary.get("accuracy_pretrained"), "{:.1%}"),
+        ("logistic regression, raw pixels", summary.get("accuracy_raw_pixels"), "{:.1%}"),
+        ("logistic regression, random weights", summary.get("accuracy_random_weights"), "{:.1%}"),
+        ("logistic regression, initial weights", summary.get("accuracy_initial_weights"), "{:.1%}"),
+        ("logistic regression, pre-trained", summary.get("accuracy_pretrained"), "{:.1%}"),
         ("training time", summary["train_seconds"], "{:.0f} s"),
         ("training rate", summary["images_per_second"], "{:.0f} images/s"),
         ("peak memory", summary["peak_memory_bytes"] / 1e6, "{:.0f} MB"),

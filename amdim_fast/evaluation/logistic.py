@@ -17,7 +17,8 @@ def logistic_regression(
 
     Minimizes cross entropy + 1e-3 |W|^2 / 2 over the whole training set with L-BFGS from zero, in
     float64: no sampling, no schedule, the same result every time. Features that are constant over
-    the training set are left out.
+    the training set are left out. Those that are equal over it, as the channels of gray images are,
+    have equal weights; their sum stands for them, which takes less time.
 
     Args:
         train_features: [N, D].
@@ -30,6 +31,12 @@ def logistic_regression(
     train, test = (
         ((features.double() - mean) / std)[:, varies]
         for features in (train_features, test_features)
+    )
+    _, group_of, sizes = torch.unique(train, dim=1, return_inverse=True, return_counts=True)
+    train, test = (
+        features.new_zeros(len(features), len(sizes)).index_add_(1, group_of, features)
+        / sizes.sqrt()
+        for features in (train, test)
     )
     weight = train.new_zeros(train.shape[1], n_classes, requires_grad=True)
     bias = train.new_zeros(n_classes, requires_grad=True)

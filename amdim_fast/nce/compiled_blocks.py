@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amdim_fast.nce.clip import LARGEST_SHIFTED_CLIP
+from amdim_fast.nce.clip import shifted_clip
 from amdim_fast.nce.score_blocks import Block, RowTerms
 from amdim_fast.optional import load_cpu
 
@@ -16,7 +16,7 @@ def why_not(device: torch.device, dtype: torch.dtype, clip: float | None) -> str
         return f"the scores are on {device.type}"
     if dtype != torch.float32:
         return "the scores are float64"
-    if clip is not None and clip > LARGEST_SHIFTED_CLIP:
+    if clip is not None and shifted_clip(clip) is None:
         return f"a clip of {clip:g} takes a maximum"
     return None if load_cpu() else "the compiled library is not built"
 

@@ -111,13 +111,13 @@ def product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> Non
 def columns_product_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
     """``out = a.T @ b`` or, with ``add``, ``+=``, for a [k, m] and b [k, n] of one dtype.
 
-    oneDNN needs a copy of the first, which is worth it with wider vectors alone.
+    oneDNN needs a copy of the first, which gains as little as short products do.
     """
-    library = product_library(a.device, a.dtype, multiplications=len(a) * out.numel())
-    if library == "aten" or _mkl_keeps_up():
-        multiply_into(out, a.t(), b, add=add)
-    else:
+    multiplications = len(a) * out.numel()
+    if product_library(a.device, a.dtype, multiplications=multiplications, rows=0) == "onednn":
         torch.ops.amdim_fast.columns_product_(out, a.detach(), b.detach(), add)
+    else:
+        multiply_into(out, a.t(), b, add=add)
 
 
 def multiply_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:

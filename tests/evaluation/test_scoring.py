@@ -109,6 +109,23 @@ def test_logistic_regression_is_scikit_learns():
     assert np.abs(planted - expected).max() > 1e-4
 
 
+def test_equal_features_of_logistic_regression_share_their_weights():
+    features, labels = blobs(300, spread=3.0)
+    test, _ = blobs(90, spread=3.0, seed=1)
+    # Equal where it trains, not where it is judged.
+    features = features[:, [0, 1, 1, 2, 1]]
+    test = test[:, [0, 1, 2, 2, 3]]
+    scaler = StandardScaler().fit(features.double())
+    shrink = np.sqrt((len(features) - 1) / len(features))
+    judge = LogisticRegression(C=1 / (len(features) * PENALTY), tol=1e-10, max_iter=5000)
+    judge.fit(shrink * scaler.transform(features.double()), labels)
+    expected = judge.predict_proba(shrink * scaler.transform(test.double()))
+    found = logistic_regression(features, labels, test, 3).softmax(1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    alone = logistic_regression(features[:, [0, 1, 3]], labels, test[:, [0, 1, 3]], 3).softmax(1)
+    assert np.abs(alone.numpy() - expected).max() > 1e-3
+
+
 def test_schedules_are_the_originals():
     assert ProbeSchedule() == ProbeSchedule(120, (80, 110), 2e-4, 200)
     assert (SCHEDULES["imagenet"].epochs, SCHEDULES["imagenet"].milestones) == (30, (15, 25))

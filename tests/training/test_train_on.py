@@ -246,5 +246,5 @@ def test_what_it_began_with_is_said_and_its_baseline_named(short, tmp_path, caps
     assert main(["pretrain", *flags, "--steps=1", "--baselines", "--probe-epochs=1"]) == 0
     said = capsys.readouterr()
     assert f"weights: the encoder's of {tmp_path / 'weights.pt'}\n" in said.err
-    assert "linear probe, initial weights" in said.out
+    assert "logistic regression, initial weights" in said.out
     assert "random weights" not in said.out
