@@ -89,23 +89,25 @@ def test_neighbours_are_sorted_and_bounded():
         vote(Neighbours(similarities, indices), labels, 3, 0)
 
 
+def scikit_learns_logistic(features, labels, test, penalty=PENALTY):
+    """Its probabilities; its scaler divides by the biased deviation."""
+    scaler = StandardScaler().fit(features.double())
+    shrink = np.sqrt((len(features) - 1) / len(features))
+    judge = LogisticRegression(C=1 / (len(features) * penalty), tol=1e-10, max_iter=5000)
+    judge.fit(shrink * scaler.transform(features.double()), labels)
+    return judge.predict_proba(shrink * scaler.transform(test.double()))
+
+
 def test_logistic_regression_is_scikit_learns():
     features, labels = blobs(300, spread=3.0)
     test, truth = blobs(90, spread=3.0, seed=1)
-    # A constant feature is left out; scikit-learn divides by the biased deviation.
-    features[:, 4] = test[:, 4] = 3.0
-    scaler = StandardScaler().fit(features[:, :4].double())
-    shrink = np.sqrt((len(features) - 1) / len(features))
-    judge = LogisticRegression(C=1 / (len(features) * PENALTY), tol=1e-10, max_iter=5000)
-    judge.fit(shrink * scaler.transform(features[:, :4].double()), labels)
-    expected = judge.predict_proba(shrink * scaler.transform(test[:, :4].double()))
+    features[:, 4] = test[:, 4] = 3.0  # a constant feature is left out
+    given = features[:, :4], labels, test[:, :4]
+    expected = scikit_learns_logistic(*given)
     logits = logistic_regression(features, labels, test, 3)
     np.testing.assert_allclose(logits.softmax(1).numpy(), expected, atol=1e-5)
     assert top_k_accuracy(logits, truth, 1) == accuracy_score(truth, expected.argmax(1))
-    other = judge.set_params(C=10 / (len(features) * PENALTY)).fit(
-        shrink * scaler.transform(features[:, :4].double()), labels
-    )
-    planted = other.predict_proba(shrink * scaler.transform(test[:, :4].double()))
+    planted = scikit_learns_logistic(*given, penalty=PENALTY / 10)
     assert np.abs(planted - expected).max() > 1e-4
 
 
@@ -115,11 +117,7 @@ def test_equal_features_of_logistic_regression_share_their_weights():
     # Equal where it trains, not where it is judged.
     features = features[:, [0, 1, 1, 2, 1]]
     test = test[:, [0, 1, 2, 2, 3]]
-    scaler = StandardScaler().fit(features.double())
-    shrink = np.sqrt((len(features) - 1) / len(features))
-    judge = LogisticRegression(C=1 / (len(features) * PENALTY), tol=1e-10, max_iter=5000)
-    judge.fit(shrink * scaler.transform(features.double()), labels)
-    expected = judge.predict_proba(shrink * scaler.transform(test.double()))
+    expected = scikit_learns_logistic(features, labels, test)
     found = logistic_regression(features, labels, test, 3).softmax(1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     alone = logistic_regression(features[:, [0, 1, 3]], labels, test[:, [0, 1, 3]], 3).softmax(1)

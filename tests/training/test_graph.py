@@ -83,8 +83,7 @@ def test_steps_of_a_graph_are_the_steps_without(monkeypatch):
     last, first = state(plain), state(make(True))
     for name, value in state(graphed).items():
         difference = (value - last[name]).float()
-        # BatchNorm takes away what this bias adds, into its mean: the gradient of the bias is
-        # rounding, and Adam follows it.
+        # BatchNorm moves this bias into its mean; its gradient is rounding, which Adam follows.
         if name.endswith("shortcut.bias"):
             assert difference.abs().max() <= 2 * STEPS * graphed.recipe.learning_rate
             continue
